@@ -1,0 +1,170 @@
+"""The door: static facts are checked when a function is called or traced, and refused by name.
+
+Each function takes what the caller gave and returns it as the code behind the door expects it.
+"""
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from softjax._reduce import REDUCTIONS
+from softjax._types import Array
+
+_SCALARS = (bool, int, float, complex)
+
+
+def _array(name: str, value: Any) -> Array:
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) or hasattr(value, "__jax_array__"):
+        return jnp.asarray(value)
+    raise TypeError(f"`{name}` must be an array, got {type(value).__name__}: {value!r:.60}.")
+
+
+def floating(name: str, value: Any) -> Array:
+    """A real floating array."""
+    array = _array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be a real floating array, got {array.dtype}.")
+    return array
+
+
+def logits(value: Any, axis: int) -> tuple[Array, int]:
+    """The logits, and their class axis counted from the end."""
+    array = floating("logits", value)
+    return array, class_axis("logits", array, axis)
+
+
+def class_axis(name: str, array: Array, axis: int) -> int:
+    """`axis` counted from the end, which stays the same axis when `vmap` adds one in front."""
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(f"`axis` must be an integer, got {type(axis).__name__}: {axis!r:.60}.") from None
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have a class axis, got a scalar.")
+    if not -array.ndim <= index < array.ndim:
+        raise ValueError(f"`axis` must name an axis of `{name}` of shape {array.shape}, got {index}.")
+    index = index % array.ndim - array.ndim
+    if array.shape[index] == 0 and math.prod(samples(array, index)) > 0:
+        raise ValueError(f"`{name}` must have at least one class, got shape {array.shape} with axis {index}.")
+    return index
+
+
+def samples(array: Array, axis: int) -> tuple[int, ...]:
+    """The shape of `array` without its class axis."""
+    axis = axis % array.ndim
+    return array.shape[:axis] + array.shape[axis + 1 :]
+
+
+def labels(value: Any, logits: Array, axis: int) -> Array:
+    """Integer class ids of the shape of the samples, or a floating distribution of the shape of the logits."""
+    array = _array("labels", value)
+    ids, shape = samples(logits, axis), array.shape
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        if shape == ids:
+            return array
+        hint = ""
+        if shape == logits.shape:
+            hint = " A one-hot or other distribution must be floating: labels.astype(logits.dtype)."
+        elif shape == (*logits.shape[:axis], 1, *logits.shape[logits.ndim + axis + 1 :]):
+            hint = f" Drop the class axis: labels.squeeze({axis})."
+        raise ValueError(
+            f"Integer `labels` are class ids and need the shape of `logits` {logits.shape} without its class axis, "
+            f"{ids}; got {shape}.{hint}"
+        )
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        if shape == logits.shape:
+            return array
+        hint = " Class ids must be integer: labels.astype(int)." if shape == ids else ""
+        raise ValueError(
+            f"Floating `labels` are distributions over the classes and need the shape of `logits`, "
+            f"{logits.shape}; got {shape}.{hint}"
+        )
+    raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
+
+
+def _broadcastable(name: str, array: Array, shape: tuple[int, ...], to: str) -> Array:
+    """`array` with leading axes of length 1 up to the rank of `shape`, which it must broadcast to."""
+    short = len(shape) - array.ndim
+    padded = (1,) * short + array.shape
+    if short < 0 or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
+        raise ValueError(f"`{name}` must broadcast to the shape of {to}, {shape}; got {array.shape}.")
+    return array.reshape(padded)
+
+
+def where(value: Any, logits: Array) -> Array | None:
+    """A boolean mask of the rank of the logits that broadcasts to them, or None."""
+    if value is None:
+        return None
+    array = _array("where", value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"`where` must be boolean, got {array.dtype}.")
+    return _broadcastable("where", array, logits.shape, "`logits`")
+
+
+def weights(value: Any, shape: tuple[int, ...], name: str = "weights") -> Array | None:
+    """Boolean or real weights of the rank of the samples that broadcast to them, or None."""
+    if value is None:
+        return None
+    array = _array(name, value)
+    if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
+        array = floating(name, array)
+    return _broadcastable(name, array, shape, "`labels` (one weight for each sample)")
+
+
+def base(value: Any) -> float:
+    """A Python number, positive, finite and not 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`base` must be a Python number, got {type(value).__name__}: {value!r:.60}.")
+    number = float(value)
+    if not (0 < number < math.inf) or number == 1:
+        raise ValueError(f"`base` must be a positive finite number other than 1, got {value!r}.")
+    return number
+
+
+def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
+    """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not 0 <= value <= most or value == math.inf:
+            raise ValueError(
+                f"`{name}` must be in [0, {most}], got {value!r}."
+                if most < math.inf
+                else f"`{name}` must be finite and at least 0, got {value!r}."
+            )
+        return None if value == 0 else float(value)
+    if not isinstance(value, (jax.Array, np.ndarray)):
+        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}: {value!r:.60}.")
+    array = floating(name, value)
+    if array.ndim != 0:
+        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
+    return array if isinstance(array, jax.core.Tracer) else coefficient(name, array.item(), most)
+
+
+def reduction(value: Any) -> str:
+    """One of "mean", "sum", "none"."""
+    if value not in REDUCTIONS:
+        raise ValueError(f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}.")
+    return value
+
+
+def class_labels(value: Any) -> Array:
+    """Integer class ids of any shape."""
+    array = _array("labels", value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`labels` must be integer class ids, got {array.dtype}.")
+    return array
+
+
+def count(name: str, value: Any) -> int:
+    """A Python integer of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}: {value!r:.60}.") from None
+    if number < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    return number

@@ -1,0 +1,118 @@
+"""The cross-entropy of labels and softmax(logits)."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from softjax import _checks as checks
+from softjax import _labels
+from softjax import _units as units
+from softjax._reduce import reduce
+from softjax._statistics import Rows, Wanted, exists, row_statistics
+from softjax._types import Array, Float
+from softjax._widen import widen
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    base: float = 10.0,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    label_smoothing: ArrayLike = 0.0,
+    z_loss: ArrayLike = 0.0,
+    reduction: str = "mean",
+) -> Array:
+    """−Σ_j p_j log_b softmax(x)_j, which for a class id y is −log_b softmax(x)_y = (ln Σ_j exp x_j − x_y) / ln b.
+
+    The gradient is analytic: ∂/∂x_j = (q_j − p_j) / ln b for each sample, with q = softmax(x), times weight / Σ weight
+    in the mean.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        labels: integer class ids `[*samples]`, or a floating distribution p of the shape of `logits`.
+        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats. It scales values and gradients
+            by 1 / ln b, nothing else.
+        axis: the class axis of `logits`.
+        where: boolean, broadcastable to `logits`: the classes that exist, as if the others had been deleted.
+        weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 is not counted, whatever it
+            holds: `weights=labels != PAD` ignores padding, `class_weights[labels]` weighs classes.
+        label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · p + ε / C over the C classes that exist. It and
+            `z_loss` may be traced scalars, for schedules; a traced value is not checked.
+        z_loss: the coefficient c ≥ 0 of c · (ln Σ_j exp x_j)², added to each sample's loss; `base` does not scale it.
+        reduction: "mean" is Σ weight · loss / Σ weight, 0 when Σ weight is 0; "sum" is Σ weight · loss; "none" is
+            weight · loss, one for each sample.
+
+    Returns:
+        A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, float32, or float64 if `logits` or a
+        distribution are float64. A sample with a class id out of range has loss NaN and gradient 0.
+
+    Raises:
+        TypeError: a dtype other than these.
+        ValueError: a shape, `axis`, `base`, `label_smoothing`, `z_loss` or `reduction` that does not fit.
+
+    Source: the DeepLibs softmax document, with its gradient corrected. Label smoothing: Szegedy et al. 2016,
+    arXiv:1512.00567; z-loss: Chowdhery et al. 2022, arXiv:2204.02311.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> logits = jnp.array([[0.0, 10.0, 15.0, 18.0, 20.0], [0.0, 10.0, 15.0, 18.0, 20.0]])
+    >>> print(softjax.cross_entropy(logits, jnp.array([4, 2]), reduction="none").round(5))
+    [0.05771 2.22918]
+    """
+    logits, axis = checks.logits(logits, axis)
+    labels = checks.labels(labels, logits, axis)
+    return _cross_entropy(
+        logits,
+        labels,
+        checks.where(where, logits),
+        checks.weights(weights, checks.samples(logits, axis)),
+        checks.coefficient("label_smoothing", label_smoothing, most=1.0),
+        checks.coefficient("z_loss", z_loss),
+        axis=axis,
+        base=checks.base(base),
+        reduction=checks.reduction(reduction),
+    )
+
+
+@partial(jax.jit, static_argnames=("axis", "base", "reduction"))
+def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, base, reduction):
+    wanted = Wanted(axis, mean=smoothing is not None)
+    weighted = None
+    if weights is not None:
+        shape = checks.samples(logits, axis)
+        weighted = jnp.broadcast_to(weights != 0, shape)
+    rows = row_statistics(wanted, logits, labels, where, weighted)
+    loss = units.from_nats(_nats(rows, _mass(labels, where, axis), smoothing), base)
+    if z_loss is not None:
+        loss = loss + _scalar(z_loss, loss) * (rows.origin + rows.statistics.log_normalizer) ** 2
+    if _labels.is_ids(labels):
+        loss = jnp.where(_labels.canonical(labels, logits.shape[axis]) < 0, jnp.nan, loss)
+    if where is not None:
+        loss = jnp.where(jnp.squeeze(exists(where, axis), axis), loss, 0)
+    if weights is not None:
+        weights = jnp.broadcast_to(weights.astype(loss.dtype), loss.shape)
+    return reduce(loss, weights, reduction)
+
+
+def _nats(rows: Rows, mass: Array | float, smoothing: Array | float | None) -> Float[Array, "*samples"]:
+    """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin; P is Σ_j p_j."""
+    z, a, m, _ = rows.statistics
+    hard = z - a if isinstance(mass, float) else mass * z - a
+    if smoothing is None:
+        return hard
+    smoothing = _scalar(smoothing, z)
+    # at ε = 1 the label takes no part, also if its logit is −inf
+    return jnp.where(smoothing < 1, (1 - smoothing) * hard, 0) + smoothing * (z - m)
+
+
+def _mass(labels: Array, where: Array | None, axis: int) -> Array | float:
+    """Σ_j p_j over the classes that exist; 1 for a class id."""
+    return 1.0 if _labels.is_ids(labels) else jnp.sum(widen(labels), axis, where=where)
+
+
+def _scalar(number: Array | float, like: Array) -> Float[Array, ""]:
+    return jnp.asarray(number, like.dtype)

@@ -1,0 +1,73 @@
+"""Losses and divergences beyond the cross-entropy of logits."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from softjax import _checks as checks
+from softjax import _units as units
+from softjax._differentiable import differentiable
+from softjax._types import Array
+from softjax._widen import wide
+
+
+def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: float = 10.0, axis: int = -1) -> Array:
+    """H(p, q) = −Σ_i p_i log_b q_i of two probability distributions, with 0 · log 0 = 0.
+
+    For logits use `cross_entropy`, which never takes the logarithm of a rounded probability.
+
+    Args:
+        p: the "correct" distribution, real floating, `[*samples, classes]`.
+        q: the "wrong" distribution, real floating, of the shape of `p`.
+        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
+        axis: the class axis of both.
+
+    Returns:
+        One number for each sample, `[*samples]`, float32, or float64 if either is float64; +inf where p_i > 0 and
+        q_i = 0. Its gradient is −p_i / (q_i ln b) with respect to q_i, 0 where p_i is 0, and −log_b q_i with respect
+        to p_i.
+
+    Raises:
+        TypeError: `p` or `q` is not real floating, or `base` is not a number.
+        ValueError: the shapes differ, `axis` is not an axis, or `base` is out of range.
+
+    Source: H(p, q) and its derivative in the DeepLibs softmax document.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> p, q = jnp.array([0.0, 0.0, 0.0, 0.0, 1.0]), jnp.array([0.0, 0.0, 0.0059, 0.1185, 0.8756])
+    >>> print(softjax.distribution_cross_entropy(p, q).round(4))
+    0.0577
+    """
+    p, q = checks.floating("p", p), checks.floating("q", q)
+    if p.shape != q.shape:
+        raise ValueError(f"`p` and `q` must have one shape, got {p.shape} and {q.shape}.")
+    return _distribution_cross_entropy((checks.class_axis("p", p, axis), checks.base(base)), p, q)
+
+
+@partial(jax.jit, static_argnums=0)
+def _distribution_cross_entropy(static, p, q):
+    axis, base = static
+    return units.from_nats(_nats(axis, p, q), base)
+
+
+def _forward(axis, p, q, *, kept):
+    dtype = wide(p, q)
+    ps, qs = p.astype(dtype), q.astype(dtype)
+    massive = ps != 0
+    return -jnp.sum(ps * jnp.log(jnp.where(massive, qs, 1)), axis), (p, q)
+
+
+def _backward(axis, residuals, g):
+    p, q = residuals
+    ps, qs = p.astype(g.dtype), q.astype(g.dtype)
+    massive = ps != 0
+    g = jnp.expand_dims(g, axis)
+    # ∂H/∂p_i = −ln q_i    ∂H/∂q_i = −p_i / q_i, and 0 where p_i is 0
+    dp = -jnp.log(qs) * g
+    dq = -jnp.where(massive, ps / jnp.where(massive, qs, 1), 0) * g
+    return dp.astype(p.dtype), dq.astype(q.dtype)
+
+
+_nats = differentiable(_forward, _backward)

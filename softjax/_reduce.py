@@ -1,0 +1,30 @@
+"""Weights and reductions: from one loss for each sample to what the caller asked for."""
+
+import jax.numpy as jnp
+
+from softjax._types import Array, Float
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def reduce(
+    loss: Float[Array, "*samples"], weights: Float[Array, "*samples"] | None, reduction: str
+) -> Float[Array, "*samples"] | Float[Array, ""]:
+    """`mean`: Σ w·l / Σ w (0 when Σ w is 0); `sum`: Σ w·l; `none`: w·l."""
+    if weights is not None:
+        loss = weights * jnp.where(_void(loss, weights), 0, loss)
+    if reduction == "none":
+        return loss
+    total = jnp.sum(loss)
+    if reduction == "sum":
+        return total
+    if weights is None:
+        return total / max(loss.size, 1)
+    mass = jnp.sum(weights)
+    return jnp.where(mass == 0, 0, total / jnp.where(mass == 0, 1, mass))
+
+
+def _void(loss: Array, weights: Array) -> Array:
+    # A row of weight 0 contributes 0 · loss; only where that is not a number (0 · NaN, 0 · inf) is it put to 0 by
+    # hand. A finite loss keeps its derivative with respect to the weight, even at weight 0.
+    return (weights == 0) & ~jnp.isfinite(loss)

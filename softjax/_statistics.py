@@ -1,0 +1,219 @@
+"""The few numbers of a row that every loss is made of, and their analytic pull-back to a block of logits."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from softjax import _checks as checks
+from softjax import _labels, _log_sum
+from softjax._differentiable import differentiable
+from softjax._types import Array, Bool, Float
+from softjax._widen import wide, widen
+
+
+class Statistics(NamedTuple):
+    """What every loss here is made of: one number for each sample, in nats, float32 or wider.
+
+    With logits x, label y (or a distribution p) and q = softmax(x):
+    """
+
+    log_normalizer: Float[Array, "*samples"]
+    """z = ln Σ_j exp x_j"""
+    label_logit: Float[Array, "*samples"] | None
+    """a = x_y, or Σ_j p_j x_j"""
+    mean_logit: Float[Array, "*samples"] | None
+    """m = (1/C) Σ_j x_j over the C classes that exist"""
+    entropy: Float[Array, "*samples"] | None
+    """H = −Σ_j q_j ln q_j"""
+
+
+def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Statistics:
+    """The statistics of each sample: ln Σ exp x, x_y, the mean of x, and the entropy of softmax(x).
+
+    Any loss on softmax probabilities is arithmetic on these; a − z is the log-probability of the label. What is not
+    used costs nothing under `jit`, forward or backward.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        labels: integer class ids `[*samples]`, or a floating distribution of the shape of `logits`.
+        axis: the class axis of `logits`.
+        where: boolean, broadcastable to `logits`: the classes that exist.
+
+    Returns:
+        `Statistics`, each `[*samples]`, in float32, or float64 if `logits` or a distribution are float64. The
+        `label_logit` is NaN for a class id out of range and −inf for a class that `where` leaves out.
+
+    Raises:
+        TypeError: a dtype other than these. ValueError: a shape or an axis that does not fit.
+
+    Source: the gradients are those of the DeepLibs softmax document, ∂z/∂x_j = q_j and ∂a/∂x_j = [j = y], with
+    ∂m/∂x_j = 1/C and ∂H/∂x_j = −q_j (x_j − z + H).
+
+    >>> import jax.numpy as jnp, softjax
+    >>> s = softjax.statistics(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array(4))
+    >>> print(f"{s.label_logit - s.log_normalizer:.4f} {s.mean_logit:.1f} {s.entropy:.4f}")
+    -0.1328 12.6 0.3997
+    """
+    logits, axis = checks.logits(logits, axis)
+    labels = checks.labels(labels, logits, axis)
+    return _public(logits, labels, checks.where(where, logits), axis)
+
+
+@partial(jax.jit, static_argnums=3)
+def _public(logits: Array, labels: Array, where: Array | None, axis: int) -> Statistics:
+    wanted = Wanted(axis, relative=False, label=True, mean=True, entropy=True)
+    return row_statistics(wanted, logits, labels, where).statistics
+
+
+class Wanted(NamedTuple):
+    """Which numbers to compute: a static choice, so that what is not wanted costs nothing.
+
+    `relative` measures logits from the peak of their row: z − peak, a − peak and m − peak. Losses are differences of
+    these, and at a peak of 1e4 the differences of the absolute numbers would keep three digits.
+    """
+
+    axis: int
+    relative: bool = True
+    label: bool = True
+    mean: bool = False
+    entropy: bool = False
+
+
+class Rows(NamedTuple):
+    """The statistics of a block of logits, with the origin from which they are measured if they are relative."""
+
+    statistics: Statistics
+    origin: Float[Array, "*samples"]
+
+
+class _Residuals(NamedTuple):
+    logits: Array
+    labels: Array
+    where: Bool[Array, "..."] | None
+    log_sum: _log_sum.LogSum
+    entropy: Float[Array, "*rows"] | None
+    void: Bool[Array, "*rows"] | None
+
+
+def row_statistics(
+    wanted: Wanted,
+    logits: Array,
+    labels: Array,
+    where: Bool[Array, "..."] | None,
+    weighted: Bool[Array, "*samples"] | None = None,
+) -> Rows:
+    """The wanted statistics. A row that is not `weighted` may hold anything: its gradient is exactly 0."""
+    if _labels.is_ids(labels):
+        labels = _labels.canonical(labels, logits.shape[wanted.axis])
+        labels = jnp.expand_dims(labels, wanted.axis)
+    if weighted is not None:
+        weighted = jnp.expand_dims(weighted, wanted.axis)
+    rows = _rows(wanted, logits, labels, where, weighted)
+    return jax.tree.map(lambda number: jnp.squeeze(number, wanted.axis), rows)
+
+
+def _forward(wanted, logits, labels, where, weighted, *, kept):
+    axis = wanted.axis
+    pair = _log_sum.log_sum(logits, where, axis, kept)
+    origin = _log_sum.origin(pair.peak) if wanted.relative else jnp.zeros_like(pair.peak)
+    numbers = Statistics(
+        log_normalizer=pair.log_mass if wanted.relative else pair.log,
+        label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
+        mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
+        entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
+    )
+    void = None
+    if weighted is not None:
+        # Not a number anywhere in the row makes a statistic not finite. Only then is the gradient put to 0 by hand; a
+        # finite row keeps its derivatives with respect to its weight.
+        void = ~weighted & ~jnp.isfinite(sum(n for n in numbers if n is not None))
+    return Rows(numbers, origin), _Residuals(logits, labels, where, pair, numbers.entropy, void)
+
+
+def _backward(wanted, residuals, cotangents):
+    x, labels, where, pair, entropy, void = residuals
+    dz, da, dm, dh = cotangents.statistics
+    xs = _log_sum.existing(x, where)
+    e = _log_sum.shifted_exp(xs, pair.peak)
+    # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
+    dx = e * (dz / pair.mass)
+    if wanted.entropy:
+        # ∂H/∂x_j = −q_j (x_j − z + H), and 0 where q_j is 0
+        surprise = _measured(e, xs, _log_sum.origin(pair.peak)) - pair.log_mass + entropy
+        dx = dx - e * jnp.where(e == 0, 0, surprise) * (dh / pair.mass)
+    if wanted.label:
+        # ∂a/∂x_j = p_j, with p_j = [j = y] for a class id
+        ids = _labels.is_ids(labels)
+        dx = dx + (jnp.where(_labels.matches(labels, x, wanted.axis), da, 0) if ids else widen(labels) * da)
+    if wanted.mean:
+        # ∂m/∂x_j = 1/C
+        dx = dx + dm / _classes(x, where, wanted.axis)
+    dp = None if _labels.is_ids(labels) else _labels_backward(wanted, residuals, da)
+    return _only(dx, where, void).astype(x.dtype), dp, None, None
+
+
+def _labels_backward(wanted, residuals, da):
+    # ∂a/∂p_j = x_j, measured as a is
+    x, labels, where, pair, _, void = residuals
+    if not wanted.label:
+        return jnp.zeros_like(labels)
+    origin = _log_sum.origin(pair.peak) if wanted.relative else 0
+    return _only((widen(x) - origin) * da, where, void).astype(labels.dtype)
+
+
+def _only(gradient: Array, where: Array | None, void: Array | None) -> Array:
+    """The gradient, exactly 0 at classes that do not exist and in rows of weight 0 that are not finite."""
+    if where is not None:
+        gradient = jnp.where(where, gradient, 0)
+    return gradient if void is None else jnp.where(void, 0, gradient)
+
+
+def _label_logit(x, labels, where, origin, axis):
+    if _labels.is_ids(labels):
+        dense = x if where is None else jnp.where(where, x, -jnp.inf)
+        return widen(_labels.pick(dense, labels, axis, dense=where is None)) - origin
+    # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
+    p = widen(labels)
+    massive = (p != 0) if where is None else (p != 0) & where
+    return jnp.sum(jnp.where(massive, p, 0) * jnp.where(massive, widen(x) - origin, 0), axis, keepdims=True)
+
+
+def _mean_logit(x, where, origin, axis):
+    xs = widen(x)
+    measured = jnp.where(xs == origin, 0, xs - origin)  # inf − inf = 0 at the peak of a row with a +inf
+    return jnp.sum(measured, axis, keepdims=True, where=where) / _classes(x, where, axis)
+
+
+def _entropy(x, where, pair, axis):
+    # H = ln mass − Σ_j q_j (x_j − peak)
+    xs = _log_sum.existing(x, where)
+    e = _log_sum.shifted_exp(xs, pair.peak)
+    spread = jnp.sum(e * _measured(e, xs, _log_sum.origin(pair.peak)), axis, keepdims=True)
+    entropy = pair.log_mass - spread / pair.mass
+    return entropy if where is None else jnp.where(exists(where, axis), entropy, 0)
+
+
+def _measured(e, x, origin):
+    """x_j − origin, 0 where q_j is 0: 0 · ln 0 = 0."""
+    return jnp.where(e == 0, 0, x - origin)
+
+
+def _classes(x, where, axis):
+    """The number of classes that exist, at least 1."""
+    if where is None:
+        return max(x.shape[axis], 1)
+    count = jnp.sum(where, axis, keepdims=True, dtype=jnp.int32)
+    if where.shape[axis] == 1:
+        count = count * x.shape[axis]
+    return jnp.maximum(count, 1).astype(wide(x))
+
+
+def exists(where: Bool[Array, "..."], axis: int) -> Bool[Array, "..."]:
+    """Whether a row has any class that exists."""
+    return jnp.any(where, axis, keepdims=True)
+
+
+_rows = differentiable(_forward, _backward)
