@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from softjax._reduce import REDUCTIONS
 from softjax._types import Array
@@ -32,13 +33,13 @@ def floating(name: str, value: Any) -> Array:
     return array
 
 
-def logits(value: Any, axis: int) -> tuple[Array, int]:
+def logits(value: Any, axis: Any) -> tuple[Array, int]:
     """The logits, and their class axis counted from the end."""
     array = floating("logits", value)
     return array, class_axis("logits", array, axis)
 
 
-def class_axis(name: str, array: Array, axis: int) -> int:
+def class_axis(name: str, array: Array, axis: Any) -> int:
     """`axis` counted from the end, which stays the same axis when `vmap` adds one in front."""
     try:
         index = operator.index(axis)
@@ -120,8 +121,11 @@ def base(value: Any) -> float:
     """A Python number, positive, finite and not 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`base` must be a Python number, got {type(value).__name__}: {value!r:.60}.")
-    number = float(value)
-    if not (0 < number < math.inf) or number == 1:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < math.inf or number == 1:
         raise ValueError(f"`base` must be a positive finite number other than 1, got {value!r}.")
     return number
 
@@ -129,7 +133,7 @@ def base(value: Any) -> float:
 def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= value <= most or value == math.inf:
+        if not 0 <= float(value) <= most or value == math.inf:
             raise ValueError(
                 f"`{name}` must be in [0, {most}], got {value!r}."
                 if most < math.inf
@@ -141,12 +145,12 @@ def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     array = floating(name, value)
     if array.ndim != 0:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    return array if isinstance(array, jax.core.Tracer) else coefficient(name, array.item(), most)
+    return array if isinstance(array, Tracer) else coefficient(name, array.item(), most)
 
 
 def reduction(value: Any) -> str:
     """One of "mean", "sum", "none"."""
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}.")
     return value
 

@@ -4,14 +4,13 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from softjax import _checks as checks
 from softjax import _labels
 from softjax import _units as units
 from softjax._reduce import reduce
 from softjax._statistics import Rows, Wanted, exists, row_statistics
-from softjax._types import Array, Float
+from softjax._types import Array, ArrayLike, Axis, Float, Number, Reduction
 from softjax._widen import widen
 
 
@@ -19,13 +18,13 @@ def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    base: float = 10.0,
-    axis: int = -1,
+    base: Number = 10.0,
+    axis: Axis = -1,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Array:
     """−Σ_j p_j log_b softmax(x)_j, which for a class id y is −log_b softmax(x)_y = (ln Σ_j exp x_j − x_y) / ln b.
 
@@ -84,11 +83,11 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
     weighted = None
     if weights is not None:
         shape = checks.samples(logits, axis)
-        weighted = jnp.broadcast_to(weights != 0, shape)
+        weighted = jnp.broadcast_to(weights.astype(bool), shape)
     rows = row_statistics(wanted, logits, labels, where, weighted)
     loss = units.from_nats(_nats(rows, _mass(labels, where, axis), smoothing), base)
     if z_loss is not None:
-        loss = loss + _scalar(z_loss, loss) * (rows.origin + rows.statistics.log_normalizer) ** 2
+        loss = loss + _scalar(z_loss, loss) * (rows.origin + rows.log_normalizer) ** 2
     if _labels.is_ids(labels):
         loss = jnp.where(_labels.canonical(labels, logits.shape[axis]) < 0, jnp.nan, loss)
     if where is not None:
@@ -100,8 +99,8 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
 
 def _nats(rows: Rows, mass: Array | float, smoothing: Array | float | None) -> Float[Array, "*samples"]:
     """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin; P is Σ_j p_j."""
-    z, a, m, _ = rows.statistics
-    hard = z - a if isinstance(mass, float) else mass * z - a
+    z, a, m = rows.log_normalizer, rows.label_logit, rows.mean_logit
+    hard = z - a if isinstance(mass, float) else mass.astype(z.dtype) * z - a
     if smoothing is None:
         return hard
     smoothing = _scalar(smoothing, z)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import checkify
 
 from softjax import _checks as checks
 from softjax import _placement as placement
-from softjax._types import Array, Bool, Float, Int
+from softjax._types import Array, Bool, Float, Integer
 
 
 def is_ids(labels: Array) -> bool:
@@ -17,7 +17,7 @@ def is_ids(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def canonical(labels: Int[Array, "*samples"], classes: int) -> Int[Array, "*samples"]:
+def canonical(labels: Integer[Array, "*samples"], classes: int) -> Integer[Array, "*samples"]:
     """int32 ids, −1 for every id that is no class: one meaning for every integer type, narrow, wide or unsigned."""
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
@@ -27,12 +27,12 @@ def canonical(labels: Int[Array, "*samples"], classes: int) -> Int[Array, "*samp
     return jnp.where(valid, labels.astype(jnp.int32), -1)
 
 
-def matches(ids: Int[Array, "*rows"], logits: Array, axis: int) -> Bool[Array, "..."]:
+def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int) -> Bool[Array, "..."]:
     """[j = y]: compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded."""
     return ids == placement.class_ids(logits, axis)
 
 
-def pick(x: Float[Array, "..."], ids: Int[Array, "*rows"], axis: int, dense: bool) -> Float[Array, "*rows"]:
+def pick(x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool) -> Float[Array, "*rows"]:
     """x_y, NaN for an id that is no class; `dense` says that `x` lies in memory as it is, not yet to be computed."""
     if dense and placement.on_one_cpu() and x.shape[axis] > 0:
         picked = jnp.take_along_axis(x, jnp.maximum(ids, 0), axis, mode="clip")
@@ -41,7 +41,7 @@ def pick(x: Float[Array, "..."], ids: Int[Array, "*rows"], axis: int, dense: boo
     return jnp.where(ids < 0, jnp.nan, picked)
 
 
-def validate_labels(labels: Any, num_classes: int, *, weights: Any = None) -> None:
+def validate_labels(labels: Any, num_classes: Any, *, weights: Any = None) -> None:
     """Raises an error that names the first label outside 0 … num_classes − 1.
 
     A label of weight 0 may be anything. Called eagerly it raises at once. Under `jit` no value can raise: wrap the
@@ -66,13 +66,13 @@ def validate_labels(labels: Any, num_classes: int, *, weights: Any = None) -> No
     counted = checks.weights(weights, array.shape)
     bad = canonical(array, count) < 0
     if counted is not None:
-        bad &= counted != 0
+        bad &= counted.astype(bool)
     first = jnp.unravel_index(jnp.argmax(bad), array.shape) if array.size else ()
     value = array[first] if array.size else 0
     message = f"labels[{', '.join('{}' for _ in first)}] is {{}}, outside 0 … {count - 1}."
     if array.ndim == 0:
         message = message.replace("[]", "")
-    if isinstance(bad, jax.core.Tracer):
+    if isinstance(bad, Tracer):
         checkify.check(~jnp.any(bad), message, *first, value)
     elif np.any(bad):
         raise ValueError(message.format(*first, value))

@@ -4,16 +4,15 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from softjax import _checks as checks
 from softjax import _units as units
 from softjax._differentiable import differentiable
-from softjax._types import Array
+from softjax._types import Array, ArrayLike, Axis, Number
 from softjax._widen import wide
 
 
-def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: float = 10.0, axis: int = -1) -> Array:
+def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: Number = 10.0, axis: Axis = -1) -> Array:
     """H(p, q) = −Σ_i p_i log_b q_i of two probability distributions, with 0 · log 0 = 0.
 
     For logits use `cross_entropy`, which never takes the logarithm of a rounded probability.

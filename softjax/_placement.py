@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 
-from softjax._types import Array, Int
+from softjax._types import Array, Integer
 
 
 def on_one_cpu() -> bool:
@@ -15,7 +15,7 @@ def on_one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
-def class_ids(logits: Array, axis: int) -> Int[Array, "..."]:
+def class_ids(logits: Array, axis: int) -> Integer[Array, "..."]:
     """0, 1, 2 … along `axis`, in the shape of `logits` and, under Explicit axes, its sharding."""
     sharding = jax.typeof(logits).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types

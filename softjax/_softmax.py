@@ -5,16 +5,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from softjax import _checks as checks
 from softjax import _log_sum
 from softjax import _units as units
 from softjax._differentiable import differentiable
-from softjax._types import Array, Bool
+from softjax._types import Array, ArrayLike, Axis, Bool, Number
 
 
-def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """q_i = exp x_i / Σ_j exp x_j.
 
     Args:
@@ -40,7 +39,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None
     return _softmax(axis, logits, checks.where(where, logits))
 
 
-def log_softmax(logits: ArrayLike, *, base: float = 10.0, axis: int = -1, where: ArrayLike | None = None) -> Array:
+def log_softmax(logits: ArrayLike, *, base: Number = 10.0, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """log_b q_i = (x_i − ln Σ_j exp x_j) / ln b, never as the logarithm of a rounded probability.
 
     Args:

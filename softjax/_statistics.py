@@ -1,16 +1,15 @@
 """The few numbers of a row that every loss is made of, and their analytic pull-back to a block of logits."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from softjax import _checks as checks
 from softjax import _labels, _log_sum
 from softjax._differentiable import differentiable
-from softjax._types import Array, Bool, Float
+from softjax._types import Array, ArrayLike, Axis, Bool, Float
 from softjax._widen import wide, widen
 
 
@@ -22,15 +21,15 @@ class Statistics(NamedTuple):
 
     log_normalizer: Float[Array, "*samples"]
     """z = ln Σ_j exp x_j"""
-    label_logit: Float[Array, "*samples"] | None
+    label_logit: Float[Array, "*samples"]
     """a = x_y, or Σ_j p_j x_j"""
-    mean_logit: Float[Array, "*samples"] | None
+    mean_logit: Float[Array, "*samples"]
     """m = (1/C) Σ_j x_j over the C classes that exist"""
-    entropy: Float[Array, "*samples"] | None
+    entropy: Float[Array, "*samples"]
     """H = −Σ_j q_j ln q_j"""
 
 
-def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: ArrayLike | None = None) -> Statistics:
+def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Statistics:
     """The statistics of each sample: ln Σ exp x, x_y, the mean of x, and the entropy of softmax(x).
 
     Any loss on softmax probabilities is arithmetic on these; a − z is the log-probability of the label. What is not
@@ -65,7 +64,7 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: int = -1, where: A
 @partial(jax.jit, static_argnums=3)
 def _public(logits: Array, labels: Array, where: Array | None, axis: int) -> Statistics:
     wanted = Wanted(axis, relative=False, label=True, mean=True, entropy=True)
-    return row_statistics(wanted, logits, labels, where).statistics
+    return Statistics(*row_statistics(wanted, logits, labels, where)[:4])
 
 
 class Wanted(NamedTuple):
@@ -83,10 +82,13 @@ class Wanted(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The statistics of a block of logits, with the origin from which they are measured if they are relative."""
+    """The statistics of a block of logits, None where not wanted, and the origin they are measured from."""
 
-    statistics: Statistics
-    origin: Float[Array, "*samples"]
+    log_normalizer: Float[Array, "..."]
+    label_logit: Any
+    mean_logit: Any
+    entropy: Any
+    origin: Float[Array, "..."]
 
 
 class _Residuals(NamedTuple):
@@ -105,10 +107,12 @@ def row_statistics(
     where: Bool[Array, "..."] | None,
     weighted: Bool[Array, "*samples"] | None = None,
 ) -> Rows:
-    """The wanted statistics. A row that is not `weighted` may hold anything: its gradient is exactly 0."""
+    """The wanted statistics. A row that is not `weighted` may hold anything: where they are not finite, they are 0."""
     if _labels.is_ids(labels):
         labels = _labels.canonical(labels, logits.shape[wanted.axis])
         labels = jnp.expand_dims(labels, wanted.axis)
+    elif wide(logits) != wide(labels):
+        logits, labels = logits.astype(jnp.float64), labels.astype(jnp.float64)
     if weighted is not None:
         weighted = jnp.expand_dims(weighted, wanted.axis)
     rows = _rows(wanted, logits, labels, where, weighted)
@@ -119,23 +123,27 @@ def _forward(wanted, logits, labels, where, weighted, *, kept):
     axis = wanted.axis
     pair = _log_sum.log_sum(logits, where, axis, kept)
     origin = _log_sum.origin(pair.peak) if wanted.relative else jnp.zeros_like(pair.peak)
-    numbers = Statistics(
-        log_normalizer=pair.log_mass if wanted.relative else pair.log,
-        label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
-        mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
-        entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
+    rows, void = (
+        Rows(
+            log_normalizer=pair.log_mass if wanted.relative else pair.log,
+            label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
+            mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
+            entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
+            origin=origin,
+        ),
+        None,
     )
-    void = None
     if weighted is not None:
-        # Not a number anywhere in the row makes a statistic not finite. Only then is the gradient put to 0 by hand; a
-        # finite row keeps its derivatives with respect to its weight.
-        void = ~weighted & ~jnp.isfinite(sum(n for n in numbers if n is not None))
-    return Rows(numbers, origin), _Residuals(logits, labels, where, pair, numbers.entropy, void)
+        # Anything in the row that is not a number makes a statistic not finite. Only then are its numbers and its
+        # gradient put to 0 by hand; a finite row keeps its derivatives with respect to its weight.
+        void = ~weighted & ~jnp.isfinite(sum(n for n in rows if n is not None))
+        rows = jax.tree.map(lambda number: jnp.where(void, 0, number), rows)
+    return rows, _Residuals(logits, labels, where, pair, rows.entropy, void)
 
 
 def _backward(wanted, residuals, cotangents):
     x, labels, where, pair, entropy, void = residuals
-    dz, da, dm, dh = cotangents.statistics
+    dz, da, dm, dh, _ = cotangents
     xs = _log_sum.existing(x, where)
     e = _log_sum.shifted_exp(xs, pair.peak)
     # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
@@ -182,9 +190,8 @@ def _label_logit(x, labels, where, origin, axis):
 
 
 def _mean_logit(x, where, origin, axis):
-    xs = widen(x)
-    measured = jnp.where(xs == origin, 0, xs - origin)  # inf − inf = 0 at the peak of a row with a +inf
-    return jnp.sum(measured, axis, keepdims=True, where=where) / _classes(x, where, axis)
+    mean = jnp.sum(widen(x) - origin, axis, keepdims=True, where=where) / _classes(x, where, axis)
+    return jnp.where(origin == jnp.inf, -jnp.inf, mean)  # the +inf itself would be measured as inf − inf
 
 
 def _entropy(x, where, pair, axis):

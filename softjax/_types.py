@@ -5,13 +5,18 @@ the logits with the class axis kept at length 1, so that a number of a row broad
 Annotations are checked by the test run (`--jaxtyping-packages=softjax,beartype.beartype`), never in use.
 """
 
+from typing import TYPE_CHECKING, Literal
+
 from jax.typing import ArrayLike as ArrayLike
 from jaxtyping import Array as Array
 from jaxtyping import Bool as Bool
 from jaxtyping import Float as Float
-from jaxtyping import Int as Int
+from jaxtyping import Integer as Integer
 
-Scalar = Float[Array, ""]
-Logits = Float[Array, "..."]
-Labels = Int[Array, "..."] | Float[Array, "..."]
-Mask = Bool[Array, "..."]
+if TYPE_CHECKING:
+    Axis = int
+    Number = int | float
+    Reduction = Literal["mean", "sum", "none"]
+else:
+    # What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant.
+    ArrayLike = Axis = Number = Reduction = object

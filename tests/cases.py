@@ -1,0 +1,33 @@
+"""Inputs that the tests share: flat and peaked logits, sizes that divide nothing, cotangents that differ by row."""
+
+import jax.numpy as jnp
+import numpy as np
+
+SPREADS = (0.02, 1.0, 30.0, 1000.0)
+CLASSES = (1, 2, 5, 7, 8, 9, 127, 128, 129, 2049)
+SAMPLES = 11
+
+
+def logits(classes, spread=1.0, samples=SAMPLES, dtype=jnp.float32, seed=0):
+    rng = np.random.default_rng([seed, classes, samples])
+    return jnp.asarray(rng.normal(size=(samples, classes)) * spread, jnp.float32).astype(dtype)
+
+
+def class_ids(classes, samples=SAMPLES, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, 1, classes]).integers(0, classes, samples), jnp.int32)
+
+
+def distribution(classes, samples=SAMPLES, dtype=jnp.float32, seed=0):
+    p = np.random.default_rng([seed, 2, classes]).dirichlet(np.ones(classes), samples)
+    return jnp.asarray(p, jnp.float32).astype(dtype)
+
+
+def cotangent(samples=SAMPLES, seed=0):
+    return jnp.asarray(np.random.default_rng([seed, 3]).normal(size=samples), jnp.float32)
+
+
+def weights(samples=SAMPLES, seed=0):
+    """Uneven, some of them 0."""
+    w = np.random.default_rng([seed, 4]).uniform(0.1, 3.0, samples)
+    w[::4] = 0
+    return jnp.asarray(w, jnp.float32)

@@ -1,0 +1,64 @@
+"""The formulas written out in float64 NumPy, sample by sample, independent of the code under test."""
+
+import math
+
+import numpy as np
+
+
+def _target(labels, i, classes, exists, smoothing):
+    """p of one sample: one-hot or the given distribution, smoothed over the classes that exist."""
+    if np.issubdtype(labels.dtype, np.integer):
+        p = np.zeros(classes)
+        p[labels[i]] = 1.0
+    else:
+        p = np.where(exists, labels[i].astype(np.float64), 0.0)
+    return np.where(exists, (1 - smoothing) * p + smoothing / exists.sum(), 0.0)
+
+
+def log_softmax(x):
+    """ln q of one row in float64."""
+    x = np.asarray(x, np.float64)
+    return x - x.max() - math.log(np.exp(x - x.max()).sum())
+
+
+def cross_entropy(
+    logits, labels, *, base=10.0, where=None, weights=None, label_smoothing=0.0, z_loss=0.0, cotangent=None
+):
+    """weight · loss of each sample of `[samples, classes]`, and the gradient of Σ cotangent · weight · loss."""
+    x = np.asarray(logits).astype(np.float64)
+    labels = np.asarray(labels) if np.asarray(labels).dtype.kind in "iu" else np.asarray(labels).astype(np.float64)
+    samples, classes = x.shape
+    exists = np.ones_like(x, bool) if where is None else np.broadcast_to(where, x.shape)
+    weights = np.ones(samples) if weights is None else np.broadcast_to(weights, samples).astype(np.float64)
+    cotangent = np.ones(samples) if cotangent is None else np.asarray(cotangent, np.float64)
+    loss, gradient = np.zeros(samples), np.zeros_like(x)
+    for i in range(samples):
+        if weights[i] == 0 or not exists[i].any():
+            continue
+        row = x[i][exists[i]]
+        p = _target(labels, i, classes, exists[i], label_smoothing)[exists[i]]
+        log_q = log_softmax(row)
+        z = row.max() + math.log(np.exp(row - row.max()).sum())
+        loss[i] = weights[i] * (-(p[p > 0] * log_q[p > 0]).sum() / math.log(base) + z_loss * z**2)
+        q = np.exp(log_q)
+        dx = (p.sum() * q - p) / math.log(base) + 2 * z_loss * z * q
+        gradient[i, exists[i]] = cotangent[i] * weights[i] * dx
+    return loss, gradient
+
+
+def mean(loss, weights, samples):
+    """Σ weight · loss / Σ weight, of losses that are already weighted."""
+    total = samples if weights is None else np.broadcast_to(weights, samples).astype(np.float64).sum()
+    return loss.sum() / total
+
+
+def statistics(logits, labels):
+    """z, a, m, H of each row and their gradients, each `[samples, classes]`."""
+    x, y = np.asarray(logits).astype(np.float64), np.asarray(labels)
+    log_q = np.stack([log_softmax(row) for row in x])
+    q = np.exp(log_q)
+    onehot = np.arange(x.shape[1]) == y[:, None]
+    entropy = -(q * log_q).sum(1)
+    values = (x[:, 0] - log_q[:, 0], x[onehot], x.mean(1), entropy)
+    gradients = (q, onehot * 1.0, np.full_like(x, 1 / x.shape[1]), -q * (log_q + entropy[:, None]))
+    return values, gradients

@@ -1,0 +1,117 @@
+"""The public names, the floors that imports go down, and what importing costs."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import softjax
+
+PACKAGE = Path(softjax.__file__).parent
+MODULES = sorted(PACKAGE.glob("*.py"))
+PUBLIC = [
+    "Statistics",
+    "cross_entropy",
+    "distribution_cross_entropy",
+    "log_softmax",
+    "softmax",
+    "statistics",
+    "validate_labels",
+]
+FLOORS = [
+    {"__init__"},
+    {"_cross_entropy", "_softmax", "_losses"},
+    {"_statistics"},
+    {"_log_sum", "_labels"},
+    {"_checks", "_widen"},
+    {"_differentiable", "_placement", "_reduce", "_units"},
+    {"_types"},
+]
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf8"))):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            yield from (f"{node.module}.{name}" for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_public_names():
+    # ours alone: the hook that checks annotations in the tests adds a name of its own
+    ours = [n for n, v in vars(softjax).items() if getattr(v, "__module__", "").startswith("softjax")]
+    assert sorted(ours) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions_are_documented(name):
+    thing = getattr(softjax, name)
+    assert thing.__doc__
+    if inspect.isfunction(thing):
+        assert ">>>" in thing.__doc__
+        assert "Raises:" in thing.__doc__
+        positional = [p for p in inspect.signature(thing).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        assert len(positional) <= 2
+
+
+def test_signatures():
+    defaults = {
+        "softmax": {"axis": -1, "where": None},
+        "log_softmax": {"base": 10.0, "axis": -1, "where": None},
+        "statistics": {"axis": -1, "where": None},
+        "distribution_cross_entropy": {"base": 10.0, "axis": -1},
+        "validate_labels": {"weights": None},
+        "cross_entropy": {
+            "base": 10.0,
+            "axis": -1,
+            "where": None,
+            "weights": None,
+            "label_smoothing": 0.0,
+            "z_loss": 0.0,
+            "reduction": "mean",
+        },
+    }
+    for name, expected in defaults.items():
+        parameters = inspect.signature(getattr(softjax, name)).parameters.values()
+        assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == expected
+
+
+def test_every_module_has_a_floor():
+    assert {path.stem for path in MODULES} == set().union(*FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_go_down_only(path):
+    floor = next(i for i, names in enumerate(FLOORS) if path.stem in names)
+    below = set().union(*FLOORS[floor + 1 :])
+    for name in _imports(path):
+        if name.startswith("softjax"):
+            used = {part for part in name.split(".")[1:] if part.startswith("_")}
+            assert used <= below, f"{path.stem} imports {name}"
+        assert not name.startswith("jax._src")
+
+
+def test_the_package_reads_no_environment():
+    for path in MODULES:
+        text = path.read_text(encoding="utf8")
+        assert "environ" not in text
+        assert "open(" not in text
+
+
+def test_importing_runs_nothing_on_a_device():
+    code = (
+        "import softjax, sys\n"
+        "from jax.extend import backend\n"
+        "heavy = {'optax', 'chex', 'scipy.stats', 'matplotlib', 'beartype'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "import jax\n"
+        "jax.config.update('jax_platforms', 'none_such')\n"  # would be too late, had a backend been started
+        "try: jax.devices()\n"
+        "except RuntimeError: pass\n"
+        "else: raise SystemExit('a backend was started by the import')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,210 @@
+"""`examples/benchmark.py` at sizes at which its numbers mean nothing: none is asserted, only what is done with them."""
+
+import gc
+import itertools
+import json
+import sys
+
+import _benchmark_report as report
+import _timing as timing
+import benchmark
+import jax
+import numpy as np
+import pytest
+from _benchmark_contenders import contenders, problem
+from _config import parse
+
+SHAPES = [[8, 5], [3, 7]]
+QUICK = ["--shapes", "8", "5", "3", "7", "--rounds", "2", "--at-least-ms", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    assert benchmark.main([*QUICK, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def file(folder):
+    (file,) = folder.glob("core-*.json")
+    return file
+
+
+@pytest.fixture
+def results(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_files_are_named_for_the_platform(folder):
+    name = f"core-{jax.default_backend()}"
+    assert {path.name for path in folder.iterdir()} == {f"{name}.json", f"{name}.png"}
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_results_say_where_and_how_they_were_made(results, folder):
+    machine = results["machine"]
+    assert machine["versions"]["jax"] == jax.__version__
+    assert {"python", "jaxlib", "optax", "torch"} <= machine["versions"].keys()
+    assert {"platform", "device", "cpu_count", "date"} <= machine.keys()
+    assert results["settings"]["shapes"] == SHAPES
+    assert str(folder) not in json.dumps(results)
+
+
+def test_each_case_has_each_contender_and_every_round(results):
+    cases = results["cases"]
+    problems = [[case["rows"], case["classes"], case["dtype"]] for case in cases]
+    assert problems == [[*shape, dtype] for shape in SHAPES for dtype in ("float32", "bfloat16")]
+    for case in cases:
+        timed = {(t["library"], t["quantity"]) for t in case["timings"]}
+        assert timed >= {*itertools.product(("softjax", "optax"), report.QUANTITIES), report.PASS}
+        for t in case["timings"]:
+            assert len(t["seconds"]) == 2
+            assert t["quartiles"][0] <= t["median"] <= t["quartiles"][1]
+
+
+def test_the_compiler_reports_temporary_memory_of_jitted_calls(results):
+    sizes = {t["quantity"]: t["temporary_bytes"] for t in results["cases"][0]["timings"] if t["library"] == "optax"}
+    assert sizes["eager value"] is None
+    if jax.default_backend() == "cpu":
+        assert isinstance(sizes["value"], int)
+
+
+def test_all_libraries_computed_the_same_loss(results):
+    for case in results["cases"]:
+        rtol = {"float32": 1e-4, "bfloat16": 3e-2}[case["dtype"]]
+        losses = case["losses_in_nats"]
+        np.testing.assert_allclose([*losses.values()], losses["softjax"], rtol=rtol)
+
+
+def test_the_ratios_are_those_of_the_medians(results):
+    for case in results["cases"]:
+        medians = {(t["library"], t["quantity"]): t["median"] for t in case["timings"]}
+        for r in case["softjax_ratios"]:
+            expected = medians["softjax", r["quantity"]] / medians[r["to"], r["quantity"]]
+            np.testing.assert_allclose(r["of_medians"], expected, rtol=2e-4)
+        assert {("optax", q) for q in report.QUANTITIES} <= {(r["to"], r["quantity"]) for r in case["softjax_ratios"]}
+
+
+def test_markdown_is_made_from_the_file(file, capsys, results):
+    assert benchmark.main(["--markdown", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| 8 × 5 | float32")]
+    assert [len(row) for row in rows] == [11, 6]
+    median = results["cases"][0]["timings"][0]["median"]
+    assert rows[0][2] == report.significant(1e3 * median)
+    for header, rule in itertools.pairwise(lines):
+        if rule.startswith("| ---"):
+            assert header.count("|") == rule.count("|")
+
+
+def test_without_torch_the_others_run(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = {c.library for c in contenders(*problem(8, 5, "float32", 0), torch_threads=2)}
+    assert found == {"softjax", "optax", report.PASS[0]}
+
+
+def test_the_committed_config_is_the_comparison_that_is_asked_for():
+    settings = parse(benchmark.Arguments, [], benchmark.DEFAULT_CONFIG).settings
+    assert settings.shapes == ((64, 5), (4096, 5), (8192, 1000), (4096, 32768), (1024, 131072))
+    assert settings.dtypes == ("float32", "bfloat16")
+    assert settings.torch_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed = 0", "sead = 0", "unknown key `sead`"),
+        ("seed = 0", "", "`seed` is missing"),
+        ("seed = 0", "seed = -1", "`seed` must be at least 0, got -1"),
+        ("rounds = 9", "rounds = true", "`rounds` must be a whole number, got True"),
+        ("rounds = 9", "rounds = 0", "`rounds` must be at least 1"),
+        ("[64, 5]", "[64]", "`shapes` must be [a whole number, a whole number], got [64]"),
+        ("[64, 5]", "[64, 0]", "`shapes` must be pairs of at least 1"),
+        ('"bfloat16"]', '"int8"]', "`dtypes` must be one of"),
+        ("at_least_ms = 20.0", "at_least_ms = nan", "`at_least_ms` must be above 0 and finite"),
+        ("seed = 0", "seed =", "Invalid value"),
+    ],
+)
+def test_a_wrong_config_gets_one_line(tmp_path, capsys, old, new, said):
+    text = benchmark.DEFAULT_CONFIG.read_text(encoding="utf-8")
+    assert old in text
+    config = tmp_path / "wrong.toml"
+    config.write_text(text.replace(old, new), encoding="utf-8")
+    assert one_line_of_error(["--config", str(config)], capsys).count(said) == 1
+
+
+def test_other_wrong_input_gets_one_line(tmp_path, capsys):
+    there = tmp_path / "a file"
+    there.write_text("{}")
+    assert "cannot read the config" in one_line_of_error(["--config", str(tmp_path / "absent.toml")], capsys)
+    assert "cannot write to the output folder" in one_line_of_error(["--output", str(there)], capsys)
+    assert "no results file" in one_line_of_error(["--markdown", str(there)], capsys)
+    assert "absent.json" in one_line_of_error(["--markdown", str(tmp_path / "absent.json")], capsys)
+    assert "--rounds" in one_line_of_error(["--rounds", "many"], capsys)
+
+
+def one_line_of_error(argv, capsys):
+    assert benchmark.main(argv) not in (0, None)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_an_interrupted_run_leaves_the_earlier_files(tmp_path, capsys, monkeypatch):
+    earlier = tmp_path / f"core-{jax.default_backend()}.json"
+    earlier.write_text("earlier")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run_case", interrupted)
+    assert benchmark.main([*QUICK, "--output", str(tmp_path)]) == 130
+    assert earlier.read_text() == "earlier"
+    assert [*tmp_path.iterdir()] == [earlier]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_each_round_times_each_call_in_an_order_of_its_own():
+    def order(seed):
+        made = []
+        calls = {name: lambda name=name: made.append(name) for name in "abcde"}
+        timings = timing.interleaved(calls, rounds=4, at_least=1e-12, seed=seed)
+        assert all(len(t.seconds) == 4 and t.calls == 1 for t in timings.values())
+        return [tuple(made[i : i + 5]) for i in range(len(made) - 20, len(made), 5)]  # without the warm-up
+
+    rounds = order(seed=3)
+    assert all(sorted(each) == list("abcde") for each in rounds)
+    assert len(set(rounds)) > 1
+    assert order(seed=3) == rounds != order(seed=4)
+
+
+def test_a_fast_call_is_repeated_and_garbage_waits(monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    seen = []
+    was = gc.isenabled()
+    timings = timing.interleaved(
+        {"call": lambda: (seen.append(gc.isenabled()), [next(clock) for _ in range(3)])}, rounds=2, at_least=20, seed=0
+    )
+    # A call takes 3 ticks of this clock and reading it one: 8 calls are the first power of two to take 20.
+    assert timings["call"].calls == 8
+    assert timings["call"].seconds == (25 / 8, 25 / 8)
+    assert not any(seen)
+    assert gc.isenabled() == was
+
+
+def test_medians_quartiles_and_ratios():
+    ours, theirs = timing.Timing((1.0, 2.0, 3.0, 4.0, 90.0), 1), timing.Timing((2.0, 2.0, 2.0, 2.0, 100.0), 1)
+    assert (ours.median, ours.quartiles) == (3, (2, 4))
+    assert timing.ratio(ours, theirs) == timing.Ratio(1.5, (0.9, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(1234.5, "1234"), (99.96, "100"), (12.345, "12.3"), (0.5, "0.500"), (1.2345e-7, "0.000000123"), (0.0, "0")],
+)
+def test_three_significant_digits(number, shown):
+    assert report.significant(number) == shown

@@ -1,0 +1,221 @@
+"""The contract's edge table, a row a test, on both routes, for class ids and one-hot labels."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+
+INF, NAN = jnp.inf, jnp.nan
+pytestmark = pytest.mark.usefixtures("route")
+
+
+def both(logits, labels, reduction="none", **options):
+    """Losses, and the gradient of their sum (of their mean, if that is the reduction)."""
+
+    def loss(x):
+        return softjax.cross_entropy(x, labels, reduction=reduction, **options)
+
+    gradient = jax.grad(lambda x: loss(x).sum())(logits)
+    assert gradient.shape == logits.shape
+    assert gradient.dtype == logits.dtype
+    return np.asarray(loss(logits)), np.asarray(gradient)
+
+
+def q(row):
+    return np.exp(np.asarray(row) - np.logaddexp.reduce(row)) / np.log(10)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"where": jnp.arange(5) < 4}])
+def test_weight_0_whatever_the_row_holds(dtype, options):
+    clean = cases.logits(5, samples=2)
+    rows = [[NAN] * 5, [INF] * 5, [-INF] * 5, [0.0, NAN, INF, -INF, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]]
+    logits = jnp.concatenate([clean, jnp.array(rows)]).astype(dtype)
+    labels = jnp.array([0, 3, 0, 1, 2, 3, -100])
+    weights = jnp.array([2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    for reduction in ("none", "sum", "mean"):
+        loss, gradient = both(logits, labels, reduction, weights=weights, **options)
+        expected, dx = both(logits[:2], labels[:2], reduction, weights=weights[:2], **options)
+        np.testing.assert_array_equal(loss[:2] if reduction == "none" else loss, expected)
+        np.testing.assert_array_equal(gradient[:2], dx)
+        assert not gradient[2:].any()
+        if reduction == "none":
+            assert not loss[2:].any()
+
+
+def test_weight_0_with_a_distribution_of_nan():
+    labels = jnp.array([[0.5, 0.5], [NAN, NAN]])
+    logits = jnp.array([[0.0, 1.0], [NAN, 2.0]])
+    loss, gradient = both(logits, labels, weights=jnp.array([True, False]))
+    assert np.isfinite(loss).all()
+    assert loss[1] == 0
+    assert not gradient[1].any()
+    dp = jax.grad(lambda p: softjax.cross_entropy(logits, p, weights=jnp.array([1.0, 0.0])))(labels)
+    assert not dp[1].any()
+    assert np.isfinite(dp).all()
+
+
+def test_weight_0_in_forward_mode():
+    logits, labels = jnp.array([[0.0, 1.0], [NAN, 2.0]]), jnp.array([1, -100])
+    loss, tangent = jax.jvp(
+        lambda x: softjax.cross_entropy(x, labels, weights=labels != -100), (logits,), (jnp.ones_like(logits),)
+    )
+    assert np.isfinite(loss)
+    np.testing.assert_allclose(tangent, 0, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [jnp.zeros(3), jnp.zeros(3, bool), jnp.zeros(3, jnp.int32)])
+def test_every_weight_0(weights):
+    loss, gradient = both(cases.logits(5, samples=3), cases.class_ids(5, 3), "mean", weights=weights)
+    assert loss == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("bad", [-1, 5, 127, -128, -100])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16, jnp.int32])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+def test_label_out_of_range(bad, dtype, options):
+    logits, labels = cases.logits(5, samples=3), jnp.array([0, bad, 4], dtype)
+    loss, gradient = both(logits, labels, **options)
+    expected, dx = both(logits[::2], labels[::2], **options)
+    np.testing.assert_array_equal(loss, [expected[0], NAN, expected[1]])
+    np.testing.assert_array_equal(gradient, [dx[0], np.zeros(5), dx[1]])
+    assert np.isnan(both(logits, labels, "mean", **options)[0])
+
+
+def test_unsigned_and_narrow_labels_of_many_classes():
+    logits = cases.logits(300, samples=2)
+    wide, _ = both(logits, jnp.array([100, 255]))
+    np.testing.assert_array_equal(both(logits, jnp.array([100, 255], jnp.uint8))[0], wide)
+    np.testing.assert_array_equal(both(logits, jnp.array([100, 2**32 - 1], jnp.uint32))[0], [wide[0], NAN])
+
+
+def test_wide_labels_do_not_wrap(x64):
+    loss, _ = both(cases.logits(5, samples=2), jnp.array([2**32 + 3, 3], jnp.int64))
+    assert np.isnan(loss[0])
+    assert np.isfinite(loss[1])
+
+
+ONE_HOT = pytest.mark.parametrize("one_hot", [False, True])
+
+
+def _labels(ids, classes, one_hot):
+    ids = jnp.array(ids)
+    return jax.nn.one_hot(ids, classes) if one_hot else ids
+
+
+@ONE_HOT
+def test_label_logit_minus_inf(one_hot):
+    logits = jnp.array([[-INF, 1.0, 2.0]])
+    loss, gradient = both(logits, _labels([0], 3, one_hot))
+    assert loss == INF
+    np.testing.assert_allclose(gradient, [q([-INF, 1.0, 2.0]) - np.array([1, 0, 0]) / np.log(10)], rtol=1e-5)
+
+
+def test_label_on_a_class_that_where_leaves_out():
+    logits, where = jnp.array([[3.0, 1.0, 2.0]]), jnp.array([False, True, True])
+    loss, gradient = both(logits, jnp.array([0]), where=where)
+    assert loss == INF
+    assert gradient[0, 0] == 0
+    np.testing.assert_allclose(gradient[0, 1:], q([1.0, 2.0]), rtol=1e-5)
+
+
+@ONE_HOT
+def test_another_class_minus_inf(one_hot):
+    loss, gradient = both(jnp.array([[-INF, 1.0, 2.0]]), _labels([2], 3, one_hot))
+    np.testing.assert_allclose(loss, -np.log10(np.e**2 / (np.e + np.e**2)), rtol=1e-6)
+    assert gradient[0, 0] == 0
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"weights": jnp.array([1.0])}])
+@ONE_HOT
+def test_no_class_exists(one_hot, options):
+    for logits in (jnp.array([[3.0, 1.0]]), jnp.array([[NAN, INF]])):
+        loss, gradient = both(logits, _labels([0], 2, one_hot), where=jnp.zeros((1, 2), bool), **options)
+        assert loss == 0
+        assert not gradient.any()
+
+
+def test_no_class_exists_in_softmax_and_statistics():
+    x, where = jnp.array([3.0, NAN]), jnp.zeros(2, bool)
+    assert not softjax.softmax(x, where=where).any()
+    assert not jax.jacobian(lambda x: softjax.softmax(x, where=where))(x).any()
+    assert (softjax.log_softmax(x, where=where) == -INF).all()
+    assert not jax.jacobian(lambda x: softjax.log_softmax(x, where=where))(x).any()
+    stats = softjax.statistics(x, jnp.array(0), where=where)
+    np.testing.assert_array_equal(stats, [-INF, -INF, 0, 0])
+    for gradient in jax.jacobian(lambda x: softjax.statistics(x, jnp.array(0), where=where))(x):
+        assert not gradient.any()
+
+
+@ONE_HOT
+@pytest.mark.parametrize("big", [0.0, 100.0])
+def test_plus_inf_at_another_class(one_hot, big):
+    loss, gradient = both(jnp.array([[big, INF, 1.0]]), _labels([0], 3, one_hot))
+    assert loss == INF
+    np.testing.assert_allclose(gradient[0, [0, 2]], [-1 / np.log(10), 0], rtol=1e-6)
+
+
+def test_plus_inf_with_smoothing():
+    assert both(jnp.array([[0.0, INF, 1.0]]), jnp.array([0]), label_smoothing=0.1)[0] == INF
+
+
+@ONE_HOT
+@pytest.mark.parametrize("row", [[-INF] * 3, [NAN, 0.0, 1.0], [0.0, NAN, 1.0], [NAN] * 3, [-INF, NAN, -INF]])
+def test_nan(row, one_hot):
+    loss, gradient = both(jnp.array([row, [0.0, 1.0, 2.0]]), _labels([0, 0], 3, one_hot))
+    assert np.isnan(loss[0])
+    assert np.isnan(gradient[0]).all()
+    assert np.isfinite(loss[1])
+    assert np.isfinite(gradient[1]).all()
+
+
+@ONE_HOT
+def test_one_class(one_hot):
+    loss, gradient = both(jnp.array([[3.0], [-7.0]]), _labels([0, 0], 1, one_hot))
+    assert not loss.any()
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 0)])
+def test_no_samples(shape):
+    logits, labels = jnp.zeros(shape), jnp.zeros(shape[:-1], jnp.int32)
+    loss, gradient = both(logits, labels, "mean")
+    assert loss == 0
+    assert gradient.shape == shape
+    assert both(logits, labels)[0].shape == shape[:-1]
+    assert softjax.softmax(logits).shape == shape
+
+
+def test_no_classes_with_samples():
+    for call in (
+        lambda x: softjax.cross_entropy(x, jnp.zeros(3, jnp.int32)),
+        softjax.softmax,
+        softjax.log_softmax,
+        lambda x: softjax.statistics(x, jnp.zeros(3, jnp.int32)),
+    ):
+        with pytest.raises(ValueError, match="at least one class"):
+            call(jnp.zeros((3, 0)))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 1e4), (jnp.float16, 6e4), (jnp.bfloat16, 1e4)])
+def test_huge_logits_keep_the_answer(dtype, size):
+    steps = jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], dtype) * (64 if dtype != jnp.float32 else 1)
+    signs = jnp.array([[1.0], [-1.0]], dtype)
+    logits = (signs * jnp.asarray(size, dtype) + steps).astype(dtype)
+    exact = np.asarray(logits, np.float64)
+    expected = (np.logaddexp.reduce(exact, axis=1) - exact[:, 0]) / np.log(10)
+    np.testing.assert_allclose(both(logits, jnp.array([0, 0]))[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        both(logits, jax.nn.one_hot(jnp.array([0, 0]), 3), label_smoothing=0.0)[0], expected, rtol=1e-6
+    )
+
+
+def test_equal_float16_logits_of_a_large_vocabulary():
+    logits = jnp.zeros((2, 131072), jnp.float16)
+    np.testing.assert_allclose(both(logits, jnp.array([0, 1]))[0], np.log10(131072), rtol=1e-6)
+    assert jnp.isinf(jax.nn.logsumexp(logits, -1)).all()  # what this guards against

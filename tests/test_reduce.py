@@ -1,0 +1,48 @@
+"""Weights and reductions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softjax._reduce import reduce
+
+LOSS = jnp.array([1.0, 2.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "reduction", "expected"),
+    [
+        (None, "mean", 7 / 3),
+        (None, "sum", 7),
+        (None, "none", [1, 2, 4]),
+        ([1.0, 0.0, 3.0], "mean", 13 / 4),
+        ([1.0, 0.0, 3.0], "sum", 13),
+        ([1.0, 0.0, 3.0], "none", [1, 0, 12]),
+        ([0.0, 0.0, 0.0], "mean", 0),
+        ([1.0, -1.0, 0.0], "mean", 0),
+    ],
+)
+def test_values(weights, reduction, expected):
+    weights = None if weights is None else jnp.array(weights)
+    np.testing.assert_allclose(reduce(LOSS, weights, reduction), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weight_0_takes_what_is_no_number_out(value, reduction):
+    loss, weights = jnp.array([1.0, value]), jnp.array([2.0, 0.0])
+    total, (dl, dw) = jax.value_and_grad(lambda loss, w: reduce(loss, w, reduction).sum(), argnums=(0, 1))(loss, weights)
+    assert np.isfinite(total)
+    assert dl[1] == 0
+    assert np.isfinite(dw).all()
+
+
+def test_a_finite_loss_of_weight_0_keeps_its_derivative():
+    dw = jax.grad(lambda w: reduce(LOSS, w, "sum"))(jnp.zeros(3))
+    np.testing.assert_array_equal(dw, LOSS)
+
+
+def test_no_samples():
+    assert reduce(jnp.zeros((0, 3)), None, "mean") == 0
+    assert reduce(jnp.zeros(0), jnp.zeros(0), "mean") == 0

@@ -1,0 +1,111 @@
+"""softmax and log_softmax against float64, and their pull-backs under cotangents that differ from entry to entry."""
+
+import math
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import softjax
+
+pytestmark = pytest.mark.usefixtures("route")
+
+
+def _cotangent(shape, dtype=jnp.float32):
+    return jnp.asarray(np.random.default_rng(5).normal(size=shape), jnp.float32).astype(dtype)
+
+
+def _rows(x):
+    return np.stack([oracle.log_softmax(row) for row in np.asarray(x)])
+
+
+@pytest.mark.parametrize("spread", cases.SPREADS)
+@pytest.mark.parametrize("classes", [1, 5, 129, 2049])
+def test_softmax(classes, spread):
+    x, g = cases.logits(classes, spread), _cotangent((cases.SAMPLES, classes))
+    out, pull = jax.vjp(softjax.softmax, x)
+    q, g64 = np.exp(_rows(x)), np.asarray(g, np.float64)
+    np.testing.assert_allclose(out, q, rtol=3e-6, atol=1e-30)
+    np.testing.assert_allclose(pull(g)[0], q * (g64 - (q * g64).sum(1, keepdims=True)), atol=2e-6)
+
+
+@pytest.mark.parametrize("base", [10.0, 2.0, math.e, 0.5])
+@pytest.mark.parametrize("spread", cases.SPREADS)
+def test_log_softmax(base, spread):
+    x, g = cases.logits(7, spread), _cotangent((cases.SAMPLES, 7))
+    out, pull = jax.vjp(lambda x: softjax.log_softmax(x, base=base), x)
+    log_q, g64 = _rows(x), np.asarray(g, np.float64)
+    np.testing.assert_allclose(out, log_q / math.log(base), rtol=3e-6, atol=1e-6)
+    expected = (g64 - np.exp(log_q) * g64.sum(1, keepdims=True)) / math.log(base)
+    np.testing.assert_allclose(pull(g)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("function", [softjax.softmax, softjax.log_softmax])
+def test_low_precision_is_rounded_once(function, dtype):
+    x = cases.logits(129, 3.0, dtype=dtype)
+    out, pull = jax.vjp(function, x)
+    assert out.dtype == dtype
+    exact = np.exp(_rows(x)) if function is softjax.softmax else _rows(x) / math.log(10)
+    # half an ulp of the output type for the one rounding, and float32's own error
+    ulp = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=ulp / 2 + 3e-6, atol=1e-7)
+    gradient = pull(_cotangent(x.shape, dtype))[0]
+    assert gradient.dtype == dtype
+
+
+@pytest.mark.parametrize("classes", [5, 1000, 131072])
+@pytest.mark.parametrize("spread", cases.SPREADS)
+def test_sums_to_1_within_4_ulp(classes, spread):
+    total = np.asarray(softjax.softmax(cases.logits(classes, spread, 5)), np.float64).sum(-1)
+    np.testing.assert_allclose(total, 1, rtol=0, atol=4 * 2.0**-23)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+def test_axis(axis):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
+    for ours, theirs in ((softjax.softmax, jax.nn.softmax), (softjax.log_softmax, jax.nn.log_softmax)):
+        options = {"base": math.e} if ours is softjax.log_softmax else {}
+        np.testing.assert_allclose(ours(x, axis=axis, **options), theirs(x, axis), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (11, 1), (11, 5), (5,)])
+def test_where_masks_as_if_deleted(shape):
+    where = np.random.default_rng(1).random(shape) < 0.6
+    where[..., 0] = True
+    x = jnp.where(where, cases.logits(5), jnp.nan)
+    g = _cotangent(x.shape)
+    for function, absent in ((softjax.softmax, 0.0), (softjax.log_softmax, -np.inf)):
+        out, pull = jax.vjp(lambda x, f=function: f(x, where=jnp.asarray(where)), x)
+        gradient = pull(g)[0]
+        for i, exists in enumerate(np.broadcast_to(where, x.shape)):
+            alone, pull_alone = jax.vjp(function, x[i][exists])
+            np.testing.assert_allclose(out[i][exists], alone, rtol=1e-6)
+            np.testing.assert_allclose(gradient[i][exists], pull_alone(g[i][exists])[0], atol=1e-6)
+            assert (out[i][~exists] == absent).all()
+            assert (gradient[i][~exists] == 0).all()
+
+
+def test_forward_mode_is_the_transpose():
+    x = cases.logits(7)
+    for function in (softjax.softmax, softjax.log_softmax):
+        np.testing.assert_allclose(jax.jacfwd(function)(x), jax.jacrev(function)(x), atol=1e-6)
+        np.testing.assert_allclose(
+            jax.hessian(lambda x, f=function: f(x)[0])(x[0:1]),
+            jax.jacrev(jax.jacrev(lambda x, f=function: f(x)[0]))(x[0:1]),
+            atol=1e-5,
+        )
+
+
+def test_edges():
+    inf, nan = jnp.inf, jnp.nan
+    x = jnp.array([[0.0, -inf, 0.0], [nan, 0.0, 0.0], [-inf, -inf, -inf]])
+    q = np.asarray(softjax.softmax(x))
+    np.testing.assert_array_equal(q[0], [0.5, 0, 0.5])
+    assert np.isnan(q[1:]).all()
+    jacobian = jax.jacrev(softjax.softmax)(x[0])
+    np.testing.assert_allclose(jacobian, [[0.25, 0, -0.25], [0, 0, 0], [-0.25, 0, 0.25]])
+    np.testing.assert_allclose(softjax.log_softmax(x[0], base=2), [-1, -inf, -1], rtol=1e-6)

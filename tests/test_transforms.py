@@ -1,0 +1,155 @@
+"""jit, vmap, jvp, linearize, hessian, Hessian-vector products, checkpoint and scan, each of the oracle's derivative."""
+
+import cases
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import softjax
+
+X, Y = cases.logits(5), cases.class_ids(5)
+V = jnp.asarray(np.random.default_rng(9).normal(size=X.shape), jnp.float32)
+W = cases.weights()
+pytestmark = pytest.mark.usefixtures("route")
+
+
+def loss(x):
+    return softjax.cross_entropy(x, Y, weights=W, label_smoothing=0.1, z_loss=0.01)
+
+
+def _oracle_gradient(x):
+    total = float(np.asarray(W, np.float64).sum())
+    options = {"weights": W, "label_smoothing": 0.1, "z_loss": 0.01}
+    value, gradient = oracle.cross_entropy(x, Y, **options)
+    return value.sum() / total, gradient / total
+
+
+VALUE, GRADIENT = _oracle_gradient(X)
+STEP = 1e-6
+HVP = (
+    _oracle_gradient(np.asarray(X, np.float64) + STEP * np.asarray(V, np.float64))[1]
+    - _oracle_gradient(np.asarray(X, np.float64) - STEP * np.asarray(V, np.float64))[1]
+) / (2 * STEP)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint, lambda f: jax.jit(jax.checkpoint(f))])
+def test_first_derivatives(wrap):
+    f = wrap(loss)
+    close(f(X), VALUE)
+    close(jax.grad(f)(X), GRADIENT)
+    close(jax.jacfwd(f)(X), GRADIENT)
+    value, tangent = jax.jvp(f, (X,), (V,))
+    close(value, VALUE)
+    close(tangent, (GRADIENT * np.asarray(V)).sum())
+    value, push = jax.linearize(f, X)
+    close(push(V), tangent)
+    close(jax.linear_transpose(push, X)(jnp.float32(1))[0], GRADIENT)
+
+
+@pytest.mark.parametrize(
+    "hvp",
+    [
+        lambda x: jax.jvp(jax.grad(loss), (x,), (V,))[1],
+        lambda x: jax.grad(lambda x: jax.jvp(loss, (x,), (V,))[1])(x),
+        lambda x: jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), V))(x),
+        lambda x: jax.jvp(lambda x: jax.jvp(loss, (x,), (V,))[1], (x,), (V,))[1],
+        lambda x: jnp.einsum("ijkl,kl->ij", jax.hessian(loss)(x), V),
+        lambda x: jax.jvp(jax.jit(jax.grad(jax.checkpoint(loss))), (x,), (V,))[1],
+        lambda x: jax.linearize(jax.grad(loss), x)[1](V),
+    ],
+)
+def test_second_derivatives(hvp):
+    expected = HVP if hvp(X).ndim else (HVP * np.asarray(V)).sum()
+    close(hvp(X), expected)
+    close(jax.jit(hvp)(X), expected)
+
+
+def test_third_derivative():
+    x, y = X[0], Y[0]
+
+    def ours(x):
+        return softjax.cross_entropy(x, y)
+
+    def plain(x):
+        return (jax.nn.logsumexp(x) - x[y]) / jnp.log(10)
+
+    chex.assert_trees_all_close(
+        jax.jacrev(jax.jacfwd(jax.jacrev(ours)))(x), jax.jacrev(jax.jacfwd(jax.jacrev(plain)))(x), atol=1e-6
+    )
+
+
+def test_vmap_over_logits_labels_and_both():
+    def one(x, y):
+        return softjax.cross_entropy(x, y)
+
+    expected = softjax.cross_entropy(X, Y, reduction="none")
+    close(jax.vmap(one)(X, Y), expected)
+    close(jax.vmap(one, in_axes=(1, 0))(X.T, Y), expected)
+    close(
+        jax.vmap(one, in_axes=(None, 0))(X[0], Y), softjax.cross_entropy(jnp.tile(X[:1], (11, 1)), Y, reduction="none")
+    )
+    close(jax.vmap(one, in_axes=(0, None))(X, Y[0]), softjax.cross_entropy(X, jnp.full_like(Y, Y[0]), reduction="none"))
+    close(jax.vmap(jax.grad(one))(X, Y), jax.grad(lambda x: one(x, Y) * 11)(X))
+    close(jax.vmap(jax.hessian(one))(X, Y)[3], jax.hessian(one)(X[3], Y[3]))
+    where = jnp.arange(5) < 4
+    masked = jax.vmap(lambda x, w: softjax.cross_entropy(x, jnp.array(0), where=w), in_axes=(0, None))(X, where)
+    close(masked, softjax.cross_entropy(X, jnp.zeros(11, jnp.int32), where=where, reduction="none"))
+
+
+def test_vmap_where_the_labels_alone_are_mapped_over_distributions():
+    p = cases.distribution(5)
+    close(
+        jax.vmap(lambda p: softjax.cross_entropy(X[0], p))(p),
+        softjax.cross_entropy(jnp.tile(X[:1], (11, 1)), p, reduction="none"),
+    )
+
+
+def test_scan_carries_a_gradient_through():
+    def total(x):
+        def step(carry, row):
+            x, y = row
+            return carry + softjax.cross_entropy(x, y), None
+
+        return jax.lax.scan(step, jnp.float32(0), (x, Y))[0]
+
+    def plain(x):
+        return softjax.cross_entropy(x, Y, reduction="sum")
+
+    close(total(X), plain(X))
+    close(jax.grad(total)(X), jax.grad(plain)(X))
+    close(jax.jvp(jax.grad(total), (X,), (V,))[1], jax.jvp(jax.grad(plain), (X,), (V,))[1])
+
+
+def test_while_and_cond_in_forward_mode():
+    def f(x):
+        return jax.lax.fori_loop(0, 3, lambda _, x: x - jax.grad(loss)(x), x).sum()
+
+    close(jax.jacfwd(f)(X).shape, X.shape)
+    g = jax.grad(lambda x: jax.lax.cond(x[0, 0] > -10, loss, lambda x: x.sum(), x))
+    close(g(X), GRADIENT)
+
+
+def test_blocks_of_rows_differentiate_in_every_mode(route):
+    # On one CPU these rows are summed in blocks by a loop; no derivative goes through the loop.
+    x, y = cases.logits(2048, 1.0, 700, jnp.bfloat16), cases.class_ids(2048, 700)
+    v = cases.logits(2048, 1.0, 700, jnp.bfloat16, seed=1)
+
+    def f(x):
+        return softjax.cross_entropy(x, y)
+
+    def plain(x):
+        return (jax.nn.logsumexp(x, -1) - x[jnp.arange(700), y]).mean() / np.log(10)
+
+    x32, v32 = x.astype(jnp.float32), v.astype(jnp.float32)
+    np.testing.assert_allclose(jax.jvp(f, (x,), (v,))[1], jax.jvp(plain, (x32,), (v32,))[1], rtol=1e-3)
+    ours = jax.jvp(jax.grad(f), (x,), (v,))[1]
+    expected = jax.jvp(jax.grad(plain), (x32,), (v32,))[1]
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-7, atol=1e-4 * scale)
