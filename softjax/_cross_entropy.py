@@ -97,10 +97,10 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
     return reduce(loss, weights, reduction)
 
 
-def _nats(rows: Rows, mass: Array | float, smoothing: Array | float | None) -> Float[Array, "*samples"]:
+def _nats(rows: Rows, mass: Array | None, smoothing: Array | float | None) -> Float[Array, "*samples"]:
     """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin; P is Σ_j p_j."""
     z, a, m = rows.log_normalizer, rows.label_logit, rows.mean_logit
-    hard = z - a if isinstance(mass, float) else mass.astype(z.dtype) * z - a
+    hard = (z if mass is None else mass.astype(z.dtype) * z) - a
     if smoothing is None:
         return hard
     smoothing = _scalar(smoothing, z)
@@ -108,9 +108,9 @@ def _nats(rows: Rows, mass: Array | float, smoothing: Array | float | None) -> F
     return jnp.where(smoothing < 1, (1 - smoothing) * hard, 0) + smoothing * (z - m)
 
 
-def _mass(labels: Array, where: Array | None, axis: int) -> Array | float:
-    """Σ_j p_j over the classes that exist; 1 for a class id."""
-    return 1.0 if _labels.is_ids(labels) else jnp.sum(widen(labels), axis, where=where)
+def _mass(labels: Array, where: Array | None, axis: int) -> Array | None:
+    """P = Σ_j p_j over the classes that exist, None for a class id, whose mass is 1."""
+    return None if _labels.is_ids(labels) else jnp.sum(widen(labels), axis, where=where)
 
 
 def _scalar(number: Array | float, like: Array) -> Float[Array, ""]:

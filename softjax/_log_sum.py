@@ -74,20 +74,21 @@ def _of(x: Float[Array, "..."], axis: int) -> LogSum:
     return LogSum(peak, jnp.where(peak == jnp.inf, 1, mass))
 
 
-_BLOCK = 256 * 1024  # logits; 1 MiB once widened, which stays in a core's cache
+_BLOCK = 2**20  # bytes of logits taken at a time; widened they stay in cache
 
 
 def _rows_in_cache(x: Array, axis: int) -> int | None:
     """How many rows to take at a time, or None to take all at once.
 
-    Measured with XLA on a CPU (`examples/benchmark.py`): above 32768 classes its reduction of a row slows down five
-    times; of a 16-bit array it makes a float32 copy as a whole. Blocks of a few rows that stay in cache have neither.
+    XLA on a CPU makes a float32 copy of a 16-bit array as a whole before it reduces it, and its reduction of a row of
+    more than 32768 classes is five times slower. Blocks of a few rows have neither fault; `examples/benchmark.py`
+    measures what is gained.
     """
     if not placement.on_one_cpu() or axis != -1:
         return None
-    least = 2048 if x.dtype.itemsize <= 2 else 32769
-    rows = max(1, _BLOCK // max(x.shape[-1], 1))
-    return rows if x.shape[-1] >= least and x.size >= 4 * rows * x.shape[-1] else None
+    rows = max(1, _BLOCK // max(x.shape[-1] * x.dtype.itemsize, 1))
+    long = x.dtype.itemsize <= 2 or x.shape[-1] > 32768
+    return rows if long and x.size >= 4 * rows * x.shape[-1] else None
 
 
 def _of_blocks(x: Array, rows: int) -> LogSum:

@@ -186,11 +186,12 @@ def _label_logit(x, labels, where, origin, axis):
     # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
     p = widen(labels)
     massive = (p != 0) if where is None else (p != 0) & where
-    return jnp.sum(jnp.where(massive, p, 0) * jnp.where(massive, widen(x) - origin, 0), axis, keepdims=True)
+    return jnp.sum(jnp.where(massive, p * (widen(x) - origin), 0), axis, keepdims=True)
 
 
 def _mean_logit(x, where, origin, axis):
-    mean = jnp.sum(widen(x) - origin, axis, keepdims=True, where=where) / _classes(x, where, axis)
+    apart = jax.lax.optimization_barrier(origin)
+    mean = jnp.sum(widen(x) - apart, axis, keepdims=True, where=where) / _classes(x, where, axis)
     return jnp.where(origin == jnp.inf, -jnp.inf, mean)  # the +inf itself would be measured as inf − inf
 
 

@@ -28,8 +28,14 @@ def q(row):
     return np.exp(np.asarray(row) - np.logaddexp.reduce(row)) / np.log(10)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"where": jnp.arange(5) < 4}])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (jnp.float32, {}),
+        (jnp.float16, {"label_smoothing": 0.1, "z_loss": 0.1}),
+        (jnp.bfloat16, {"where": jnp.arange(5) < 4}),
+    ],
+)
 def test_weight_0_whatever_the_row_holds(dtype, options):
     clean = cases.logits(5, samples=2)
     rows = [[NAN] * 5, [INF] * 5, [-INF] * 5, [0.0, NAN, INF, -INF, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]]
@@ -74,15 +80,15 @@ def test_every_weight_0(weights):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("bad", [-1, 5, 127, -128, -100])
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int16, jnp.int32])
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
-def test_label_out_of_range(bad, dtype, options):
-    logits, labels = cases.logits(5, samples=3), jnp.array([0, bad, 4], dtype)
+def test_label_out_of_range(dtype, options):
+    bad = [-1, 5, 127, -128, -100]
+    logits, labels = cases.logits(5, samples=7), jnp.array([0, *bad, 4], dtype)
     loss, gradient = both(logits, labels, **options)
-    expected, dx = both(logits[::2], labels[::2], **options)
-    np.testing.assert_array_equal(loss, [expected[0], NAN, expected[1]])
-    np.testing.assert_array_equal(gradient, [dx[0], np.zeros(5), dx[1]])
+    expected, dx = both(logits[jnp.array([0, 6])], labels[jnp.array([0, 6])], **options)
+    np.testing.assert_array_equal(loss, [expected[0], *[NAN] * 5, expected[1]])
+    np.testing.assert_array_equal(gradient, [dx[0], *np.zeros((5, 5)), dx[1]])
     assert np.isnan(both(logits, labels, "mean", **options)[0])
 
 
@@ -165,13 +171,13 @@ def test_plus_inf_with_smoothing():
 
 
 @ONE_HOT
-@pytest.mark.parametrize("row", [[-INF] * 3, [NAN, 0.0, 1.0], [0.0, NAN, 1.0], [NAN] * 3, [-INF, NAN, -INF]])
-def test_nan(row, one_hot):
-    loss, gradient = both(jnp.array([row, [0.0, 1.0, 2.0]]), _labels([0, 0], 3, one_hot))
-    assert np.isnan(loss[0])
-    assert np.isnan(gradient[0]).all()
-    assert np.isfinite(loss[1])
-    assert np.isfinite(gradient[1]).all()
+def test_nan(one_hot):
+    rows = [[-INF] * 3, [NAN, 0.0, 1.0], [0.0, NAN, 1.0], [NAN] * 3, [-INF, NAN, -INF], [0.0, 1.0, 2.0]]
+    loss, gradient = both(jnp.array(rows), _labels([0] * 6, 3, one_hot))
+    assert np.isnan(loss[:5]).all()
+    assert np.isnan(gradient[:5]).all()
+    assert np.isfinite(loss[5])
+    assert np.isfinite(gradient[5]).all()
 
 
 @ONE_HOT

@@ -32,7 +32,9 @@ def test_values(weights, reduction, expected):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_weight_0_takes_what_is_no_number_out(value, reduction):
     loss, weights = jnp.array([1.0, value]), jnp.array([2.0, 0.0])
-    total, (dl, dw) = jax.value_and_grad(lambda loss, w: reduce(loss, w, reduction).sum(), argnums=(0, 1))(loss, weights)
+    total, (dl, dw) = jax.value_and_grad(lambda loss, w: reduce(loss, w, reduction).sum(), argnums=(0, 1))(
+        loss, weights
+    )
     assert np.isfinite(total)
     assert dl[1] == 0
     assert np.isfinite(dw).all()

@@ -1,0 +1,90 @@
+"""What `benchmark.py` times: the mean cross-entropy of integer labels, each library called as its users call it."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _timing import Call
+
+import softjax
+
+
+class Contender(NamedTuple):
+    """One thing to time. `call` returns when its result is there."""
+
+    library: str
+    quantity: str
+    call: Call
+    temporary_bytes: int | None = None  # what the compiler says it needs beside arguments and results
+
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def softjax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return softjax.cross_entropy(logits, labels)
+
+
+def optax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def contenders(logits: jax.Array, labels: jax.Array, torch_threads: int) -> Iterator[Contender]:
+    for library, loss in {"softjax": softjax_loss, "optax": optax_loss}.items():
+        yield compiled(library, "value", loss, logits, labels)
+        yield compiled(library, "value and gradient", jax.value_and_grad(loss), logits, labels)
+        yield Contender(library, "eager value", blocking(loss, logits, labels))
+        yield Contender(library, "eager gradient", blocking(jax.grad(loss), logits, labels))
+    yield from torch_contenders(logits, labels, torch_threads)
+    # The floor of the gradient, which has to read the logits and write as many numbers.
+    yield compiled("read and write", "pass", lambda x: x * 2, logits)
+
+
+def compiled(library: str, quantity: str, function: Callable[..., Any], *arrays: jax.Array) -> Contender:
+    jitted = jax.jit(function)
+    memory = jitted.lower(*arrays).compile().memory_analysis()
+    return Contender(library, quantity, blocking(jitted, *arrays), getattr(memory, "temp_size_in_bytes", None))
+
+
+def blocking(function: Callable[..., Any], *arrays: jax.Array) -> Call:
+    return lambda: jax.block_until_ready(function(*arrays))
+
+
+def torch_contenders(logits: jax.Array, labels: jax.Array, threads: int) -> Iterator[Contender]:
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError:
+        return
+    on_gpu = jax.default_backend() == "gpu"
+    if jax.default_backend() != "cpu" and not (on_gpu and torch.cuda.is_available()):
+        return
+    torch.set_num_threads(threads)
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    cross_entropy = torch.nn.functional.cross_entropy
+    x, y = torch.from_dlpack(logits), torch.from_dlpack(labels).long()
+    leaf = x.detach().requires_grad_()
+
+    def value() -> Any:
+        loss = cross_entropy(x, y)
+        wait()
+        return loss
+
+    def value_and_gradient() -> Any:
+        loss = cross_entropy(leaf, y)
+        gradient = torch.autograd.grad(loss, leaf)
+        wait()
+        return loss, gradient
+
+    yield Contender("torch", "value", value)
+    yield Contender("torch", "value and gradient", value_and_gradient)
+
+
+def problem(rows: int, classes: int, dtype: str, seed: int) -> tuple[jax.Array, jax.Array]:
+    generator = np.random.default_rng([seed, rows, classes])
+    logits = generator.standard_normal((rows, classes), np.float32)
+    labels = generator.integers(classes, size=rows, dtype=np.int32)
+    return jnp.asarray(logits).astype(dtype), jnp.asarray(labels)

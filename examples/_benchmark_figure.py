@@ -1,0 +1,96 @@
+"""The picture of `benchmark.py`: each library's time as a share of optax's, as the bytes of a PNG file."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from _benchmark_report import PASS, QUANTITIES, Case, significant, where
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+# Okabe-Ito colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
+_MARKS = {
+    "softjax": {"color": "#0072B2", "marker": "o", "markersize": 6.5, "zorder": 4},
+    "torch": {"color": "#D55E00", "marker": "s", "markersize": 5, "zorder": 3},
+    "optax": {"color": "#444444", "marker": "D", "markersize": 4, "zorder": 2},
+}
+_PASS = {"color": "#009E73", "marker": "|", "markersize": 13, "markeredgewidth": 2, "linestyle": "none", "zorder": 1}
+_OFFSETS = {"softjax": -0.2, "optax": 0.0, "torch": 0.2}  # downwards, so that the spreads do not lie on each other
+_TITLES = {
+    "value": "value, jitted",
+    "value and gradient": "value and gradient, jitted",
+    "eager value": "value, eager",
+    "eager gradient": "gradient, eager",
+}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "savefig.dpi": 200,
+}
+
+
+def draw(results: dict[str, Any]) -> bytes:
+    by_dtype: dict[str, list[Case]] = {}
+    for case in map(Case, results["cases"]):
+        by_dtype.setdefault(case.dtype, []).append(case)
+    with matplotlib.rc_context(_STYLE):
+        height = 1.5 + sum(0.5 + 0.42 * len(cases) for cases in by_dtype.values())
+        figure = Figure(figsize=(11, height), layout="constrained")
+        grid = figure.subplots(len(by_dtype), len(QUANTITIES), sharex="col", squeeze=False)
+        for row, (dtype, cases) in zip(grid, by_dtype.items(), strict=True):
+            for axes, quantity in zip(row, QUANTITIES, strict=True):
+                _panel(axes, cases, quantity)
+            row[0].set_yticks(range(len(cases)), [case.shape for case in cases])
+            row[0].set_ylabel(f"{dtype}\nrows × classes")
+        for axes, quantity in zip(grid[0], QUANTITIES, strict=True):
+            axes.set_title(_TITLES[quantity])
+        _legend(figure)
+        figure.supxlabel(f"time as a share of optax's; lines from quartile to quartile\n{where(results)}", fontsize=8)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", bbox_inches="tight", facecolor="white")
+    return file.getvalue()
+
+
+def _panel(axes: Axes, cases: Sequence[Case], quantity: str) -> None:
+    axes.axvline(1, color="#444444", linewidth=0.8, zorder=0)
+    for y, case in enumerate(cases):
+        optax = case.timing("optax", quantity)
+        assert optax is not None
+        for library, mark in _MARKS.items():
+            _point(axes, case.timing(library, quantity), optax["median"], y + _OFFSETS[library], mark)
+        if quantity == "value and gradient":  # the value has nothing of that size to write
+            _point(axes, case.timing(*PASS), optax["median"], y, _PASS)
+        axes.annotate(f"{significant(1e3 * optax['median'])} ms", (1, y), (1.01, y), ("axes fraction", "data"),
+                      fontsize=7, color="#444444", va="center")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(len(cases) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.tick_params(left=False)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.grid(axis="x", alpha=0.25)
+    for y in range(1, len(cases)):
+        axes.axhline(y - 0.5, color="#DDDDDD", linewidth=0.6, zorder=0)
+
+
+def _point(axes: Axes, timing: dict[str, Any] | None, unit: float, y: float, mark: dict[str, Any]) -> None:
+    if timing is not None:
+        line = {"color": mark["color"], "zorder": mark["zorder"]}
+        axes.plot(np.divide(timing["quartiles"], unit), [y, y], linewidth=1.3, **line)
+        axes.plot(timing["median"] / unit, y, **mark)
+
+
+def _legend(figure: Figure) -> None:
+    handles = [Line2D([], [], label=library, linewidth=1.3, **mark) for library, mark in _MARKS.items()]
+    handles[-1].set_label("optax, its time at the right")
+    handles.append(Line2D([], [], label="one read and write of the logits", **_PASS))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)

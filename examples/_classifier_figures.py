@@ -1,0 +1,184 @@
+"""The four pictures of `train_classifier.py`, each as the bytes of a PNG file."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+
+NAMES = ("training_curves.png", "weights.png", "confusion_matrix.png", "reliability.png")
+
+# Two of the Okabe-Ito colours, which colour-blind readers can tell apart.
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
+    "savefig.dpi": 200,
+}
+_SIDE = 8  # pixels
+_BINS = 10
+_FEW = 10  # a bin of fewer images says little
+
+
+def draw(
+    history: Mapping[str, np.ndarray], kernel: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, unit: str
+) -> dict[str, bytes]:
+    """The pictures by file name.
+
+    Args:
+      history: `train_loss`, `test_loss`, `train_accuracy` and `test_accuracy`, one number an epoch.
+      kernel: the weights, `[pixels, classes]`.
+      probabilities: of each class for each test image, `[images, classes]`.
+      labels: the digits of the test images, `[images]`.
+      unit: of the losses.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figures = (
+            _training_curves(history, unit),
+            _weights(kernel),
+            _confusion_matrix(np.argmax(probabilities, axis=-1), labels, probabilities.shape[-1]),
+            _reliability(probabilities, labels),
+        )
+        return {name: _png(figure) for name, figure in zip(NAMES, figures, strict=True)}
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", facecolor="white")
+    return file.getvalue()
+
+
+def _training_curves(history: Mapping[str, np.ndarray], unit: str) -> Figure:
+    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
+    losses, errors = figure.subplots(1, 2)
+    epochs = np.arange(1, len(history["train_loss"]) + 1)
+    for part, colour in (("train", _BLUE), ("test", _ORANGE)):
+        line: dict[str, Any] = {"color": colour, "label": part, "linewidth": 1.1, "clip_on": False, "zorder": 3}
+        if len(epochs) < 30:
+            line |= {"marker": "o", "markersize": 3}
+        losses.plot(epochs, history[f"{part}_loss"], **line)
+        errors.plot(epochs, 1 - history[f"{part}_accuracy"], **line)
+    losses.set(title="Cross-entropy", ylabel=f"mean loss of an image ({unit})", ylim=(0, None))
+    errors.set(title="Error rate", ylabel="images misclassified", ylim=(0, None))
+    errors.yaxis.set_major_formatter(PercentFormatter(1))
+    for axes in (losses, errors):
+        # Most of what happens, happens in the first epochs: a linear axis would hide it.
+        axes.set(xlabel="epoch (logarithmic scale)", xscale="log", xlim=(0.9, max(len(epochs), 2) * 1.1))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+        axes.legend()
+    return figure
+
+
+def _weights(kernel: np.ndarray) -> Figure:
+    classes = kernel.shape[1]
+    columns = min(classes, 5)
+    rows = math.ceil(classes / columns)
+    figure = Figure(figsize=(1.5 * columns + 0.9, 1.65 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    # One scale for all, with white at 0: ink on red speaks for the digit, on blue against it.
+    limit = float(np.max(np.abs(kernel))) or 1.0
+    scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+    images = [axes.imshow(w.reshape(_SIDE, _SIDE), **scale) for axes, w in zip(grid.flat, kernel.T, strict=False)]
+    for digit, axes in enumerate(grid.flat):
+        axes.set(xticks=[], yticks=[], title=f"digit {digit}", visible=digit < classes)
+        axes.spines[:].set(visible=True, color="#bbbbbb")
+    figure.suptitle("Learned weights of each class")
+    figure.colorbar(images[0], ax=grid, label="logit per unit of ink", shrink=0.8, aspect=15 * rows)
+    return figure
+
+
+def _confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Figure:
+    counts = np.zeros((classes, classes), dtype=int)
+    np.add.at(counts, (labels, predicted), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    figure = Figure(figsize=(0.55 * classes + 1.9, 0.55 * classes + 1.2), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (true, guess), count in np.ndenumerate(counts):
+        ink = "white" if shares[true, guess] > 0.5 else "black" if count else "#bbbbbb"
+        axes.text(guess, true, str(count), ha="center", va="center", color=ink)
+    axes.set(
+        title=f"Test images by digit: {np.trace(counts)} of {len(labels)} right",
+        xlabel="predicted digit",
+        ylabel="true digit",
+        xticks=range(classes),
+        yticks=range(classes),
+    )
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(image, ax=axes, label="share of the true digit", shrink=0.9)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> Figure:
+    confidence = probabilities.max(axis=-1)
+    right = probabilities.argmax(axis=-1) == labels
+    which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(which, minlength=_BINS)
+    figure = Figure(figsize=(4.9, 5.2), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], ":", color=_GREY)
+    for b in np.flatnonzero(counts):
+        _reliability_point(above, confidence[which == b].mean(), right[which == b])
+    _reliability_legend(figure)
+    above.set(title="Reliability on the test images", ylabel="share that is right", ylim=(-0.03, 1.03))
+    below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.9 / _BINS, color=_BLUE)
+    for b in np.flatnonzero(counts):
+        below.annotate(
+            str(counts[b]),
+            ((b + 0.5) / _BINS, counts[b]),
+            (0, 1),
+            ha="center",
+            va="bottom",
+            textcoords="offset points",
+            fontsize=7,
+        )
+    below.set(
+        xlabel="probability of the predicted digit", ylabel="images", xlim=(0, 1.02), ylim=(0, 1.2 * counts.max())
+    )
+    for axes in (above, below):
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.25)
+    above.yaxis.set_major_formatter(PercentFormatter(1))
+    return figure
+
+
+def _reliability_point(axes: Axes, confidence: float, right: np.ndarray) -> None:
+    """One bin: its share of right images with Wilson's 95 % interval, hollow where the images are few."""
+    few = len(right) < _FEW
+    low, high = _wilson(int(right.sum()), len(right))
+    axes.plot([confidence] * 2, [low, high], color=_BLUE, alpha=0.4 if few else 1, linewidth=1.2)
+    axes.plot(confidence, right.mean(), "o", color=_BLUE, markerfacecolor="white" if few else _BLUE)
+
+
+def _reliability_legend(figure: Figure) -> None:
+    # Outside the axes, for where the points lie is not known beforehand.
+    line = {"color": _BLUE, "linewidth": 1.2, "marker": "o"}
+    entries = [
+        Line2D([], [], color=_GREY, linestyle=":", label="perfect calibration"),
+        Line2D([], [], label="bin of images, 95% interval", **line),
+        Line2D([], [], label=f"under {_FEW} images", markerfacecolor="white", **line),
+    ]
+    figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=7.5, columnspacing=1)
+
+
+def _wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    # The normal interval would have no width in a bin that is all right, as most of these are.
+    share, spread = hits / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    return centre - half, centre + half

@@ -1,0 +1,182 @@
+"""Every figure of the DeepLibs softmax document, computed with softjax and printed beside the document's own.
+
+    python examples/document.py
+
+The first tables are where the two agree. The errata follow: where the document does not agree with its own
+definitions, its figure, or what its printed formula gives, stands beside what the definitions give.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import softjax
+
+SCORES = (0.0, 10.0, 15.0, 18.0, 20.0)
+RAISED = (0.0, 10.0, 15.0, 19.0, 20.0)
+LABELS = (4, 2)  # of the document's two examples, which have the same scores
+ROUNDED = (0.0, 0.0, 0.0059, 0.1185, 0.8756)  # the probabilities, as the document goes on with them
+LOGARITHMS = ("-20.1329", "-10.1329", "-5.1329", "-2.1329", "-0.1329")
+LOSSES = ("0.13288", "5.13288")
+
+
+class Row(NamedTuple):
+    what: str
+    document: str  # to the digits that it prints
+    softjax: float
+
+
+def probabilities() -> list[Row]:
+    q = softjax.softmax(jnp.array(SCORES))
+    printed = ("0.0000", "0.0000", "0.0059", "0.1185", "0.8756")
+    rows = [Row(f"q_{i}, score {SCORES[i]:g}", printed[i], float(q[i])) for i in range(len(SCORES))]
+    return [*rows, Row("sum", "1", float(q.sum())), Row("most likely class", "4", float(q.argmax()))]
+
+
+def raised_score() -> list[Row]:
+    before, after = (100 * float(softjax.softmax(jnp.array(scores))[4]) for scores in (SCORES, RAISED))
+    return [Row("q_4 in %, fourth score 18", "87.56", before), Row("q_4 in %, fourth score 19", "72.75", after)]
+
+
+def natural_logarithms() -> list[Row]:
+    logs = softjax.log_softmax(jnp.array(SCORES), base=math.e)
+    return [Row(f"ln q_{i}", LOGARITHMS[i], float(logs[i])) for i in range(len(SCORES))]
+
+
+def natural_losses() -> list[Row]:
+    q = softjax.softmax(jnp.array(SCORES))
+    rows = []
+    for printed, label, loss in zip(LOSSES, LABELS, _losses(base=math.e), strict=True):
+        by_definition = softjax.distribution_cross_entropy(jax.nn.one_hot(label, len(SCORES)), q, base=math.e)
+        rows += [
+            Row(f"label {label}: −Σ p_i ln q_i", printed, float(by_definition)),
+            Row(f"label {label}: −ln q_{label}", printed, loss),
+        ]
+    mean = softjax.cross_entropy(_batch(LABELS), jnp.array(LABELS), base=math.e)
+    # The document gives the formula of the mean and no number: this is the mean of its two losses.
+    return [*rows, Row("mean of a batch of the two", f"{np.mean([float(x) for x in LOSSES]):.5f}", float(mean))]
+
+
+def base_ten() -> list[Row]:
+    logs = softjax.log_softmax(jnp.array(SCORES))
+    rows = [Row(f"log10 q_{i}", LOGARITHMS[i], float(logs[i])) for i in range(len(SCORES))]
+    for printed, label, loss in zip(LOSSES, LABELS, _losses(base=10.0), strict=True):
+        rows.append(Row(f"label {label}: −log10 q_{label}", printed, loss))
+    return rows
+
+
+def softmax_derivative() -> list[Row]:
+    """∂q_4/∂x_k. The entries of a row of the Jacobian sum to 0, since adding a constant to all scores changes no q."""
+    q = _probabilities()
+    ours = np.asarray(jax.jacobian(softjax.softmax)(jnp.array(SCORES)), np.float64)[4]
+    printed = [q[4] * ((k == 4) - q[4]) for k in range(len(q))]
+    return _entries("∂q_4/∂x_{}", printed, ours)
+
+
+def gradient() -> list[Row]:
+    """∂L/∂x_k of the first example: label 4, N = 1."""
+    return _entries("∂L/∂x_{}", printed_gradient(LABELS[:1]), softjax_gradient(LABELS[:1])[0])
+
+
+def gradient_sums() -> list[Row]:
+    """Σ_k ∂L/∂x_k, which is 0 for a softmax, and by the printed formula is the mean of (C q_c − 1) / ln 10.
+
+    The document does not say for which label and N its formula is meant; these are the readings its examples allow.
+    """
+    readings = {"label 4, N = 1": (4,), "label 2, N = 1": (2,), "labels 4 and 2, N = 2": LABELS}
+    return [
+        Row(f"Σ_k, {what}", f"{printed_gradient(labels).sum():.3f}", float(softjax_gradient(labels).sum()))
+        for what, labels in readings.items()
+    ]
+
+
+def logarithm_of_zero() -> list[Row]:
+    """The document's zeros stand for small values; here 0 · log 0 is 0, and log q never comes from a rounded q."""
+    one_hot = jax.nn.one_hot(4, len(SCORES))
+    nothing = softjax.distribution_cross_entropy(jnp.zeros(1), jnp.zeros(1), base=math.e)
+    of_rounded = softjax.distribution_cross_entropy(one_hot, jnp.array(ROUNDED), base=math.e)
+    far = jnp.array([0.0, 200.0])  # e^-200 is 0 in float32
+    return [
+        Row("0 · ln 0", "≈ 0", float(nothing)),
+        Row("−Σ p_i ln q_i of the rounded q", "0.13288", float(of_rounded)),
+        Row("−ln q_4 of the scores", "0.13288", _losses(base=math.e)[0]),
+        Row("q_0 of the scores 0 and 200", "—", float(softjax.softmax(far)[0])),
+        Row("ln q_0 of the scores 0 and 200", "—", float(softjax.log_softmax(far, base=math.e)[0])),
+    ]
+
+
+def printed_gradient(labels: Sequence[int]) -> np.ndarray:
+    """What the document's last formula gives, entry k: −(1/(N ln 10)) Σ_i (δ_ck − q_ic), c the label of sample i."""
+    q = _probabilities()
+    terms = [[(k == label) - q[label] for k in range(len(q))] for label in labels]
+    return -np.sum(terms, axis=0) / (len(labels) * math.log(10))
+
+
+def softjax_gradient(labels: Sequence[int]) -> np.ndarray:
+    """Entry i, k: (q_ik − p_ik) / (N ln 10)."""
+    return np.asarray(jax.grad(softjax.cross_entropy)(_batch(labels), jnp.array(labels)), np.float64)
+
+
+def _batch(labels: Sequence[int]) -> jax.Array:
+    return jnp.array([SCORES] * len(labels))
+
+
+def _losses(base: float) -> list[float]:
+    return softjax.cross_entropy(_batch(LABELS), jnp.array(LABELS), base=base, reduction="none").tolist()
+
+
+def _probabilities() -> np.ndarray:
+    return np.asarray(softjax.softmax(jnp.array(SCORES)), np.float64)
+
+
+def _entries(name: str, printed: Sequence[float] | np.ndarray, ours: np.ndarray) -> list[Row]:
+    rows = [Row(name.format(k), f"{printed[k]:.5f}", float(ours[k])) for k in range(len(ours))]
+    return [*rows, Row("sum over k", f"{np.sum(printed):.5f}", float(np.sum(ours)))]
+
+
+AGREED = {
+    "Probabilities": probabilities,
+    "Raising the fourth score": raised_score,
+    "Natural logarithms": natural_logarithms,
+    "Losses in nats": natural_losses,
+}
+ERRATA = {
+    "1. The document says base 10; its logarithms are natural ones": (base_ten, "as printed", "base 10"),
+    "2. The softmax derivative is −q_j·q_k for j ≠ k, not −q_j·q_j": (softmax_derivative, "as printed", "softjax"),
+    "3. The gradient is (q − p) / (N ln 10); here for label 4 and N = 1": (gradient, "as printed", "softjax"),
+    "   The sum of its entries is 0; as printed 1.467 for label 4 and N = 1": (gradient_sums, "as printed", "softjax"),
+    "4. 0 · log 0 is 0, and log q is x − ln Σ exp x": (logarithm_of_zero, "document", "softjax"),
+}
+
+
+def table_of(rows: Sequence[Row], document: str, ours: str) -> Table:
+    """softjax's figures have two decimals more than the document's, so that its own rounding shows."""
+    table = Table("")
+    table.add_column(document, justify="right")
+    table.add_column(ours, justify="right")
+    for row in rows:
+        decimals = len(row.document.partition(".")[2])
+        decimals += 2 if decimals else 0
+        # + 0.0 turns −0.0 into 0.0
+        table.add_row(row.what, row.document, f"{round(row.softjax, decimals) + 0.0:.{decimals}f}")
+    return table
+
+
+def main() -> None:
+    console = Console()
+    console.rule("Where the document and its definitions agree")
+    for title, rows in AGREED.items():
+        console.print(f"\n[bold]{title}[/]", table_of(rows(), "document", "softjax"), sep="\n")
+    console.rule("Errata: where they do not")
+    for title, (rows, document, ours) in ERRATA.items():
+        console.print(f"\n[bold]{title}[/]", table_of(rows(), document, ours), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Train a linear classifier on handwritten digits, with `softjax.cross_entropy` as its loss.
+
+    python examples/train_classifier.py                       # everything as in configs/classifier.toml
+    python examples/train_classifier.py --epochs 50 --base 2  # any of its settings changed
+    python examples/train_classifier.py --resume              # go on where a killed run stopped
+    python examples/train_classifier.py --overwrite           # start anew in a folder that holds a run
+
+The objective is convex, so that it has one optimum, which scikit-learn finds too. Per image, of N:
+
+    ours     (1/N) Σ −log_b softmax(x W + c)_y  +  (λ/2) ‖W‖²      λ = weight_decay; the bias c goes free
+    theirs       C Σ −ln softmax(x W + c)_y     +  (1/2) ‖W‖²      sklearn.linear_model.LogisticRegression
+
+The base scales the first term only, by 1/ln b. So the two have the same optimum where C = 1 / (N λ ln b), and there
+ours is λ times theirs. (With two classes their W is the one difference of our two columns, and C is twice that.)
+"""
+
+import functools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import _checkpoint as checkpoint
+import _classifier_figures as figures
+import _digits
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _classifier_config import Arguments, Config, parse
+from _config import WrongInput
+from _digits import Data, Images
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import softjax
+
+CHECKPOINT = "checkpoint.npz"
+# In the order of writing: where the last is there, all are.
+RESULTS = ("params.npz", *figures.NAMES, "metrics.json")
+
+Params = dict[str, jax.Array]
+Carry = tuple[Any, optax.OptState]  # the parameters and the optimiser's moments
+
+
+class State(NamedTuple):
+    """All that a run carries from one epoch to the next, and so all that a checkpoint holds."""
+
+    params: Params
+    optimiser: optax.OptState
+    epoch: jax.Array
+    history: dict[str, jax.Array]  # one number an epoch, NaN for those to come
+
+
+def load_data(config: Config) -> Data:
+    try:
+        data = _digits.load(config.classes, config.test_fraction, config.seed)
+    except ValueError as error:
+        raise WrongInput(f"`test_fraction` is {config.test_fraction}: {error}") from error
+    images = len(data.train.labels)
+    if config.batch_size > images:
+        raise WrongInput(f"`batch_size` {config.batch_size} is more than the {images} training images.")
+    return data
+
+
+def logits_of(params: Params, pixels: jax.Array) -> jax.Array:
+    return pixels @ params["kernel"] + params["bias"][None, :]
+
+
+def are_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
+
+
+def objective(params: Params, images: Images, config: Config) -> jax.Array:
+    loss = softjax.cross_entropy(
+        logits_of(params, images.pixels), images.labels, base=config.base, label_smoothing=config.label_smoothing
+    )
+    return loss + 0.5 * config.weight_decay * jnp.sum(params["kernel"] ** 2)
+
+
+def steps_per_epoch(data: Data, config: Config) -> int:
+    return len(data.train.labels) // config.batch_size
+
+
+def make_optimiser(data: Data, config: Config) -> optax.GradientTransformation:
+    steps = config.epochs * steps_per_epoch(data, config)
+    rate = {
+        "constant": optax.constant_schedule(config.learning_rate),
+        "cosine": optax.cosine_decay_schedule(config.learning_rate, steps),
+    }[config.schedule]
+    optimisers = {"adam": optax.adam(rate), "sgd": optax.sgd(rate, momentum=0.9, nesterov=True)}
+    return optimisers[config.optimiser]
+
+
+def initial_state(data: Data, config: Config) -> State:
+    # Zeros are as good a start as any: the objective is convex.
+    shape = (data.train.pixels.shape[1], config.classes)
+    params = {"kernel": jnp.zeros(shape, jnp.float32), "bias": jnp.zeros(config.classes, jnp.float32)}
+    numbers = jax.eval_shape(lambda: measure(params, data, config))
+    history = {name: jnp.full(config.epochs, jnp.nan, number.dtype) for name, number in numbers.items()}
+    return State(params, make_optimiser(data, config).init(params), jnp.int32(0), history)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def run_epoch(state: State, data: Data, config: Config) -> State:
+    optimiser = make_optimiser(data, config)
+
+    def step(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
+        params, moments = carry
+        batch = jax.tree.map(lambda array: array[rows], data.train)
+        gradient = jax.grad(objective)(params, batch, config)
+        # optax mixes its int32 count of steps with floats, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, moments = optimiser.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), None
+
+    # From the seed and the epoch alone: a resumed run sees the images in the order of an uninterrupted one.
+    key = jax.random.fold_in(jax.random.key(config.seed), state.epoch)
+    steps = steps_per_epoch(data, config)
+    order = jax.random.permutation(key, len(data.train.labels))[: steps * config.batch_size]
+    (params, moments), _ = jax.lax.scan(step, (state.params, state.optimiser), order.reshape(steps, -1))
+    history = {
+        name: state.history[name].at[state.epoch].set(value) for name, value in measure(params, data, config).items()
+    }
+    return State(params, moments, state.epoch + 1, history)
+
+
+def measure(params: Params, data: Data, config: Config) -> dict[str, jax.Array]:
+    """The numbers that the curves show; the losses are without smoothing, to the base of the run."""
+    numbers = {"objective": objective(params, data.train, config)}
+    for part, images in data._asdict().items():
+        logits = logits_of(params, images.pixels)
+        numbers[f"{part}_loss"] = softjax.cross_entropy(logits, images.labels, base=config.base)
+        numbers[f"{part}_accuracy"] = jnp.mean(are_right(logits, images.labels))
+    return numbers
+
+
+def starting_state(arguments: Arguments, fresh: State) -> State:
+    """The fresh state, or the checkpoint's; refuses a folder where a run would be lost, or nothing can be written."""
+    folder = arguments.settings.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise WrongInput(f"cannot write to the output folder {folder}: {error.strerror}.") from error
+    present = [name for name in (CHECKPOINT, *RESULTS) if (folder / name).exists()]
+    if arguments.overwrite or not present:
+        if arguments.resume:
+            # A run may be killed before its first checkpoint, and its restart must not fail for that.
+            print(f"No checkpoint in {folder} yet: starting from the beginning.")
+        return fresh
+    if not arguments.resume:
+        ways = "pass --resume to go on with it, --overwrite to replace it, or another --output"
+        raise WrongInput(f"{folder} already holds a run ({present[0]}): {ways}.")
+    if CHECKPOINT not in present:
+        raise WrongInput(f"{folder} holds {present[0]} but no {CHECKPOINT} to resume: pass another --output.")
+    state = checkpoint.load(folder / CHECKPOINT, fresh, arguments.settings.result_settings())
+    print(f"Resumed after epoch {int(state.epoch)}.")
+    return state
+
+
+def train(state: State, data: Data, config: Config, console: Console) -> State:
+    columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bar = progress.add_task("", total=config.epochs, completed=int(state.epoch))
+        for epoch in range(int(state.epoch), config.epochs):
+            state = run_epoch(state, data, config)
+            now = {name: float(np.asarray(curve)[epoch]) for name, curve in state.history.items()}
+            if not math.isfinite(now["objective"]):
+                raise WrongInput(f"the objective is {now['objective']} in epoch {epoch + 1}: lower `learning_rate`.")
+            if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
+                checkpoint.save(config.output / CHECKPOINT, state, config.result_settings())
+            loss = f"loss {now['train_loss']:.4f} {unit(config.base)}"
+            shown = f"{loss}, test accuracy {now['test_accuracy']:.1%}"
+            progress.update(bar, completed=epoch + 1, description=shown)
+    return state
+
+
+def unit(base: float) -> str:
+    return {10.0: "hartleys", 2.0: "bits", math.e: "nats"}.get(base, f"to base {base:g}")
+
+
+@jax.jit
+def scores(params: Params, images: Images) -> dict[str, jax.Array]:
+    logits = logits_of(params, images.pixels)
+    bases = {"hartleys": 10.0, "bits": 2.0, "nats": math.e}
+    losses = {name: softjax.cross_entropy(logits, images.labels, base=base) for name, base in bases.items()}
+    return {"right": jnp.sum(are_right(logits, images.labels)), **losses}
+
+
+def summary(params: Params, images: Images) -> dict[str, float]:
+    numbers = {name: number.item() for name, number in scores(params, images).items()}
+    count = len(images.labels)
+    # e^709 is about the largest number that a float, and so JSON, can hold.
+    perplexity = math.exp(min(numbers["nats"], 709))
+    return {"images": count, "accuracy": numbers.pop("right") / count, **numbers, "perplexity": perplexity}
+
+
+def table_of(parts: dict[str, dict[str, float]]) -> Table:
+    columns = ("images", "accuracy", "hartleys", "bits", "nats", "perplexity")
+    table = Table("", *columns, title="Mean loss of an image in three units, and its perplexity")
+    for part, row in parts.items():
+        table.add_row(part, str(row["images"]), f"{row['accuracy']:.2%}", *(f"{row[name]:.4f}" for name in columns[2:]))
+    return table
+
+
+def publish(state: State, data: Data, config: Config, console: Console) -> None:
+    """Writes the results; all are made before the first is written, so that no failure leaves new ones among old."""
+    parts = {part: summary(state.params, images) for part, images in data._asdict().items()}
+    history = {name: np.asarray(curve) for name, curve in state.history.items()}
+    metrics = {"settings": config.result_settings(), "objective": float(history["objective"][-1]), **parts}
+    probabilities = jax.jit(softjax.softmax)(logits_of(state.params, data.test.pixels))
+    pictures = figures.draw(
+        history,
+        np.asarray(state.params["kernel"]),
+        np.asarray(probabilities),
+        np.asarray(data.test.labels),
+        unit(config.base),
+    )
+    contents = {
+        "params.npz": checkpoint.npz(state.params),
+        "metrics.json": (json.dumps(metrics, indent=2) + "\n").encode(),
+        **pictures,
+    }
+    for name in RESULTS:
+        checkpoint.write(config.output / name, contents[name])
+    console.print(table_of(parts))
+    print(f"Results: {config.output}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    console = Console()
+    try:
+        arguments = parse(argv)
+        config = arguments.settings
+        data = load_data(config)
+        state = starting_state(arguments, initial_state(data, config))
+        publish(train(state, data, config, console), data, config, console)
+    except (WrongInput, checkpoint.CheckpointError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
