@@ -41,7 +41,7 @@ def test_coming_from_optax():
         close(nats(X, P, reduction="none"), optax.softmax_cross_entropy(X, P))
         smooth = optax.softmax_cross_entropy(X, optax.smooth_labels(jax.nn.one_hot(Y, 5), 0.1))
         close(nats(X, Y, label_smoothing=0.1, reduction="none"), smooth)
-        close(nats(X, y, where=where, reduction="none"), integer(X, y, where=where))
+        close(nats(X, y, where=where, reduction="none"), integer(X, y, where=where[None, :]))
 
 
 def test_coming_from_torch():

@@ -1,0 +1,123 @@
+"""The main example: what a run leaves, the optimum it reaches, and what a kill cannot break."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import _classifier_figures as figures
+import _digits
+import matplotlib.image
+import numpy as np
+import pytest
+import train_classifier as program
+from classifier_runs import Killed, arrays, contents, die_at_disk_operation, run
+from sklearn.linear_model import LogisticRegression
+
+
+def test_a_run_leaves_its_files_and_no_others(finished):
+    assert set(contents(finished)) == {program.CHECKPOINT, *program.RESULTS}
+    for name in figures.NAMES:
+        height, width, _ = matplotlib.image.imread(finished / name).shape
+        assert min(height, width) > 300
+    # RESULTS promises that whoever sees metrics.json sees the rest.
+    assert program.RESULTS[-1] == "metrics.json"
+
+
+def test_the_metrics_are_those_of_the_parameters(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    params = arrays(finished / "params.npz")
+    for part, images in _digits.load(3, 0.2, 0)._asdict().items():
+        logits = np.float64(images.pixels) @ params["kernel"] + params["bias"]
+        labels = np.asarray(images.labels)
+        nats = np.mean(np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(labels)), labels])
+        expected = {"images": len(labels), "accuracy": np.mean(np.argmax(logits, axis=-1) == labels)}
+        expected |= {"nats": nats, "bits": nats / math.log(2), "hartleys": nats / math.log(10)}
+        assert metrics[part] == pytest.approx({**expected, "perplexity": math.exp(nats)}, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--classes 3 --epochs 300 --base 2 --weight-decay 0.01 --optimiser sgd --batch-size 429 --learning-rate 1",
+    ],
+    ids=["as configured", "another base and optimiser"],
+)
+def test_it_reaches_the_optimum_that_scikit_learn_finds(tmp_path, no_pictures, options):
+    assert run(tmp_path, *options.split(), small=()) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    settings = metrics["settings"]
+    train, test = _digits.load(settings["classes"], settings["test_fraction"], settings["seed"])
+    pixels, labels = np.float64(train.pixels), np.asarray(train.labels)
+    decay, ln_base = settings["weight_decay"], math.log(settings["base"])
+    peer = LogisticRegression(C=1 / (len(labels) * decay * ln_base), tol=1e-8, max_iter=10_000).fit(pixels, labels)
+
+    loss = -np.mean(peer.predict_log_proba(pixels)[np.arange(len(labels)), labels]) / ln_base
+    unit = {10.0: "hartleys", 2.0: "bits"}[settings["base"]]
+    assert metrics["train"][unit] == pytest.approx(loss, rel=1e-3)
+    assert metrics["objective"] == pytest.approx(loss + decay / 2 * np.sum(peer.coef_**2), rel=1e-4)
+    right = np.sum(peer.predict(np.float64(test.pixels)) == np.asarray(test.labels))
+    assert abs(metrics["test"]["accuracy"] * len(test.labels) - right) < 1.01
+
+
+# Two checkpoints and six results, each a write and a rename.
+@pytest.mark.parametrize("number", range(16))
+def test_wherever_a_run_dies_resuming_ends_the_same(tmp_path, finished, no_pictures, number):
+    with pytest.MonkeyPatch.context() as patch:
+        die_at_disk_operation(patch, number)
+        with pytest.raises(Killed):
+            run(tmp_path)
+    assert run(tmp_path, "--resume") == 0
+    same_result(tmp_path, finished)
+
+
+def same_result(folder, expected):
+    """Bit for bit: the parameters, the optimiser's moments and the curves, and with them the metrics."""
+    for name in (program.CHECKPOINT, "params.npz"):
+        ours, theirs = arrays(folder / name), arrays(expected / name)
+        assert list(ours) == list(theirs)
+        for leaf, value in ours.items():
+            assert value.tobytes() == theirs[leaf].tobytes(), leaf
+    assert (folder / "metrics.json").read_bytes() == (expected / "metrics.json").read_bytes()
+
+
+def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path):
+    options = ("--classes", "2", "--batch-size", "64", "--epochs", "300", "--checkpoint-every", "1")
+
+    def start(name, *more):
+        command = [sys.executable, program.__file__, *options, "--output", tmp_path / name, *more]
+        # A run of the tests may find softjax through its own search path, which the child does not inherit.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    victim, other = start("killed"), start("uninterrupted")
+    while not (tmp_path / "killed" / program.CHECKPOINT).exists():
+        assert victim.poll() is None, victim.communicate()
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.1))
+    victim.kill()
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
+
+    for process in (other, start("killed", "--resume")):
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+    same_result(tmp_path / "killed", tmp_path / "uninterrupted")
+
+
+def test_resuming_a_finished_run_changes_nothing(earlier, finished, capsys):
+    # Neither of the two settings changes the result, so neither hinders.
+    assert run(earlier, "--resume", "--checkpoint-every", 1) == 0
+    assert "Resumed after epoch 4" in capsys.readouterr().out
+    assert contents(earlier) == contents(finished)
+
+
+def test_resuming_where_nothing_was_written_begins(tmp_path, finished, no_pictures, capsys):
+    assert run(tmp_path / "new", "--resume") == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    same_result(tmp_path / "new", finished)

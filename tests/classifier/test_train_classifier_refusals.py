@@ -1,0 +1,171 @@
+"""What the main example refuses, in one line, and that an earlier run is never harmed."""
+
+import errno
+import json
+import os
+import random
+
+import _checkpoint as checkpoint
+import pytest
+import train_classifier as program
+from _classifier_config import DEFAULT_CONFIG
+from classifier_runs import SMALL, Killed, contents, die_at_disk_operation, run, the_one_line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    {
+        "classes": 4,
+        "test-fraction": 0.3,
+        "seed": 1,
+        "optimiser": "sgd",
+        "learning-rate": 0.01,
+        "schedule": "constant",
+        "epochs": 5,
+        "batch-size": 50,
+        "base": 2.0,
+        "label-smoothing": 0.1,
+        "weight-decay": 0.0,
+    }.items(),
+)
+def test_resuming_with_another_setting_is_refused(earlier, finished, capsys, option, value):
+    assert run(earlier, "--resume", f"--{option}", value) != 0
+    assert f"{option.replace('-', '_')} was" in the_one_line(capsys)
+    assert contents(earlier) == contents(finished)
+
+
+def test_a_damaged_checkpoint_is_refused_or_harmless(earlier, finished, capsys):
+    path = earlier / program.CHECKPOINT
+    whole = path.read_bytes()
+    config = program.parse([*SMALL, "--output", str(earlier)]).settings
+    like, settings = program.initial_state(program.load_data(config), config), config.result_settings()
+    expected = checkpoint.npz(checkpoint.load(path, like, settings))
+    generator = random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            state = checkpoint.load(path, like, settings)
+        except checkpoint.CheckpointError:
+            continue
+        # A flip in what a zip keeps twice, or not for reading, leaves the state whole.
+        assert checkpoint.npz(state) == expected
+    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert run(earlier, "--resume") != 0
+        assert "damaged" in the_one_line(capsys)
+        assert path.read_bytes() == whole[:length]
+
+
+def test_a_folder_that_holds_a_run_is_refused(earlier, finished, capsys):
+    assert run(earlier) != 0
+    assert "--overwrite" in the_one_line(capsys)
+    assert contents(earlier) == contents(finished)
+    # Not even where the run has lost its checkpoint and only its results are left.
+    (earlier / program.CHECKPOINT).unlink()
+    assert run(earlier, "--resume") != 0
+    assert "no checkpoint.npz" in the_one_line(capsys)
+
+
+def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier, finished, no_pictures):
+    def results():
+        return {name: content for name, content in contents(earlier).items() if name in program.RESULTS}
+
+    old = results()
+    with pytest.MonkeyPatch.context() as patch:
+        die_at_disk_operation(patch, 4)  # both checkpoints are written, no result is
+        with pytest.raises(Killed):
+            run(earlier, "--overwrite", "--seed", 1)
+    assert results() == old
+    assert run(earlier, "--overwrite", "--seed", 1) == 0
+    assert json.loads(results()["metrics.json"])["settings"]["seed"] == 1
+
+
+def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(earlier, "--overwrite") != 0
+    assert "No space left" in the_one_line(capsys)
+    after = contents(earlier)
+    assert {name: after[name] for name in contents(finished)} == contents(finished)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--classes", "1"), "`classes` must be from 2 to 10"),
+        (("--classes", "11"), "`classes` must be from 2 to 10"),
+        (("--epochs", "0"), "`epochs` must be"),
+        (("--epochs", "three"), "--epochs"),
+        (("--epochs",), "--epochs"),
+        (("--base", "1"), "`base` must be"),
+        (("--base", "nan"), "`base` must be"),
+        (("--seed", "-1"), "`seed` must be"),
+        (("--learning-rate", "1e30"), "lower `learning_rate`"),
+        (("--batch-size", "1000"), "more than the 429 training images"),
+        (("--test-fraction", "0.001"), "`test_fraction` is 0.001"),
+        (("--optimiser", "newton"), "newton"),
+        (("--config", "absent.toml"), "cannot read the config absent.toml"),
+        (("--config", "."), "cannot read the config ."),
+        (("--momentum", "0.9"), "--momentum"),
+        (("--resume", "--overwrite"), "contradict"),
+        (("stray",), "stray"),
+    ],
+)
+def test_wrong_options_get_one_line_and_cost_no_file(earlier, finished, capsys, options, said):
+    assert run(earlier, "--overwrite", *options) != 0
+    assert said in the_one_line(capsys)
+    assert contents(earlier) == contents(finished)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed = 0", "seed = 0\nspeed = 1", "unknown key `speed`"),
+        ("seed = 0", "", "`seed` is missing"),
+        ("seed = 0", "seed = true", "`seed` must be a whole number, got True"),
+        ("seed = 0", "seed = 0.5", "`seed` must be a whole number"),
+        ("seed = 0", "seed = ", "config.toml: "),
+        ("base = 10.0", 'base = "ten"', "`base` must be a number"),
+        ("base = 10.0", f"base = 1{'0' * 400}", "config.toml: "),
+        ('schedule = "cosine"', 'schedule = "linear"', "`schedule` must be one of"),
+        ("classes = 5", "classes = 40", "`classes` must be from 2 to 10"),
+        ('output = "runs/classifier"', "output = 3", "`output` must be a string"),
+    ],
+)
+def test_a_wrong_config_gets_one_line(tmp_path, capsys, old, new, said):
+    text = DEFAULT_CONFIG.read_text()
+    assert text.count(old) == 1
+    config = tmp_path / "config.toml"
+    config.write_text(text.replace(old, new))
+    assert run(tmp_path / "new", "--config", config) != 0
+    assert said in the_one_line(capsys)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below"])
+def test_an_unwritable_folder_gets_one_line(tmp_path, capsys, name):
+    (tmp_path / "a file").write_text("precious")
+    assert run(tmp_path / name) != 0
+    assert "cannot write to the output folder" in the_one_line(capsys)
+    assert (tmp_path / "a file").read_text() == "precious"
+
+
+def test_options_override_the_config_and_the_config_the_default(tmp_path, no_pictures):
+    config = tmp_path / "config.toml"
+    config.write_text(DEFAULT_CONFIG.read_text().replace("seed = 0", "seed = 7").replace("1e-3", "0.5"))
+    assert run(tmp_path / "new", "--config", config, "--weight_decay", "0.25", "--schedule=constant") == 0
+    settings = json.loads((tmp_path / "new" / "metrics.json").read_text())["settings"]
+    assert settings.items() >= {"seed": 7, "weight_decay": 0.25, "schedule": "constant", "epochs": 4}.items()
+
+
+def test_the_help_states_what_happens_to_an_earlier_run(capsys):
+    with pytest.raises(SystemExit) as stop:
+        program.main(["--help"])
+    assert not stop.value.code
+    shown = capsys.readouterr().out
+    assert "--resume goes on" in shown
+    assert "--overwrite starts anew" in shown
