@@ -6,7 +6,7 @@ Each function takes what the caller gave and returns it as the code behind the d
 import math
 import numbers
 import operator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,22 @@ _SCALARS = (bool, int, float, complex)
 
 
 def _array(name: str, value: Any) -> Array:
-    if isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) or hasattr(value, "__jax_array__"):
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) and not hasattr(value, "__jax_array__"):
+        raise TypeError(f"`{name}` must be an array, got {type(value).__name__}: {value!r:.60}.")
+    try:
         return jnp.asarray(value)
-    raise TypeError(f"`{name}` must be an array, got {type(value).__name__}: {value!r:.60}.")
+    except (TypeError, ValueError, OverflowError) as error:
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"`{name}` must be an array that JAX can hold, got {kind}.") from error
+
+
+def _labels_array(value: Any) -> Array:
+    # Without 64-bit types JAX would wrap a wide id around to one in range: kept out of range, it is told as wrong.
+    ids = isinstance(value, int) or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu")
+    if ids and not isinstance(value, bool) and not jax.config.read("jax_enable_x64"):
+        limits = np.iinfo(np.int32)
+        value = np.asarray(np.clip(value, limits.min, limits.max), np.int32)
+    return _array("labels", value)
 
 
 def floating(name: str, value: Any) -> Array:
@@ -63,7 +76,7 @@ def samples(array: Array, axis: int) -> tuple[int, ...]:
 
 def labels(value: Any, logits: Array, axis: int) -> Array:
     """Integer class ids of the shape of the samples, or a floating distribution of the shape of the logits."""
-    array = _array("labels", value)
+    array = _labels_array(value)
     ids, shape = samples(logits, axis), array.shape
     if jnp.issubdtype(array.dtype, jnp.integer):
         if shape == ids:
@@ -133,7 +146,7 @@ def base(value: Any) -> float:
 def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= float(value) <= most or value == math.inf:
+        if not 0 <= cast(float, value) <= min(most, float(np.finfo(np.float32).max)):
             raise ValueError(
                 f"`{name}` must be in [0, {most}], got {value!r}."
                 if most < math.inf
@@ -157,7 +170,7 @@ def reduction(value: Any) -> str:
 
 def class_labels(value: Any) -> Array:
     """Integer class ids of any shape."""
-    array = _array("labels", value)
+    array = _labels_array(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integer class ids, got {array.dtype}.")
     return array

@@ -11,7 +11,6 @@ from softjax import _units as units
 from softjax._reduce import reduce
 from softjax._statistics import Rows, Wanted, exists, row_statistics
 from softjax._types import Array, ArrayLike, Axis, Float, Number, Reduction
-from softjax._widen import widen
 
 
 def cross_entropy(
@@ -85,9 +84,11 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
         shape = checks.samples(logits, axis)
         weighted = jnp.broadcast_to(weights.astype(bool), shape)
     rows = row_statistics(wanted, logits, labels, where, weighted)
-    loss = units.from_nats(_nats(rows, _mass(labels, where, axis), smoothing), base)
+    loss = units.from_nats(_nats(rows, smoothing), base)
     if z_loss is not None:
-        loss = loss + _scalar(z_loss, loss) * (rows.origin + rows.log_normalizer) ** 2
+        # at a traced c of 0 an infinite z takes no part, as at a static one
+        z_loss = _scalar(z_loss, loss)
+        loss = loss + z_loss * jnp.where(z_loss > 0, rows.origin + rows.log_normalizer, 0) ** 2
     if _labels.is_ids(labels):
         loss = jnp.where(_labels.canonical(labels, logits.shape[axis]) < 0, jnp.nan, loss)
     if where is not None:
@@ -97,20 +98,15 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
     return reduce(loss, weights, reduction)
 
 
-def _nats(rows: Rows, mass: Array | None, smoothing: Array | float | None) -> Float[Array, "*samples"]:
-    """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin; P is Σ_j p_j."""
-    z, a, m = rows.log_normalizer, rows.label_logit, rows.mean_logit
-    hard = (z if mass is None else mass.astype(z.dtype) * z) - a
+def _nats(rows: Rows, smoothing: Array | float | None) -> Float[Array, "*samples"]:
+    """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin."""
+    z, a, m, mass = rows.log_normalizer, rows.label_logit, rows.mean_logit, rows.label_mass
+    hard = (z if mass is None else mass * z) - a
     if smoothing is None:
         return hard
     smoothing = _scalar(smoothing, z)
-    # at ε = 1 the label takes no part, also if its logit is −inf
-    return jnp.where(smoothing < 1, (1 - smoothing) * hard, 0) + smoothing * (z - m)
-
-
-def _mass(labels: Array, where: Array | None, axis: int) -> Array | None:
-    """P = Σ_j p_j over the classes that exist, None for a class id, whose mass is 1."""
-    return None if _labels.is_ids(labels) else jnp.sum(widen(labels), axis, where=where)
+    # at ε = 1 the label takes no part, also if its logit is −inf; at a traced ε of 0 nor does any other class
+    return jnp.where(smoothing < 1, (1 - smoothing) * hard, 0) + jnp.where(smoothing > 0, smoothing * (z - m), 0)
 
 
 def _scalar(number: Array | float, like: Array) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ from jax.experimental import checkify
 
 from softjax import _checks as checks
 from softjax import _placement as placement
-from softjax._types import Array, Bool, Float, Integer
+from softjax._types import Array, ArrayLike, Bool, Count, Float, Integer
 
 
 def is_ids(labels: Array) -> bool:
@@ -17,12 +17,12 @@ def is_ids(labels: Array) -> bool:
     return jnp.issubdtype(labels.dtype, jnp.integer)
 
 
-def canonical(labels: Integer[Array, "*samples"], classes: int) -> Integer[Array, "*samples"]:
+def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
     """int32 ids, −1 for every id that is no class: one meaning for every integer type, narrow, wide or unsigned."""
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     valid = labels >= 0
-    if classes <= jnp.iinfo(labels.dtype).max:
+    if not isinstance(classes, int) or classes <= jnp.iinfo(labels.dtype).max:
         valid &= labels < classes
     return jnp.where(valid, labels.astype(jnp.int32), -1)
 
@@ -33,15 +33,15 @@ def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int) -> Bool[Arra
 
 
 def pick(x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool) -> Float[Array, "*rows"]:
-    """x_y, NaN for an id that is no class; `dense` says that `x` lies in memory as it is, not yet to be computed."""
-    if dense and placement.on_one_cpu() and x.shape[axis] > 0:
+    """x_y, NaN for an id that is no class; `dense` says that `x` lies in memory and need not be computed first."""
+    if dense and placement.on_one_cpu(x) and x.shape[axis] > 0:
         picked = jnp.take_along_axis(x, jnp.maximum(ids, 0), axis, mode="clip")
     else:
         picked = jnp.sum(jnp.where(matches(ids, x, axis), x, 0), axis, keepdims=True)
     return jnp.where(ids < 0, jnp.nan, picked)
 
 
-def validate_labels(labels: Any, num_classes: Any, *, weights: Any = None) -> None:
+def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike | None = None) -> None:
     """Raises an error that names the first label outside 0 … num_classes − 1.
 
     A label of weight 0 may be anything. Called eagerly it raises at once. Under `jit` no value can raise: wrap the

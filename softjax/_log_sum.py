@@ -30,7 +30,7 @@ class LogSum(NamedTuple):
 
 
 def shifted_exp(x: Float[Array, "..."], peak: Float[Array, "..."]) -> Float[Array, "..."]:
-    """exp(x_j − peak), of the widened logits."""
+    """exp(x_j − peak), of logits that are wide already."""
     return jnp.exp(x - origin(peak))
 
 
@@ -63,6 +63,7 @@ def _log_sum_jvp(axis, kept, primals, tangents):
     x, where = primals
     pair = log_sum(x, where, axis, kept)
     e = shifted_exp(existing(x, where), pair.peak)
+    e = jnp.where(jnp.isnan(e), 0, e)  # a NaN would survive multiplication by the tangent 0 of a row of weight 0
     mass = jnp.sum(e * tangents[0].astype(e.dtype), axis, keepdims=True)
     return pair, LogSum(jnp.zeros_like(pair.peak), mass)
 
@@ -84,11 +85,12 @@ def _rows_in_cache(x: Array, axis: int) -> int | None:
     more than 32768 classes is five times slower. Blocks of a few rows have neither fault; `examples/benchmark.py`
     measures what is gained.
     """
-    if not placement.on_one_cpu() or axis != -1:
+    fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
+    if not (fixed and axis == -1 and placement.on_one_cpu(x)):
         return None
     rows = max(1, _BLOCK // max(x.shape[-1] * x.dtype.itemsize, 1))
     long = x.dtype.itemsize <= 2 or x.shape[-1] > 32768
-    return rows if long and x.size >= 4 * rows * x.shape[-1] else None
+    return rows if long and x.size >= max(4 * rows * x.shape[-1], 1) else None
 
 
 def _of_blocks(x: Array, rows: int) -> LogSum:

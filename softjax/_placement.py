@@ -3,6 +3,8 @@
 The choices made on it change speed, never meaning.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -10,9 +12,13 @@ from jax.sharding import AxisType
 from softjax._types import Array, Integer
 
 
-def on_one_cpu() -> bool:
-    """Whether everything lies on one CPU device: nothing is sharded, and a gather beats a comparison."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1
+def on_one_cpu(x: Array) -> bool:
+    """Whether `x` lies as a whole on the only device, a CPU: then a gather beats a comparison, and a loop a sweep.
+
+    Under a mesh, even of one device, shardings are types (Explicit axes) or out of sight (Auto axes): never there.
+    """
+    meshless = jax.typeof(x).sharding.mesh.empty and jax.sharding.get_abstract_mesh().empty
+    return meshless and jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def class_ids(logits: Array, axis: int) -> Integer[Array, "..."]:
@@ -22,3 +28,21 @@ def class_ids(logits: Array, axis: int) -> Integer[Array, "..."]:
     return jax.lax.broadcasted_iota(
         jnp.int32, logits.shape, axis % logits.ndim, out_sharding=sharding if explicit else None
     )
+
+
+def aligned(*arrays: Any) -> list[Any]:
+    """The arrays, all varying over every mesh axis that one of them varies over inside a `shard_map`.
+
+    Done outside the custom derivative, so that it is JAX that sums the cotangent of what was the same on each device.
+    """
+    axes = [frozenset() if array is None else _varying(array) for array in arrays]
+    every = frozenset().union(*axes)
+    return [
+        jax.lax.pcast(array, tuple(every - own), to="varying") if array is not None and every - own else array
+        for array, own in zip(arrays, axes, strict=True)
+    ]
+
+
+def _varying(array: Array) -> frozenset[str]:
+    kind: Any = jax.typeof(array)
+    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _log_sum
+from softjax import _placement as placement
 from softjax import _units as units
 from softjax._differentiable import differentiable
 from softjax._types import Array, ArrayLike, Axis, Bool, Number
@@ -82,7 +83,7 @@ def _probabilities(residuals: _Residuals) -> Array:
 
 @partial(jax.jit, static_argnums=0)
 def _softmax(axis, logits, where):
-    return _wide_softmax(axis, logits, where).astype(logits.dtype)
+    return _wide_softmax(axis, *placement.aligned(logits, where)).astype(logits.dtype)
 
 
 def _softmax_forward(axis, logits, where, *, kept):
@@ -103,7 +104,7 @@ _wide_softmax = differentiable(_softmax_forward, _softmax_backward)
 @partial(jax.jit, static_argnums=0)
 def _log_softmax(static, logits, where):
     axis, base = static
-    nats = _wide_log_softmax(axis, logits, where)
+    nats = _wide_log_softmax(axis, *placement.aligned(logits, where))
     return units.from_nats(nats, base).astype(logits.dtype)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _labels, _log_sum
+from softjax import _placement as placement
 from softjax._differentiable import differentiable
 from softjax._types import Array, ArrayLike, Axis, Bool, Float
 from softjax._widen import wide, widen
@@ -82,12 +83,14 @@ class Wanted(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The statistics of a block of logits, None where not wanted, and the origin they are measured from."""
+    """The statistics of a block of logits, None (`Any`) where not wanted, and the origin they are measured from."""
 
     log_normalizer: Float[Array, "..."]
     label_logit: Any
     mean_logit: Any
     entropy: Any
+    label_mass: Any
+    """P = Σ_j p_j over the classes that exist; None for a class id, whose mass is 1."""
     origin: Float[Array, "..."]
 
 
@@ -97,7 +100,8 @@ class _Residuals(NamedTuple):
     where: Bool[Array, "..."] | None
     log_sum: _log_sum.LogSum
     entropy: Float[Array, "*rows"] | None
-    void: Bool[Array, "*rows"] | None
+    absent: Bool[Array, "*rows"] | None
+    weighted: Bool[Array, "*rows"] | None
 
 
 def row_statistics(
@@ -108,6 +112,7 @@ def row_statistics(
     weighted: Bool[Array, "*samples"] | None = None,
 ) -> Rows:
     """The wanted statistics. A row that is not `weighted` may hold anything: where they are not finite, they are 0."""
+    logits, labels, where, weighted = placement.aligned(logits, labels, where, weighted)
     if _labels.is_ids(labels):
         labels = _labels.canonical(labels, logits.shape[wanted.axis])
         labels = jnp.expand_dims(labels, wanted.axis)
@@ -123,70 +128,98 @@ def _forward(wanted, logits, labels, where, weighted, *, kept):
     axis = wanted.axis
     pair = _log_sum.log_sum(logits, where, axis, kept)
     origin = _log_sum.origin(pair.peak) if wanted.relative else jnp.zeros_like(pair.peak)
-    rows, void = (
-        Rows(
-            log_normalizer=pair.log_mass if wanted.relative else pair.log,
-            label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
-            mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
-            entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
-            origin=origin,
-        ),
-        None,
+    rows = Rows(
+        log_normalizer=pair.log_mass if wanted.relative else pair.log,
+        label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
+        mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
+        entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
+        label_mass=_label_mass(labels, where, axis) if wanted.relative else None,
+        origin=origin,
     )
+    absent = _absent(rows, where, weighted, axis)
+    if absent is not None:
+        pair = _log_sum.LogSum(jnp.where(absent, 0, pair.peak), jnp.where(absent, 1, pair.mass))
+        if wanted.relative:
+            rows = jax.tree.map(lambda number: jnp.where(absent, 0, number), rows)
+    return rows, _Residuals(logits, labels, where, pair, rows.entropy, absent, weighted)
+
+
+def _absent(rows, where, weighted, axis):
+    """The rows without a class that exists, and those of weight 0 that are not finite: their numbers and slopes are 0.
+
+    Anything in a row that is not a number makes one of its statistics not finite. A finite row of weight 0 stays: it
+    keeps its derivatives with respect to its weight.
+    """
+    absent = None if where is None else ~exists(where, axis)
     if weighted is not None:
-        # Anything in the row that is not a number makes a statistic not finite. Only then are its numbers and its
-        # gradient put to 0 by hand; a finite row keeps its derivatives with respect to its weight.
-        void = ~weighted & ~jnp.isfinite(sum(n for n in rows if n is not None))
-        rows = jax.tree.map(lambda number: jnp.where(void, 0, number), rows)
-    return rows, _Residuals(logits, labels, where, pair, rows.entropy, void)
+        void = ~weighted & ~jnp.isfinite(sum(number for number in rows if number is not None))
+        absent = void if absent is None else absent | void
+    return absent
 
 
 def _backward(wanted, residuals, cotangents):
-    x, labels, where, pair, entropy, void = residuals
-    dz, da, dm, dh, _ = cotangents
-    xs = _log_sum.existing(x, where)
+    x, labels, where, pair, entropy, absent, _ = residuals
+    dz, da, dm, dh, dmass, _ = cotangents  # the origin is a constant: what it adds to one number it takes off another
+    xs = _present(_log_sum.existing(x, where), absent, -jnp.inf)
     e = _log_sum.shifted_exp(xs, pair.peak)
     # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
     dx = e * (dz / pair.mass)
     if wanted.entropy:
         # ∂H/∂x_j = −q_j (x_j − z + H), and 0 where q_j is 0
-        surprise = _measured(e, xs, _log_sum.origin(pair.peak)) - pair.log_mass + entropy
+        surprise = _measured(e, xs, _log_sum.origin(pair.peak)) - pair.log_mass + _present(entropy, absent)
         dx = dx - e * jnp.where(e == 0, 0, surprise) * (dh / pair.mass)
+    ids = _labels.is_ids(labels)
     if wanted.label:
         # ∂a/∂x_j = p_j, with p_j = [j = y] for a class id
-        ids = _labels.is_ids(labels)
-        dx = dx + (jnp.where(_labels.matches(labels, x, wanted.axis), da, 0) if ids else widen(labels) * da)
+        if ids:
+            dx = dx + jnp.where(_labels.matches(labels, x, wanted.axis), da, 0)
+        else:
+            dx = dx + _present(widen(labels), absent) * da
     if wanted.mean:
         # ∂m/∂x_j = 1/C
         dx = dx + dm / _classes(x, where, wanted.axis)
-    dp = None if _labels.is_ids(labels) else _labels_backward(wanted, residuals, da)
-    return _only(dx, where, void).astype(x.dtype), dp, None, None
+    dp = None if ids else _labels_backward(wanted, residuals, da, dmass)
+    return _only(dx, where, absent).astype(x.dtype), dp, None, None
 
 
-def _labels_backward(wanted, residuals, da):
-    # ∂a/∂p_j = x_j, measured as a is
-    x, labels, where, pair, _, void = residuals
-    if not wanted.label:
-        return jnp.zeros_like(labels)
-    origin = _log_sum.origin(pair.peak) if wanted.relative else 0
-    return _only((widen(x) - origin) * da, where, void).astype(labels.dtype)
+def _labels_backward(wanted, residuals, da, dmass):
+    # ∂a/∂p_j = x_j, measured as a is    ∂P/∂p_j = 1
+    x, labels, where, pair, _, absent, weighted = residuals
+    dp = jnp.zeros(labels.shape, pair.mass.dtype)
+    if wanted.label:
+        measured = widen(x) - _log_sum.origin(pair.peak) if wanted.relative else widen(x)
+        if weighted is not None:
+            measured = jnp.where(weighted | jnp.isfinite(measured), measured, 0)
+        dp = dp + _present(measured, absent) * da
+    if dmass is not None:
+        dp = dp + dmass
+    return _only(dp, where, absent).astype(labels.dtype)
 
 
-def _only(gradient: Array, where: Array | None, void: Array | None) -> Array:
-    """The gradient, exactly 0 at classes that do not exist and in rows of weight 0 that are not finite."""
-    if where is not None:
-        gradient = jnp.where(where, gradient, 0)
-    return gradient if void is None else jnp.where(void, 0, gradient)
+def _present(number: Array, absent: Array | None, instead: float = 0) -> Array:
+    """`number`, `instead` in absent rows: a NaN there would survive multiplication by a cotangent or tangent of 0."""
+    return number if absent is None else jnp.where(absent, instead, number)
+
+
+def _only(gradient: Array, where: Array | None, absent: Array | None) -> Array:
+    """The gradient, exactly 0 at classes that do not exist and in absent rows."""
+    return _present(gradient if where is None else jnp.where(where, gradient, 0), absent)
 
 
 def _label_logit(x, labels, where, origin, axis):
     if _labels.is_ids(labels):
-        dense = x if where is None else jnp.where(where, x, -jnp.inf)
-        return widen(_labels.pick(dense, labels, axis, dense=where is None)) - origin
+        there = x if where is None else jnp.where(where, x, -jnp.inf)
+        return widen(_labels.pick(there, labels, axis, dense=where is None)) - origin
     # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
     p = widen(labels)
     massive = (p != 0) if where is None else (p != 0) & where
     return jnp.sum(jnp.where(massive, p * (widen(x) - origin), 0), axis, keepdims=True)
+
+
+def _label_mass(labels, where, axis):
+    if _labels.is_ids(labels):
+        return None
+    return jnp.sum(widen(labels), axis, keepdims=True, where=where)
 
 
 def _mean_logit(x, where, origin, axis):

@@ -22,7 +22,7 @@ def widen(x: Array) -> Array:
     whole before it computes anything with it, also one that a loop reads piece by piece; bits shifted into place by
     integer arithmetic stay within the loop or fusion that needs them.
     """
-    if x.dtype == jnp.bfloat16 and placement.on_one_cpu():
+    if x.dtype == jnp.bfloat16 and placement.on_one_cpu(x):
         return from_bits(bits(x))
     return x.astype(wide(x))
 

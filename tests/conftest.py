@@ -13,7 +13,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def route(request, monkeypatch):
     """The two ways that rows are summed and labels picked: on one CPU device, and wherever else."""
     here = request.param == "one CPU"
-    monkeypatch.setattr(_placement, "on_one_cpu", lambda: here)
+    monkeypatch.setattr(_placement, "on_one_cpu", lambda x: here)
     # What JAX has traced for one route must not serve the other. A setting that nothing here depends on (there is no
     # matrix product) tells its caches apart, and so leaves each route what it has compiled.
     with jax.default_matmul_precision("default" if here else "highest"):

@@ -58,6 +58,8 @@ def ce(logits=X, labels=Y, **options):
         (lambda: ce(z_loss=-1.0), ValueError, "`z_loss` must be finite and at least 0, got -1"),
         (lambda: ce(z_loss=math.inf), ValueError, "`z_loss`"),
         (lambda: ce(z_loss=None), TypeError, "`z_loss` must be a number"),
+        (lambda: ce(z_loss=10**400), ValueError, "`z_loss` must be finite"),
+        (lambda: ce(np.zeros((3, 5), ">f4")), TypeError, "`logits` must be an array that JAX can hold, got >f4"),
         (lambda: ce(reduction="avg"), ValueError, "`reduction` must be one of 'mean', 'sum', 'none', got 'avg'"),
         (lambda: ce(reduction=None), ValueError, "`reduction` must be one of"),
         (lambda: softjax.softmax(jnp.arange(3)), TypeError, "`logits` must be a real floating array, got int32"),
@@ -121,3 +123,16 @@ def test_a_schedule_may_be_traced():
         np.testing.assert_allclose(jax.jit(loss)(smoothing, 0.1), loss(smoothing, 0.1), rtol=1e-6)
     slope = jax.grad(loss)(0.3, 0.1)
     np.testing.assert_allclose(slope, (loss(0.4, 0.1) - loss(0.2, 0.1)) / 0.2, rtol=1e-4)
+
+
+def test_a_schedule_may_start_at_0():
+    # what a static 0 leaves out, a traced one must not bring in: 0 · inf
+    x, y = jnp.array([[1.0, -jnp.inf, 3.0], [1.0, jnp.inf, 3.0]]), jnp.array([0, 0])
+
+    def loss(x, smoothing, z_loss):
+        return softjax.cross_entropy(x, y, label_smoothing=smoothing, z_loss=z_loss, reduction="none")
+
+    traced = jax.jit(loss)(x, 0.0, 0.0)
+    np.testing.assert_array_equal(traced, loss(x, 0.0, 0.0))
+    gradient = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(x, 0.0, 0.0)
+    np.testing.assert_allclose(gradient[0], jax.grad(lambda *a: loss(*a)[0])(x, 0.0, 0.0)[0], atol=1e-7)

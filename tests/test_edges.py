@@ -64,13 +64,36 @@ def test_weight_0_with_a_distribution_of_nan():
     assert np.isfinite(dp).all()
 
 
-def test_weight_0_in_forward_mode():
-    logits, labels = jnp.array([[0.0, 1.0], [NAN, 2.0]]), jnp.array([1, -100])
-    loss, tangent = jax.jvp(
-        lambda x: softjax.cross_entropy(x, labels, weights=labels != -100), (logits,), (jnp.ones_like(logits),)
-    )
-    assert np.isfinite(loss)
-    np.testing.assert_allclose(tangent, 0, atol=1e-7)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+def test_weight_0_in_every_mode(options):
+    labels = jnp.array([1, 0, 1, 2, -100])
+    weights = jnp.array([2.0, 0.0, 0.0, 0.0, 0.0])
+    bad = [[NAN, 1.0, 2.0], [-INF] * 3, [INF, 1.0, 2.0], [NAN] * 3]
+    logits = jnp.array([[0.0, 1.0, 2.0], *bad])
+
+    def loss(x, y=labels, w=weights):
+        return softjax.cross_entropy(x, y, weights=w, **options)
+
+    for mode in (jax.jacrev, jax.jacfwd, jax.hessian):
+        derivative = mode(loss)(logits)
+        alone = mode(lambda x: loss(x, labels[:1], weights[:1]))(logits[:1])
+        kept = (slice(0, 1), slice(None)) * (derivative.ndim // 2)
+        np.testing.assert_allclose(derivative[kept], alone, atol=1e-6)
+        assert np.count_nonzero(derivative) == np.count_nonzero(alone)
+
+
+def test_gradients_beside_the_logits_are_numbers_in_absent_rows():
+    logits = jnp.array([[0.0, -INF], [NAN, 1.0], [1.0, 2.0]])
+    labels = jnp.array([[1.0, 0.0], [NAN, 0.5], [0.5, 0.5]])
+    weights = jnp.array([0.0, 0.0, 1.0])
+
+    def loss(labels, smoothing):
+        return softjax.cross_entropy(logits, labels, weights=weights, label_smoothing=smoothing)
+
+    dp, smoothing = jax.grad(loss, argnums=(0, 1))(labels, 0.1)
+    assert not dp[:2].any()
+    assert np.isfinite(dp).all()
+    assert np.isfinite(smoothing)
 
 
 @pytest.mark.parametrize("weights", [jnp.zeros(3), jnp.zeros(3, bool), jnp.zeros(3, jnp.int32)])
@@ -97,6 +120,14 @@ def test_unsigned_and_narrow_labels_of_many_classes():
     wide, _ = both(logits, jnp.array([100, 255]))
     np.testing.assert_array_equal(both(logits, jnp.array([100, 255], jnp.uint8))[0], wide)
     np.testing.assert_array_equal(both(logits, jnp.array([100, 2**32 - 1], jnp.uint32))[0], [wide[0], NAN])
+
+
+def test_wide_numpy_labels_do_not_wrap():
+    loss, _ = both(cases.logits(5, samples=2), np.array([2**32 + 3, 3]))
+    assert np.isnan(loss[0])
+    assert np.isfinite(loss[1])
+    with pytest.raises(ValueError, match="outside"):
+        softjax.validate_labels(np.array([2**32 + 3]), 5)
 
 
 def test_wide_labels_do_not_wrap(x64):
@@ -127,6 +158,13 @@ def test_label_on_a_class_that_where_leaves_out():
     assert loss == INF
     assert gradient[0, 0] == 0
     np.testing.assert_allclose(gradient[0, 1:], q([1.0, 2.0]), rtol=1e-5)
+
+
+@ONE_HOT
+def test_full_smoothing_takes_the_label_out(one_hot):
+    where = jnp.array([False, True, True])
+    loss, _ = both(jnp.array([[3.0, 1.0, 2.0]]), _labels([0], 3, one_hot), where=where, label_smoothing=1.0)
+    np.testing.assert_allclose(loss, np.mean(np.logaddexp(1, 2) - np.array([1, 2])) / np.log(10), rtol=1e-6)
 
 
 @ONE_HOT
@@ -187,9 +225,10 @@ def test_one_class(one_hot):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 0)])
-def test_no_samples(shape):
-    logits, labels = jnp.zeros(shape), jnp.zeros(shape[:-1], jnp.int32)
+def test_no_samples(shape, dtype):
+    logits, labels = jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.int32)
     loss, gradient = both(logits, labels, "mean")
     assert loss == 0
     assert gradient.shape == shape

@@ -107,6 +107,11 @@ def test_distribution_of_any_mass(mass):
     check(_ids, cases.logits(7) + 100, mass * cases.distribution(7))
 
 
+def test_rows_left_out_by_a_mask_of_rows():
+    exists = (jnp.arange(cases.SAMPLES) % 3 > 0)[:, None]
+    check(_ids, cases.logits(5), cases.class_ids(5), where=exists, label_smoothing=0.2, z_loss=0.01)
+
+
 def test_distribution_may_have_mass_where_no_class_is():
     where = jnp.array([True, True, False, True, False])
     logits, labels = cases.logits(5), cases.distribution(5)
