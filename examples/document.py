@@ -6,7 +6,9 @@ The first tables are where the two agree. The errata follow: where the document 
 definitions, its figure, or what its printed formula gives, stands beside what the definitions give.
 """
 
+import io
 import math
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,7 +62,10 @@ def natural_losses() -> list[Row]:
         ]
     mean = softjax.cross_entropy(_batch(LABELS), jnp.array(LABELS), base=math.e)
     # The document gives the formula of the mean and no number: this is the mean of its two losses.
-    return [*rows, Row("mean of a batch of the two", f"{np.mean([float(x) for x in LOSSES]):.5f}", float(mean))]
+    return [
+        *rows,
+        Row("mean of the two (from its two figures)", f"{np.mean([float(x) for x in LOSSES]):.5f}", float(mean)),
+    ]
 
 
 def base_ten() -> list[Row]:
@@ -169,6 +174,8 @@ def table_of(rows: Sequence[Row], document: str, ours: str) -> Table:
 
 
 def main() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a console that lacks Σ or ∂ shows a question mark
     console = Console()
     console.rule("Where the document and its definitions agree")
     for title, rows in AGREED.items():

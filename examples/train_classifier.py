@@ -208,7 +208,7 @@ def table_of(parts: dict[str, dict[str, float]]) -> Table:
 
 
 def publish(state: State, data: Data, config: Config, console: Console) -> None:
-    """Writes the results; all are made before the first is written, so that no failure leaves new ones among old."""
+    """Writes the results. All are made before the first is written: a failure to make one leaves the old ones."""
     parts = {part: summary(state.params, images) for part, images in data._asdict().items()}
     history = {name: np.asarray(curve) for name, curve in state.history.items()}
     metrics = {"settings": config.result_settings(), "objective": float(history["objective"][-1]), **parts}

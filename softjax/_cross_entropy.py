@@ -50,7 +50,7 @@ def cross_entropy(
         distribution are float64. A sample with a class id out of range has loss NaN and gradient 0.
 
     Raises:
-        TypeError: a dtype other than these.
+        TypeError: `logits` that are not real floating, labels neither integer nor floating, `where` not boolean.
         ValueError: a shape, `axis`, `base`, `label_smoothing`, `z_loss` or `reduction` that does not fit.
 
     Source: the DeepLibs softmax document, with its gradient corrected. Label smoothing: Szegedy et al. 2016,

@@ -44,6 +44,14 @@ def test_coming_from_optax():
         close(nats(X, y, where=where, reduction="none"), integer(X, y, where=where[None, :]))
 
 
+def test_coming_from_keras():
+    # Its default reduction divides by the number of samples, and sample_weight does not change that.
+    losses = np.asarray(nats(X, Y, reduction="none"))
+    close(nats(X, Y, weights=W, reduction="sum") / Y.size, (losses * np.asarray(W)).sum() / len(losses))
+    one_hot = jax.nn.one_hot(Y, 5)
+    close(softjax.distribution_cross_entropy(one_hot, softjax.softmax(X), base=math.e).mean(), losses.mean())
+
+
 def test_coming_from_torch():
     torch = pytest.importorskip("torch")
     f = torch.nn.functional.cross_entropy
@@ -52,6 +60,10 @@ def test_coming_from_torch():
     close(nats(X, Y), f(x, y))
     close(nats(X, ignored, weights=ignored != -100), f(x, torch.tensor(np.asarray(ignored)).long()))
     close(nats(X, Y, weights=jnp.arange(1.0, 6.0)[Y]), f(x, y, weight=torch.arange(1.0, 6.0)))
+    weights = jnp.where(ignored != -100, jnp.arange(1.0, 6.0)[ignored], 0)
+    close(
+        nats(X, ignored, weights=weights), f(x, torch.tensor(np.asarray(ignored)).long(), weight=torch.arange(1.0, 6.0))
+    )
     close(nats(X, Y, label_smoothing=0.1, reduction="none"), f(x, y, label_smoothing=0.1, reduction="none"))
     close(nats(X, P), f(x, p))
     image, ids = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32), np.zeros((2, 3, 4), np.int32)
