@@ -62,7 +62,7 @@ def log_softmax(logits: ArrayLike, *, base: Number = 10.0, axis: Axis = -1, wher
 
     >>> import jax.numpy as jnp, softjax
     >>> print(softjax.log_softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))
-    [-8.7436 -4.4006 -2.2292 -0.9263 -0.0577]
+    [-8.7436 -4.4007 -2.2292 -0.9263 -0.0577]
     """
     logits, axis = checks.logits(logits, axis)
     return _log_softmax((axis, checks.base(base)), logits, checks.where(where, logits))

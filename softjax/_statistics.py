@@ -55,7 +55,7 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: 
     >>> import jax.numpy as jnp, softjax
     >>> s = softjax.statistics(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array(4))
     >>> print(f"{s.label_logit - s.log_normalizer:.4f} {s.mean_logit:.1f} {s.entropy:.4f}")
-    -0.1328 12.6 0.3997
+    -0.1329 12.6 0.3998
     """
     logits, axis = checks.logits(logits, axis)
     labels = checks.labels(labels, logits, axis)

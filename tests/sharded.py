@@ -10,9 +10,6 @@ from jax.sharding import PartitionSpec as P
 
 import softjax
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-SHAPE = tuple(int(n) for n in sys.argv[1].split("x"))
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.normal(size=(16, 64)) * 3, jnp.float32)
 Y = jnp.asarray(RNG.integers(0, 64, 16), jnp.int32)
@@ -34,10 +31,10 @@ def tangent(f):
     return lambda x, y: jax.jvp(lambda x: f(x, y), (x,), (x,))[1]
 
 
-def main():
+def main(shape):
     expected = [(jax.value_and_grad(f)(X, y), tangent(f)(X, y)) for f, y in functions()]
     for kind in (AxisType.Explicit, AxisType.Auto):
-        mesh = jax.make_mesh(SHAPE, ("data", "classes"), axis_types=(kind, kind))
+        mesh = jax.make_mesh(shape, ("data", "classes"), axis_types=(kind, kind))
         with jax.set_mesh(mesh):
             x = jax.device_put(X, NamedSharding(mesh, P("data", "classes")))
             for (f, y), ((value, gradient), moved) in zip(functions(), expected, strict=True):
@@ -54,4 +51,7 @@ def main():
             assert "all-to-all" not in hlo
 
 
-main()
+if __name__ == "__main__":
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    main(tuple(int(n) for n in sys.argv[1].split("x")))
