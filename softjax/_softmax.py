@@ -33,8 +33,8 @@ def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = Non
     Source: the DeepLibs softmax document, with ∂q_i/∂x_j = q_i ([i = j] − q_j) for its −q_i·q_i.
 
     >>> import jax.numpy as jnp, softjax
-    >>> print(softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))
-    [0.     0.     0.0059 0.1185 0.8756]
+    >>> print(*(f"{q:.4f}" for q in softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]))))
+    0.0000 0.0000 0.0059 0.1185 0.8756
     """
     logits, axis = checks.logits(logits, axis)
     return _softmax(axis, logits, checks.where(where, logits))
