@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from _config import WrongInput
 
 _SETTINGS = "settings"
 
 
-class CheckpointError(Exception):
+class CheckpointError(WrongInput):
     """The file does not hold what the run needs; the message is one line."""
 
 

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -23,6 +24,19 @@ class Source:
 
     config: Path
     """TOML file of the settings, which the other options override."""
+
+
+def exit_status(program: Callable[[], None], *, interrupted: str) -> int:
+    """Runs the program. What the user can mend gets one line on stderr and status 2; Ctrl-C, `interrupted` and 130."""
+    try:
+        program()
+    except (WrongInput, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"error: interrupted; {interrupted}", file=sys.stderr)
+        return 130
+    return 0
 
 
 Options = TypeVar("Options", bound=Source)

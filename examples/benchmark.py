@@ -26,7 +26,7 @@ import _timing as timing
 import tyro
 from _benchmark_contenders import Contender, contenders, problem
 from _checkpoint import write
-from _config import Source, WrongInput, parse
+from _config import Source, WrongInput, exit_status, parse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -170,20 +170,16 @@ def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def program() -> None:
         arguments = parse(Arguments, argv, DEFAULT_CONFIG)
         if arguments.markdown:
             print(report.markdown(load(arguments.markdown)))
-            return 0
+            return
         prepare(arguments.settings.output)
         publish(run(arguments.settings, console), arguments.settings.output, console)
-    except (WrongInput, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(program, interrupted="nothing was written.")
 
 
 if __name__ == "__main__":

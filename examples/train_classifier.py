@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _classifier_config import Arguments, Config, parse
-from _config import WrongInput
+from _config import WrongInput, exit_status
 from _digits import Data, Images
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -233,19 +233,15 @@ def publish(state: State, data: Data, config: Config, console: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
-    try:
+
+    def program() -> None:
         arguments = parse(argv)
         config = arguments.settings
         data = load_data(config)
         state = starting_state(arguments, initial_state(data, config))
         publish(train(state, data, config, console), data, config, console)
-    except (WrongInput, checkpoint.CheckpointError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_status(program, interrupted="--resume goes on from the last checkpoint.")
 
 
 if __name__ == "__main__":

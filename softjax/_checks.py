@@ -54,10 +54,7 @@ def logits(value: Any, axis: Any) -> tuple[Array, int]:
 
 def class_axis(name: str, array: Array, axis: Any) -> int:
     """`axis` counted from the end, which stays the same axis when `vmap` adds one in front."""
-    try:
-        index = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"`axis` must be an integer, got {type(axis).__name__}: {axis!r:.60}.") from None
+    index = _integer("axis", axis)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have a class axis, got a scalar.")
     if not -array.ndim <= index < array.ndim:
@@ -120,14 +117,14 @@ def where(value: Any, logits: Array) -> Array | None:
     return _broadcastable("where", array, logits.shape, "`logits`")
 
 
-def weights(value: Any, shape: tuple[int, ...], name: str = "weights") -> Array | None:
+def weights(value: Any, shape: tuple[int, ...]) -> Array | None:
     """Boolean or real weights of the rank of the samples that broadcast to them, or None."""
     if value is None:
         return None
-    array = _array(name, value)
+    array = _array("weights", value)
     if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
-        array = floating(name, array)
-    return _broadcastable(name, array, shape, "`labels` (one weight for each sample)")
+        array = floating("weights", array)
+    return _broadcastable("weights", array, shape, "`labels` (one weight for each sample)")
 
 
 def base(value: Any) -> float:
@@ -178,10 +175,14 @@ def class_labels(value: Any) -> Array:
 
 def count(name: str, value: Any) -> int:
     """A Python integer of at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}: {value!r:.60}.") from None
+    number = _integer(name, value)
     if number < 1:
         raise ValueError(f"`{name}` must be at least 1, got {number}.")
     return number
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}: {value!r:.60}.") from None

@@ -79,10 +79,9 @@ def cross_entropy(
 @partial(jax.jit, static_argnames=("axis", "base", "reduction"))
 def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, base, reduction):
     wanted = Wanted(axis, mean=smoothing is not None)
-    weighted = None
     if weights is not None:
-        shape = checks.samples(logits, axis)
-        weighted = jnp.broadcast_to(weights.astype(bool), shape)
+        weights = jnp.broadcast_to(weights, checks.samples(logits, axis))
+    weighted = None if weights is None else weights.astype(bool)
     rows = row_statistics(wanted, logits, labels, where, weighted)
     loss = units.from_nats(_nats(rows, smoothing), base)
     if z_loss is not None:
@@ -93,9 +92,7 @@ def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, b
         loss = jnp.where(_labels.canonical(labels, logits.shape[axis]) < 0, jnp.nan, loss)
     if where is not None:
         loss = jnp.where(jnp.squeeze(exists(where, axis), axis), loss, 0)
-    if weights is not None:
-        weights = jnp.broadcast_to(weights.astype(loss.dtype), loss.shape)
-    return reduce(loss, weights, reduction)
+    return reduce(loss, None if weights is None else weights.astype(loss.dtype), reduction)
 
 
 def _nats(rows: Rows, smoothing: Array | float | None) -> Float[Array, "*samples"]:

@@ -33,8 +33,8 @@ class Statistics(NamedTuple):
 def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Statistics:
     """The statistics of each sample: ln Σ exp x, x_y, the mean of x, and the entropy of softmax(x).
 
-    Any loss on softmax probabilities is arithmetic on these; a − z is the log-probability of the label. What is not
-    used costs nothing under `jit`, forward or backward.
+    The losses of this package are arithmetic on these; a − z is the log-probability of the label. What is not used
+    costs nothing under `jit`, forward or backward.
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
@@ -47,7 +47,8 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: 
         `label_logit` is NaN for a class id out of range and −inf for a class that `where` leaves out.
 
     Raises:
-        TypeError: a dtype other than these. ValueError: a shape or an axis that does not fit.
+        TypeError: `logits` that are not real floating, labels neither integer nor floating, `where` not boolean.
+        ValueError: a shape or an axis that does not fit.
 
     Source: the gradients are those of the DeepLibs softmax document, ∂z/∂x_j = q_j and ∂a/∂x_j = [j = y], with
     ∂m/∂x_j = 1/C and ∂H/∂x_j = −q_j (x_j − z + H).
@@ -223,6 +224,7 @@ def _label_mass(labels, where, axis):
 
 
 def _mean_logit(x, where, origin, axis):
+    # Apart from the x − peak of the exponentials, which XLA would otherwise keep as an array to serve both sums.
     apart = jax.lax.optimization_barrier(origin)
     mean = jnp.sum(widen(x) - apart, axis, keepdims=True, where=where) / _classes(x, where, axis)
     return jnp.where(origin == jnp.inf, -jnp.inf, mean)  # the +inf itself would be measured as inf − inf
