@@ -60,18 +60,18 @@ def class_axis(name: str, array: Array, axis: Any) -> int:
     if not -array.ndim <= index < array.ndim:
         raise ValueError(f"`axis` must name an axis of `{name}` of shape {array.shape}, got {index}.")
     index = index % array.ndim - array.ndim
-    if array.shape[index] == 0 and math.prod(samples(array, index)) > 0:
+    if array.shape[index] == 0 and math.prod(samples(array.shape, index)) > 0:
         raise ValueError(f"`{name}` must have at least one class, got shape {array.shape} with axis {index}.")
     return index
 
 
-def samples(array: Array, axis: int) -> tuple[int, ...]:
-    """The shape of `array` without its class axis."""
-    axis = axis % array.ndim
-    return array.shape[:axis] + array.shape[axis + 1 :]
+def samples(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """The shape of the logits without their class axis."""
+    axis = axis % len(shape)
+    return shape[:axis] + shape[axis + 1 :]
 
 
-def labels(value: Any, logits: Array, axis: int) -> Array:
+def labels(value: Any, logits: tuple[int, ...], axis: int, name: str = "logits") -> Array:
     """Integer class ids of the shape of the samples, or a floating distribution of the shape of the logits."""
     array = _labels_array(value)
     ids, shape = samples(logits, axis), array.shape
@@ -79,21 +79,21 @@ def labels(value: Any, logits: Array, axis: int) -> Array:
         if shape == ids:
             return array
         hint = ""
-        if shape == logits.shape:
-            hint = " A one-hot or other distribution must be floating: labels.astype(logits.dtype)."
-        elif shape == (*logits.shape[:axis], 1, *logits.shape[logits.ndim + axis + 1 :]):
+        if shape == logits:
+            hint = f" A one-hot or other distribution must be floating: labels.astype({name.split()[0]}.dtype)."
+        elif shape == (*logits[:axis], 1, *logits[len(logits) + axis + 1 :]):
             hint = f" Drop the class axis: labels.squeeze({axis})."
         raise ValueError(
-            f"Integer `labels` are class ids and need the shape of `logits` {logits.shape} without its class axis, "
+            f"Integer `labels` are class ids and need the shape of `{name}` {logits} without its class axis, "
             f"{ids}; got {shape}.{hint}"
         )
     if jnp.issubdtype(array.dtype, jnp.floating):
-        if shape == logits.shape:
+        if shape == logits:
             return array
         hint = " Class ids must be integer: labels.astype(int)." if shape == ids else ""
         raise ValueError(
-            f"Floating `labels` are distributions over the classes and need the shape of `logits`, "
-            f"{logits.shape}; got {shape}.{hint}"
+            f"Floating `labels` are distributions over the classes and need the shape of `{name}`, "
+            f"{logits}; got {shape}.{hint}"
         )
     raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
 
@@ -179,6 +179,63 @@ def count(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"`{name}` must be at least 1, got {number}.")
     return number
+
+
+def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+    """`[*samples, features]`, `[features, classes]` and `[classes]`, all real floating."""
+    h, k = floating("hidden", hidden), floating("kernel", kernel)
+    if h.ndim == 0:
+        raise ValueError("`hidden` must have an axis of features, got a scalar.")
+    if k.ndim != 2:
+        raise ValueError(f"`kernel` must be [features, classes], got shape {k.shape}.")
+    if k.shape[0] != h.shape[-1]:
+        hint = " Pass its transpose: kernel.T." if k.shape[1] == h.shape[-1] else ""
+        raise ValueError(
+            f"`kernel` must be [features, classes] with the {h.shape[-1]} features of `hidden` {h.shape}, "
+            f"got {k.shape}.{hint}"
+        )
+    if k.shape[1] == 0 and math.prod(h.shape[:-1]) > 0:
+        raise ValueError(f"`kernel` must have at least one class, got shape {k.shape}.")
+    if bias is None:
+        return h, k, None
+    b = floating("bias", bias)
+    if b.shape != k.shape[1:]:
+        raise ValueError(f"`bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
+    return h, k, b
+
+
+def softcap(value: Any) -> float | None:
+    """A positive finite Python number, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`logit_softcap` must be a Python number or None, got {type(value).__name__}: {value!r:.60}.")
+    if not 0 < cast(float, value) < float(np.finfo(np.float32).max):
+        raise ValueError(f"`logit_softcap` must be positive and finite, got {value!r}.")
+    return float(value)
+
+
+def block_size(value: Any) -> int | None:
+    """A Python integer of at least 1, or None."""
+    return None if value is None else count("block_size", value)
+
+
+def row_args(value: Any, samples: tuple[int, ...]) -> tuple[list[Array], Any]:
+    """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
+    leaves, tree = jax.tree.flatten(value)
+    arrays = [_array("row_args", leaf) for leaf in leaves]
+    for array in arrays:
+        if array.shape[: len(samples)] != samples:
+            raise ValueError(f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}.")
+    return arrays, tree
+
+
+def row_loss_result(value: Any) -> Array:
+    """What a row loss gave for one sample: a real floating scalar."""
+    array = floating("the result of row_loss", value)
+    if array.ndim != 0:
+        raise ValueError(f"`row_loss` must give a scalar for one sample, got shape {array.shape}.")
+    return array
 
 
 def _integer(name: str, value: Any) -> int:

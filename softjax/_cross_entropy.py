@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _labels
-from softjax import _units as units
 from softjax._reduce import reduce
-from softjax._statistics import Rows, Wanted, exists, row_statistics
-from softjax._types import Array, ArrayLike, Axis, Float, Number, Reduction
+from softjax._row_loss import row_cross_entropy
+from softjax._statistics import Wanted, exists, row_statistics
+from softjax._types import Array, ArrayLike, Axis, Number, Reduction
 
 
 def cross_entropy(
@@ -62,12 +62,12 @@ def cross_entropy(
     [0.05771 2.22918]
     """
     logits, axis = checks.logits(logits, axis)
-    labels = checks.labels(labels, logits, axis)
+    labels = checks.labels(labels, logits.shape, axis)
     return _cross_entropy(
         logits,
         labels,
         checks.where(where, logits),
-        checks.weights(weights, checks.samples(logits, axis)),
+        checks.weights(weights, checks.samples(logits.shape, axis)),
         checks.coefficient("label_smoothing", label_smoothing, most=1.0),
         checks.coefficient("z_loss", z_loss),
         axis=axis,
@@ -80,31 +80,12 @@ def cross_entropy(
 def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, axis, base, reduction):
     wanted = Wanted(axis, mean=smoothing is not None)
     if weights is not None:
-        weights = jnp.broadcast_to(weights, checks.samples(logits, axis))
+        weights = jnp.broadcast_to(weights, checks.samples(logits.shape, axis))
     weighted = None if weights is None else weights.astype(bool)
-    rows = row_statistics(wanted, logits, labels, where, weighted)
-    loss = units.from_nats(_nats(rows, smoothing), base)
-    if z_loss is not None:
-        # at a traced c of 0 an infinite z takes no part, as at a static one
-        z_loss = _scalar(z_loss, loss)
-        loss = loss + z_loss * jnp.where(z_loss > 0, rows.origin + rows.log_normalizer, 0) ** 2
     if _labels.is_ids(labels):
-        loss = jnp.where(_labels.canonical(labels, logits.shape[axis]) < 0, jnp.nan, loss)
+        labels = _labels.canonical(labels, logits.shape[axis])
+    rows = row_statistics(wanted, logits, labels, where, weighted)
+    loss = row_cross_entropy(rows, labels, smoothing, z_loss, base)
     if where is not None:
         loss = jnp.where(jnp.squeeze(exists(where, axis), axis), loss, 0)
     return reduce(loss, None if weights is None else weights.astype(loss.dtype), reduction)
-
-
-def _nats(rows: Rows, smoothing: Array | float | None) -> Float[Array, "*samples"]:
-    """P·z − a, smoothed: (1 − ε)(P·z − a) + ε (z − m), the numbers measured from one origin."""
-    z, a, m, mass = rows.log_normalizer, rows.label_logit, rows.mean_logit, rows.label_mass
-    hard = (z if mass is None else mass * z) - a
-    if smoothing is None:
-        return hard
-    smoothing = _scalar(smoothing, z)
-    # at ε = 1 the label takes no part, also if its logit is −inf; at a traced ε of 0 nor does any other class
-    return jnp.where(smoothing < 1, (1 - smoothing) * hard, 0) + jnp.where(smoothing > 0, smoothing * (z - m), 0)
-
-
-def _scalar(number: Array | float, like: Array) -> Float[Array, ""]:
-    return jnp.asarray(number, like.dtype)

@@ -51,14 +51,14 @@ def _distribution_cross_entropy(static, p, q):
     return units.from_nats(_nats(axis, p, q), base)
 
 
-def _forward(axis, p, q, *, kept):
+def _forward(axis, p, q, *, moving):
     dtype = wide(p, q)
     ps, qs = p.astype(dtype), q.astype(dtype)
     massive = ps != 0
     return -jnp.sum(ps * jnp.log(jnp.where(massive, qs, 1)), axis), (p, q)
 
 
-def _backward(axis, residuals, g):
+def _backward(axis, residuals, g, *, moving):
     p, q = residuals
     ps, qs = p.astype(g.dtype), q.astype(g.dtype)
     massive = ps != 0

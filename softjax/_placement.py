@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import AxisType
 
 from softjax._types import Array, Integer
@@ -19,6 +20,24 @@ def on_one_cpu(x: Array) -> bool:
     """
     meshless = jax.typeof(x).sharding.mesh.empty and jax.sharding.get_abstract_mesh().empty
     return meshless and jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def is_transpose(matrix: Array) -> bool:
+    """Whether the program being traced makes `matrix` by transposing another, as in `embedding.T`.
+
+    A loop in XLA wants its operands row by row: it would copy the transpose, but takes the other matrix as it is. JAX
+    has no public word for where a tracer comes from. Where it does not tell, the answer is no, and the copy is made.
+    """
+    tracer: Any = matrix
+    while isinstance(tracer, Tracer):
+        equation = getattr(tracer, "parent", None)
+        if equation is None:
+            tracer = getattr(tracer, "primal", None)
+        elif equation.primitive.name == "convert_element_type":
+            tracer = equation.in_tracers[0]
+        else:
+            return equation.primitive.name == "transpose"
+    return False
 
 
 def class_ids(logits: Array, axis: int) -> Integer[Array, "..."]:

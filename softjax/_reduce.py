@@ -18,8 +18,13 @@ def reduce(
     total = jnp.sum(loss)
     if reduction == "sum":
         return total
+    return mean_of(total, weights, loss.size)
+
+
+def mean_of(total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: int) -> Float[Array, ""]:
+    """Σ w·l / Σ w of a sum that is there already, 0 when Σ w is 0."""
     if weights is None:
-        return total / max(loss.size, 1)
+        return total / max(samples, 1)
     mass = jnp.sum(weights)
     return jnp.where(mass == 0, 0, total / jnp.where(mass == 0, 1, mass))
 

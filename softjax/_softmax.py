@@ -86,12 +86,12 @@ def _softmax(axis, logits, where):
     return _wide_softmax(axis, *placement.aligned(logits, where)).astype(logits.dtype)
 
 
-def _softmax_forward(axis, logits, where, *, kept):
-    residuals = _Residuals(logits, where, _log_sum.log_sum(logits, where, axis, kept))
+def _softmax_forward(axis, logits, where, *, moving):
+    residuals = _Residuals(logits, where, _log_sum.log_sum(logits, where, axis, bool(moving)))
     return _probabilities(residuals), residuals
 
 
-def _softmax_backward(axis, residuals, g):
+def _softmax_backward(axis, residuals, g, *, moving):
     # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx = q · (g − Σ_i q_i g_i)
     q = _probabilities(residuals)
     g = _reaching(residuals, g)
@@ -108,15 +108,15 @@ def _log_softmax(static, logits, where):
     return units.from_nats(nats, base).astype(logits.dtype)
 
 
-def _log_softmax_forward(axis, logits, where, *, kept):
-    pair = _log_sum.log_sum(logits, where, axis, kept)
+def _log_softmax_forward(axis, logits, where, *, moving):
+    pair = _log_sum.log_sum(logits, where, axis, bool(moving))
     x = _log_sum.existing(logits, where) - _log_sum.origin(pair.peak)
     nats = x - pair.log_mass
     nats = nats if where is None else jnp.where(where, nats, -jnp.inf)
     return nats, _Residuals(logits, where, pair)
 
 
-def _log_softmax_backward(axis, residuals, g):
+def _log_softmax_backward(axis, residuals, g, *, moving):
     # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx = g − q · Σ_i g_i
     g = _reaching(residuals, g)
     dx = g - _probabilities(residuals) * jnp.sum(g, axis, keepdims=True)

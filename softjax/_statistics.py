@@ -59,7 +59,7 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: 
     -0.1329 12.6 0.3998
     """
     logits, axis = checks.logits(logits, axis)
-    labels = checks.labels(labels, logits, axis)
+    labels = checks.labels(labels, logits.shape, axis)
     return _public(logits, labels, checks.where(where, logits), axis)
 
 
@@ -95,7 +95,9 @@ class Rows(NamedTuple):
     origin: Float[Array, "..."]
 
 
-class _Residuals(NamedTuple):
+class Residuals(NamedTuple):
+    """What the pull-back of a block of logits needs: its arguments and a few numbers a row."""
+
     logits: Array
     labels: Array
     where: Bool[Array, "..."] | None
@@ -125,9 +127,10 @@ def row_statistics(
     return jax.tree.map(lambda number: jnp.squeeze(number, wanted.axis), rows)
 
 
-def _forward(wanted, logits, labels, where, weighted, *, kept):
+def forward(wanted, logits, labels, where, weighted, *, moving):
+    """The wanted numbers of each row, the class axis kept at length 1. Ids are canonical and have that axis, too."""
     axis = wanted.axis
-    pair = _log_sum.log_sum(logits, where, axis, kept)
+    pair = _log_sum.log_sum(logits, where, axis, bool(moving))
     origin = _log_sum.origin(pair.peak) if wanted.relative else jnp.zeros_like(pair.peak)
     rows = Rows(
         log_normalizer=pair.log_mass if wanted.relative else pair.log,
@@ -142,7 +145,7 @@ def _forward(wanted, logits, labels, where, weighted, *, kept):
         pair = _log_sum.LogSum(jnp.where(absent, 0, pair.peak), jnp.where(absent, 1, pair.mass))
         if wanted.relative:
             rows = jax.tree.map(lambda number: jnp.where(absent, 0, number), rows)
-    return rows, _Residuals(logits, labels, where, pair, rows.entropy, absent, weighted)
+    return rows, Residuals(logits, labels, where, pair, rows.entropy, absent, weighted)
 
 
 def _absent(rows, where, weighted, axis):
@@ -158,28 +161,32 @@ def _absent(rows, where, weighted, axis):
     return absent
 
 
-def _backward(wanted, residuals, cotangents):
+def backward(wanted, residuals, cotangents, *, moving=(0, 1)):
+    """The cotangents of the logits and of the labels, from those of the numbers that something depends on."""
     x, labels, where, pair, entropy, absent, _ = residuals
     dz, da, dm, dh, dmass, _ = cotangents  # the origin is a constant: what it adds to one number it takes off another
     xs = _present(_log_sum.existing(x, where), absent, -jnp.inf)
     e = _log_sum.shifted_exp(xs, pair.peak)
-    # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
-    dx = e * (dz / pair.mass)
-    if wanted.entropy:
+    dx = jnp.zeros((), e.dtype)
+    if dz is not None:
+        # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
+        dx = e * (dz / pair.mass)
+    if dh is not None:
         # ∂H/∂x_j = −q_j (x_j − z + H), and 0 where q_j is 0
         surprise = _measured(e, xs, _log_sum.origin(pair.peak)) - pair.log_mass + _present(entropy, absent)
         dx = dx - e * jnp.where(e == 0, 0, surprise) * (dh / pair.mass)
     ids = _labels.is_ids(labels)
-    if wanted.label:
+    if da is not None:
         # ∂a/∂x_j = p_j, with p_j = [j = y] for a class id
         if ids:
             dx = dx + jnp.where(_labels.matches(labels, x, wanted.axis), da, 0)
         else:
             dx = dx + _present(widen(labels), absent) * da
-    if wanted.mean:
+    if dm is not None:
         # ∂m/∂x_j = 1/C
         dx = dx + dm / _classes(x, where, wanted.axis)
-    dp = None if ids else _labels_backward(wanted, residuals, da, dmass)
+    dx = jnp.broadcast_to(dx, x.shape)
+    dp = None if ids or 1 not in moving else _labels_backward(wanted, residuals, da, dmass)
     return _only(dx, where, absent).astype(x.dtype), dp, None, None
 
 
@@ -187,7 +194,7 @@ def _labels_backward(wanted, residuals, da, dmass):
     # ∂a/∂p_j = x_j, measured as a is    ∂P/∂p_j = 1
     x, labels, where, pair, _, absent, weighted = residuals
     dp = jnp.zeros(labels.shape, pair.mass.dtype)
-    if wanted.label:
+    if da is not None:
         measured = widen(x) - _log_sum.origin(pair.peak) if wanted.relative else widen(x)
         if weighted is not None:
             measured = jnp.where(weighted | jnp.isfinite(measured), measured, 0)
@@ -259,4 +266,4 @@ def exists(where: Bool[Array, "..."], axis: int) -> Bool[Array, "..."]:
     return jnp.any(where, axis, keepdims=True)
 
 
-_rows = differentiable(_forward, _backward)
+_rows = differentiable(forward, backward)

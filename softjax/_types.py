@@ -5,6 +5,7 @@ the logits with the class axis kept at length 1, so that a number of a row broad
 Annotations are checked by the test run (`--jaxtyping-packages=softjax,beartype.beartype`), never in use.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jax.typing import ArrayLike as ArrayLike
@@ -14,6 +15,7 @@ from jaxtyping import Float as Float
 from jaxtyping import Integer as Integer
 
 if TYPE_CHECKING:
+    Function = Callable[..., ArrayLike]
     Axis = Count = int
     Number = int | float
     Reduction = Literal["mean", "sum", "none"]
@@ -21,6 +23,7 @@ else:
     # What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
     # checks of annotations would come before it.
     ArrayLike = Annotated[Any, "array"]
+    Function = Annotated[Any, "function"]
     Axis = Count = Annotated[Any, "int"]
     Number = Annotated[Any, "int | float"]
     Reduction = Annotated[Any, "mean", "sum", "none"]

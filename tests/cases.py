@@ -31,3 +31,12 @@ def weights(samples=SAMPLES, seed=0):
     w = np.random.default_rng([seed, 4]).uniform(0.1, 3.0, samples)
     w[::4] = 0
     return jnp.asarray(w, jnp.float32)
+
+
+def layer(classes, features=13, samples=SAMPLES, spread=1.0, dtype=jnp.float32, seed=0):
+    """hidden, kernel and bias whose logits have about this spread."""
+    rng = np.random.default_rng([seed, 5, classes, samples])
+    hidden = rng.normal(size=(samples, features))
+    kernel = rng.normal(size=(features, classes)) * spread / np.sqrt(features)
+    bias = rng.normal(size=classes) * spread / 4
+    return tuple(jnp.asarray(a, jnp.float32).astype(dtype) for a in (hidden, kernel, bias))

@@ -46,6 +46,16 @@ def cross_entropy(
     return loss, gradient
 
 
+def linear_cross_entropy(hidden, kernel, labels, *, bias=None, logit_softcap=None, **options):
+    """weight · loss of each sample, and the gradients of Σ cotangent · weight · loss by hidden, kernel and bias."""
+    h, k = np.asarray(hidden).astype(np.float64), np.asarray(kernel).astype(np.float64)
+    u = h @ k + (0 if bias is None else np.asarray(bias).astype(np.float64))
+    x = u if logit_softcap is None else logit_softcap * np.tanh(u / logit_softcap)
+    loss, dx = cross_entropy(x, labels, **options)
+    du = dx if logit_softcap is None else dx / np.cosh(u / logit_softcap) ** 2
+    return loss, (du @ k.T, h.T @ du, du.sum(0))
+
+
 def mean(loss, weights, samples):
     """Σ weight · loss / Σ weight, of losses that are already weighted."""
     total = samples if weights is None else np.broadcast_to(weights, samples).astype(np.float64).sum()

@@ -47,6 +47,26 @@ def _middle_axis(logits, labels, **options):
     return softjax.cross_entropy(logits[:, :, None], labels[:, None], reduction="none", axis=1, **options)[:, 0]
 
 
+def _as_kernel(block_size):
+    def way(logits, labels, **options):
+        """The logits are the kernel, one feature a sample."""
+        return softjax.linear_cross_entropy(
+            jnp.eye(len(logits)), logits, labels, reduction="none", block_size=block_size, **options
+        )
+
+    return pytest.param(way, id=f"kernel, blocks of {block_size}")
+
+
+def _as_hidden(block_size):
+    def way(logits, labels, **options):
+        """The logits are the hidden vectors, one feature a class."""
+        eye = jnp.eye(logits.shape[1])
+        return softjax.linear_cross_entropy(logits, eye, labels, reduction="none", block_size=block_size, **options)
+
+    return pytest.param(way, id=f"hidden, blocks of {block_size}")
+
+
+LINEAR = [_as_kernel(None), _as_kernel(1), _as_kernel(3), _as_hidden(5), _as_hidden(cases.SAMPLES), _as_hidden(1000)]
 WAYS = [_ids, _optax_one_hot, _leading_axis, _middle_axis, _vmapped]
 
 
@@ -60,7 +80,7 @@ def check(way, logits, labels, **options):
     assert loss.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *LINEAR])
 @pytest.mark.parametrize("spread", cases.SPREADS)
 @pytest.mark.parametrize("classes", [5, 129])
 def test_plain(way, classes, spread):
@@ -88,6 +108,13 @@ def test_every_option(way, base):
         label_smoothing=0.1,
         z_loss=1e-3,
     )
+
+
+@pytest.mark.parametrize("way", LINEAR)
+def test_every_option_of_the_linear_layer(way):
+    options = {"weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3, "base": 2.0}
+    check(way, cases.logits(129), cases.class_ids(129), **options)
+    check(way, cases.logits(7), cases.distribution(7), **options)
 
 
 @pytest.mark.parametrize("option", [{"label_smoothing": 0.3}, {"label_smoothing": 1.0}, {"z_loss": 0.01}])

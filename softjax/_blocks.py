@@ -1,0 +1,91 @@
+"""Blocks of samples: how many samples a block holds, and the way through all of them."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from softjax._types import Array, Bool
+
+_CPU = (2**24, 256, 8)
+_OTHER = (2**31, 1024, 128)
+
+
+def block_rows(samples: int, features: int, classes: int, itemsize: int, platform: str) -> int:
+    """The samples of a block whose logits, of `itemsize` bytes, are held at a time.
+
+    1. If the logits of all samples take no more than half the kernel, one block: the sum over blocks that it saves
+       would take more.
+    2. Else as many as keep a block at 16 MiB (CPU) or 2 GiB (other platforms), but at least 256 or 1024: with fewer,
+       the matrix products slow down, and each block reads and writes the whole kernel gradient.
+    3. Evened out, so that the last block is not nearly empty, and rounded up to a multiple of 8 or 128.
+
+    The figures for a CPU are measured: `examples/benchmark.py --grid`. Those for other platforms are estimates.
+    """
+    target, least, multiple = _CPU if platform == "cpu" else _OTHER
+    if 2 * samples <= features:
+        return max(samples, 1)
+    rows = max(least, target // max(classes * itemsize, 1))
+    if rows >= samples:
+        return max(samples, 1)
+    even = math.ceil(samples / math.ceil(samples / rows))
+    return min(samples, multiple * math.ceil(even / multiple))
+
+
+def split(arrays: Any, samples: int, rows: int) -> Any:
+    """Each `[samples, …]` as `[blocks, rows, …]`, filled up with zeros."""
+    blocks = max(1, math.ceil(samples / rows))
+
+    def one(array: Array) -> Array:
+        fill = [(0, blocks * rows - samples)] + [(0, 0)] * (array.ndim - 1)
+        return jnp.pad(array, fill).reshape((blocks, rows, *array.shape[1:]))
+
+    return jax.tree.map(one, arrays)
+
+
+def merge(arrays: Any, shape: tuple[int, ...]) -> Any:
+    """Each `[blocks, rows, …]` as `[*shape, …]`, without what `split` filled in."""
+
+    def one(array: Array) -> Array:
+        flat = array.reshape((-1, *array.shape[2:]))
+        return flat[: math.prod(shape)].reshape(shape + array.shape[2:])
+
+    return jax.tree.map(one, arrays)
+
+
+def walk(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, occupied: Bool[Array, " blocks"] | None
+) -> tuple[Any, Any]:
+    """`lax.scan` of `step` over the blocks. One that is not `occupied` changes nothing and gives zeros."""
+    if jax.tree.leaves(blocks)[0].shape[0] == 1:
+        carry, out = step(carry, jax.tree.map(lambda array: array[0], blocks))
+        return carry, jax.tree.map(lambda array: array[None], out)
+
+    def skip(carry: Any, block: Any) -> tuple[Any, Any]:
+        _, out = jax.eval_shape(step, carry, block)
+        return carry, jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), out)
+
+    def at(carry: Any, here: tuple[Any, Any]) -> tuple[Any, Any]:
+        block, taken = here
+        return step(carry, block) if taken is None else lax.cond(taken, step, skip, carry, block)
+
+    return lax.scan(at, carry, (blocks, occupied))
+
+
+@jax.custom_jvp
+def occupied(weights: Array) -> Bool[Array, " blocks"]:
+    """Which blocks hold a sample whose weight is not 0. Where the weights are differentiated by, all of them:
+
+    a sample of weight 0 adds nothing, but its loss is the derivative with respect to its weight.
+    """
+    return jnp.any(weights != 0, axis=1)
+
+
+@occupied.defjvp
+def _occupied_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Any]:
+    every = jnp.ones_like(occupied(*primals))
+    return every, np.zeros(every.shape, jax.dtypes.float0)

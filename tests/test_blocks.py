@@ -1,0 +1,81 @@
+"""The size of a block is a function of shapes and platform; no sample is lost or counted twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softjax import _blocks as blocks
+
+
+@pytest.mark.parametrize(
+    ("samples", "features", "classes", "platform", "rows"),
+    [
+        (2048, 512, 32768, "cpu", 256),  # 16 MiB would be 128 samples: at least 256
+        (4096, 256, 8192, "cpu", 512),  # 16 MiB
+        (2000, 512, 50257, "cpu", 256),  # evened out from 8 blocks to 250, rounded up to a multiple of 8
+        (257, 512, 32768, "cpu", 136),  # not 256 and 1
+        (100, 512, 32768, "cpu", 100),
+        (512, 1024, 262144, "cpu", 512),  # all logits take half of what the kernel does
+        (0, 512, 32768, "cpu", 1),
+        (16384, 4096, 128256, "gpu", 4096),  # 2 GiB
+        (16384, 4096, 2**20, "gpu", 1024),
+        (8192, 4096, 131072, "gpu", 4096),
+        (60000, 784, 10, "cpu", 60000),
+    ],
+)
+def test_the_rule(samples, features, classes, platform, rows):
+    assert blocks.block_rows(samples, features, classes, 4, platform) == rows
+
+
+def test_the_rule_is_sound_everywhere():
+    rng = np.random.default_rng(0)
+    for samples, features, classes in rng.integers(1, 10**6, (200, 3)):
+        for platform in ("cpu", "gpu", "tpu"):
+            rows = blocks.block_rows(int(samples), int(features), int(classes), 4, platform)
+            assert 1 <= rows <= samples
+            least, target = (256, 2**24) if platform == "cpu" else (1024, 2**31)
+            one = 2 * samples <= features
+            assert one or rows <= least + 128 or rows * classes * 4 <= target + 128 * classes * 4
+
+
+@pytest.mark.parametrize(("samples", "rows"), [(7, 1), (7, 2), (7, 7), (7, 9), (0, 1), (8, 4)])
+def test_split_and_merge(samples, rows):
+    x = jnp.arange(samples * 3.0).reshape(samples, 3) + 1
+    split = blocks.split({"x": x}, samples, rows)["x"]
+    assert split.shape[1:] == (rows, 3)
+    assert split.size - x.size == int((split == 0).sum())
+    np.testing.assert_array_equal(blocks.merge(split, (samples,)), x)
+
+
+def test_walk_leaves_out_what_is_not_occupied():
+    def step(carry, x):
+        return carry + x.sum(), x + 1
+
+    x = jnp.arange(6.0).reshape(3, 2)
+    total, out = blocks.walk(step, jnp.float32(0), x, jnp.array([True, False, True]))
+    assert total == 10
+    np.testing.assert_array_equal(out, [[1, 2], [0, 0], [5, 6]])
+    total, out = blocks.walk(step, jnp.float32(0), x, None)
+    assert total == 15
+    assert blocks.walk(step, jnp.float32(0), x[:1], None)[1].shape == (1, 2)
+
+
+def test_occupied():
+    w = jnp.array([[0.0, 0.0], [0.0, 2.0]])
+    np.testing.assert_array_equal(blocks.occupied(w), [False, True])
+    # all of them, where the weights themselves are differentiated by
+    _, seen = jax.vjp(lambda w: (w.sum(), blocks.occupied(w)), w, has_aux=False)[0], []
+    jax.jvp(lambda w: seen.append(blocks.occupied(w)) or w, (w,), (w,))
+    np.testing.assert_array_equal(seen[0], [True, True])
+
+
+def test_a_block_of_weight_zero_is_not_computed():
+    def cost(w):
+        def step(carry, block):
+            return carry + jnp.linalg.inv(block).sum(), None
+
+        return blocks.walk(step, jnp.float32(0), jnp.zeros((2, 3, 3)), blocks.occupied(w))[0]
+
+    assert cost(jnp.zeros((2, 3))) == 0  # the inverse of a matrix of zeros is not a number
+    assert not jnp.isfinite(cost(jnp.ones((2, 3))))

@@ -1,0 +1,148 @@
+"""Products in the types that operands came in, no array of all logits, no copy of the kernel."""
+
+import re
+
+import cases
+import jax
+import jax.numpy as jnp
+import jaxprs
+import numpy as np
+import pytest
+
+import softjax
+from softjax import _layer
+
+N, F, C = 192, 40, 1000
+LABELS = jax.ShapeDtypeStruct((N,), jnp.int32)
+
+
+def loss(hidden, kernel, labels, **options):
+    return softjax.linear_cross_entropy(hidden, kernel, labels, block_size=64, **options).sum()
+
+
+def tied(hidden, embedding, labels, **options):
+    return loss(hidden, embedding.T, labels, **options)
+
+
+def cast_and_tied(hidden, embedding, labels, **options):
+    return loss(hidden.astype(jnp.bfloat16), embedding.T.astype(jnp.bfloat16), labels, **options)
+
+
+def layer(dtype, turned=False):
+    shape = (C, F) if turned else (F, C)
+    return jax.ShapeDtypeStruct((N, F), dtype), jax.ShapeDtypeStruct(shape, dtype)
+
+
+def products(function, *args):
+    return [e for e in jaxprs.equations(jax.make_jaxpr(function)(*args)) if e.primitive.name == "dot_general"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}])
+@pytest.mark.parametrize(("reduction", "count"), [("mean", 3), ("sum", 3), ("none", 4)])
+def test_the_count_of_products_and_the_types_of_their_operands(dtype, reduction, count, options):
+    hidden, kernel = layer(dtype)
+    options = options | {"reduction": reduction, "weights": jnp.ones(N)}
+
+    def function(*args):
+        return loss(*args, **options)
+
+    assert len(products(function, hidden, kernel, LABELS)) == 1
+    found = products(jax.value_and_grad(function, (0, 1)), hidden, kernel, LABELS)
+    assert len(found) == count
+    for product in found:
+        assert [v.aval.dtype for v in product.invars] == [dtype, dtype]
+        assert product.outvars[0].aval.dtype == jnp.float32
+
+
+def test_what_is_not_differentiated_by_costs_no_product():
+    hidden, kernel = layer(jnp.float32)
+    for argument in (0, 1):
+        assert len(products(jax.grad(loss, argument), hidden, kernel, LABELS)) == 2
+
+
+def test_a_linear_loss_takes_three_products():
+    hidden, kernel = layer(jnp.bfloat16)
+
+    def function(h, k, y):
+        return softjax.linear_loss(lambda s: s.entropy + s.label_logit, h, k, y, block_size=64)
+
+    assert len(products(function, hidden, kernel, LABELS)) == 1
+    assert len(products(jax.grad(function, (0, 1)), hidden, kernel, LABELS)) == 3
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", [loss, tied])
+@pytest.mark.parametrize("transform", [lambda f: f, lambda f: jax.value_and_grad(f, (0, 1)), "jvp"])
+def test_no_array_of_all_logits(reduction, function, transform):
+    hidden, kernel = layer(jnp.float32, function is tied)
+
+    def of(h, k, y):
+        return function(h, k, y, reduction=reduction)
+
+    def along(h, k, y):
+        return jax.jvp(lambda h, k: of(h, k, y), (h, k), (h, k))
+
+    jaxpr = jax.make_jaxpr(along if transform == "jvp" else transform(of))(hidden, kernel, LABELS)
+    sizes = [v.aval.size for e in jaxprs.equations(jaxpr) for v in e.outvars]
+    assert max(sizes) < N * C
+    assert max(sizes) >= 64 * C
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("function", [tied, cast_and_tied])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_tied_embeddings_are_not_copied(reduction, function, differentiated):
+    hidden, embedding = layer(jnp.float32, turned=True)
+
+    def of(h, e, y):
+        return function(h, e, y, reduction=reduction)
+
+    program = jax.jit(jax.value_and_grad(of, (0, 1)) if differentiated else of)
+    assert not turned_copies(program.lower(hidden, embedding, LABELS).compile().as_text())
+
+
+def test_the_search_for_copies_finds_them():
+    turned = jax.jit(lambda e: jnp.sin(e.T) @ jnp.sin(e)).lower(layer(jnp.float32, turned=True)[1]).compile()
+    hidden, kernel = layer(jnp.float32)
+    scaled = jax.jit(jax.grad(loss, 1)).lower(hidden, kernel, LABELS).compile()  # a dense kernel's gradient is turned
+    assert turned_copies(turned.as_text()) or turned_copies(scaled.as_text())
+
+
+def turned_copies(hlo):
+    copies = re.findall(r"= \w+\[(\d+),(\d+)\]\S* (?:copy|transpose)\(", hlo)
+    return [shape for shape in copies if set(map(int, shape)) == {F, C}]
+
+
+def test_memory_does_not_grow_with_the_samples():
+    def temporary(samples, function):
+        h = jax.ShapeDtypeStruct((samples, 64), jnp.float32)
+        k = jax.ShapeDtypeStruct((64, 4096), jnp.float32)
+        y = jax.ShapeDtypeStruct((samples,), jnp.int32)
+        program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(h, k, y).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    for reduction in ("mean", "none"):
+
+        def ours(h, k, y, r=reduction):
+            return softjax.linear_cross_entropy(h, k, y, reduction=r, block_size=256).sum()
+
+        grown = temporary(8192, ours) - temporary(1024, ours)
+        assert grown <= 4 * (8192 - 1024) * 64 * 4  # four vectors of features a sample
+
+    def plain(h, k, y):
+        return softjax.cross_entropy(h @ k, y)
+
+    assert temporary(8192, ours) < 0.08 * temporary(8192, plain)
+
+
+@pytest.mark.parametrize("tile", [1, 2**12, 2**30])
+@pytest.mark.parametrize("classes", [1, 7, 129])
+def test_the_kernel_gradient_is_added_tile_by_tile(tile, classes, route, monkeypatch):
+    monkeypatch.setattr(_layer, "_TILE", tile)
+    hidden, _, _ = cases.layer(classes)
+    du = cases.logits(classes, seed=2)
+    total = cases.logits(13, samples=classes, seed=3)
+    plan = _layer.Layer(False, None, jnp.dtype(jnp.float32))
+    added = _layer._add_kernel_gradient(plan, total, du, hidden)
+    np.testing.assert_allclose(added, total + du.T @ hidden, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,273 @@
+"""linear_cross_entropy is cross_entropy(hidden @ kernel + bias), at every block size, spread, class count and type."""
+
+import math
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import softjax
+
+RTOL = 1e-5
+BLOCKS = [None, 1, 3, cases.SAMPLES, 1000]
+
+
+def check(reduction, hidden, kernel, bias, labels, block_size, rtol=RTOL, **options):
+    """Value and gradients against the float64 oracle; cotangents that differ by row where there are rows."""
+    g = cases.cotangent(len(hidden)) if reduction == "none" else jnp.float32(0.7)
+
+    def function(hidden, kernel, bias):
+        return softjax.linear_cross_entropy(
+            hidden, kernel, labels, bias=bias, reduction=reduction, block_size=block_size, **options
+        )
+
+    value, pull = jax.vjp(function, hidden, kernel, bias)
+    g = g.astype(value.dtype)
+    scale = np.broadcast_to(np.asarray(g, np.float64), len(hidden))
+    if reduction == "mean":
+        weights = options.get("weights", jnp.ones(len(hidden)))
+        scale = scale / np.asarray(weights, np.float64).sum()
+    loss, gradients = oracle.linear_cross_entropy(hidden, kernel, labels, bias=bias, cotangent=scale, **options)
+    expected = loss if reduction == "none" else (loss * scale / float(g)).sum()
+    np.testing.assert_allclose(value, expected, rtol=rtol, atol=rtol)
+    for gradient, argument, exact in zip(pull(g), (hidden, kernel, bias), gradients, strict=True):
+        assert gradient.dtype == argument.dtype
+        np.testing.assert_allclose(np.asarray(gradient, np.float64), exact, rtol=rtol, atol=rtol * np.abs(exact).max())
+    return value
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("block_size", BLOCKS)
+@pytest.mark.parametrize("spread", [0.02, 1.0, 20.0])
+def test_blocks_and_spreads(reduction, block_size, spread):
+    check(reduction, *cases.layer(129, spread=spread), cases.class_ids(129), block_size)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("classes", [1, 5, 127, 129, 2049])
+def test_class_counts(reduction, classes, route):
+    check(reduction, *cases.layer(classes), cases.class_ids(classes), 4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_every_option(reduction, block_size, softcap):
+    options = {"weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3, "base": math.e}
+    for labels in (cases.class_ids(9), cases.distribution(9)):
+        check(reduction, *cases.layer(9, spread=3.0), labels, block_size, logit_softcap=softcap, **options)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("spread", [0.02, 1.0, 20.0])
+def test_low_precision_by_a_budget(reduction, dtype, spread):
+    # The budget is the error of the plain route, whose products take the same operands; a few ulp of the type beside.
+    hidden, kernel, bias = cases.layer(129, spread=spread, dtype=dtype)
+    labels, g = cases.class_ids(129), cases.cotangent()
+
+    def ours(h, k, b):
+        return softjax.linear_cross_entropy(h, k, labels, bias=b, reduction=reduction, block_size=4)
+
+    def plain(h, k, b):
+        x = jnp.matmul(h, k, preferred_element_type=jnp.float32) + b.astype(jnp.float32)[None]
+        return softjax.cross_entropy(x, labels, reduction=reduction)
+
+    cotangent = g if reduction == "none" else g.mean()
+    scale = np.asarray(g, np.float64) if reduction == "none" else float(g.mean()) / len(labels)
+    loss, exact = oracle.linear_cross_entropy(
+        hidden, kernel, labels, bias=bias, cotangent=np.broadcast_to(scale, len(labels))
+    )
+    value, pull = jax.vjp(ours, hidden, kernel, bias)
+    np.testing.assert_allclose(value, loss if reduction == "none" else loss.mean(), rtol=3e-6, atol=3e-6)
+    ulp = float(jnp.finfo(dtype).eps)
+    theirs = jax.vjp(plain, hidden, kernel, bias)[1](cotangent)
+    for gradient, plainly, true in zip(pull(cotangent), theirs, exact, strict=True):
+        assert gradient.dtype == dtype
+        error, budget = (np.abs(np.asarray(a, np.float64) - true).max() for a in (gradient, plainly))
+        assert error <= budget + 3 * ulp * np.abs(true).max()
+
+
+def test_float64(x64):
+    hidden, kernel, bias = (a.astype(jnp.float64) for a in cases.layer(129))
+    value = check("mean", hidden, kernel, bias, cases.class_ids(129), 4, rtol=1e-13)
+    assert value.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")])
+def test_mixed_types(reduction, types):
+    hidden, kernel, bias = cases.layer(9)
+    h, k = hidden.astype(types[0]), kernel.astype(types[1])
+
+    def loss(h, k, b):
+        return softjax.linear_cross_entropy(h, k, cases.class_ids(9), bias=b, block_size=4, reduction=reduction).sum()
+
+    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(h, k, bias)
+    assert [a.dtype for a in gradients] == [h.dtype, k.dtype, bias.dtype]
+    exact, _ = oracle.linear_cross_entropy(h, k, cases.class_ids(9), bias=bias)
+    np.testing.assert_allclose(value, exact.mean() if reduction == "mean" else exact.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["ids", "distribution"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_float64_labels_and_layers_mixed(x64, labels, reduction):
+    hidden, kernel, bias = cases.layer(9)
+    y = cases.class_ids(9) if labels == "ids" else cases.distribution(9).astype(jnp.float64)
+
+    def loss(h, k, b, y=y):
+        return softjax.linear_cross_entropy(h, k, y, bias=b, block_size=4, reduction=reduction).sum()
+
+    for h, k in ((hidden, kernel.astype(jnp.float64)), (hidden, kernel)):
+        value, gradients = jax.value_and_grad(loss, (0, 1, 2))(h, k, bias)
+        assert [a.dtype for a in gradients] == [h.dtype, k.dtype, bias.dtype]
+        assert value.dtype == (jnp.float64 if jnp.float64 in (k.dtype, y.dtype) else jnp.float32)
+        exact, dense = oracle.linear_cross_entropy(h, k, y, bias=bias)
+        np.testing.assert_allclose(value, exact.sum(), rtol=1e-6)
+        np.testing.assert_allclose(gradients[1], dense[1], rtol=1e-5, atol=1e-5)
+
+
+def test_leading_axes():
+    hidden, kernel, bias = cases.layer(9, samples=12)
+    labels, w = cases.class_ids(9, 12), cases.weights(12)
+    flat = softjax.linear_cross_entropy(hidden, kernel, labels, bias=bias, weights=w, reduction="none")
+    shaped = softjax.linear_cross_entropy(
+        hidden.reshape(3, 2, 2, -1), kernel, labels.reshape(3, 2, 2), bias=bias, weights=w.reshape(3, 2, 2),
+        reduction="none", block_size=5,
+    )  # fmt: skip
+    np.testing.assert_allclose(shaped.reshape(-1), flat, rtol=RTOL)
+    one = softjax.linear_cross_entropy(hidden[3], kernel, labels[3], bias=bias)
+    np.testing.assert_allclose(one, softjax.cross_entropy((hidden @ kernel + bias[None])[3], labels[3]), rtol=RTOL)
+    broadcast = softjax.linear_cross_entropy(
+        hidden.reshape(3, 4, -1), kernel, labels.reshape(3, 4), weights=w[None, :4]
+    )
+    dense = softjax.cross_entropy((hidden @ kernel).reshape(3, 4, -1), labels.reshape(3, 4), weights=w[None, :4])
+    np.testing.assert_allclose(broadcast, dense, rtol=RTOL)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_row_of_weight_zero_may_hold_anything(reduction, block_size):
+    hidden, kernel, bias = cases.layer(9)
+    labels, w = cases.class_ids(9), cases.weights()
+    penalties = {"z_loss": 0.1, "label_smoothing": 0.1}
+    absent = np.asarray(w) == 0
+    bad = hidden.at[0].set(jnp.nan).at[4].set(jnp.inf).at[8].set(1e38)
+
+    def gradients(hidden, labels):
+        def loss(h, k, b, w):
+            losses = softjax.linear_cross_entropy(
+                h, k, labels, bias=b, weights=w, reduction=reduction, block_size=block_size, **penalties
+            )
+            return (losses * (cases.cotangent() if reduction == "none" else 1)).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel, bias, w)
+
+    value, (dh, dk, db) = gradients(bad, jnp.where(absent, -100, labels))
+    expected, (eh, ek, eb) = gradients(hidden, labels)
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    np.testing.assert_array_equal(dh[absent], 0)
+    for ours, theirs in ((dh, eh), (dk, ek), (db, eb)):
+        np.testing.assert_allclose(ours, theirs, rtol=RTOL, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_edges(reduction):
+    hidden, kernel, _ = cases.layer(5)
+    labels = cases.class_ids(5)
+
+    def grad(h=hidden, y=labels, **options):
+        def loss(h, k):
+            return softjax.linear_cross_entropy(h, k, y, reduction=reduction, block_size=4, **options).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(h, kernel)
+
+    value, (dh, dk) = grad(weights=jnp.zeros(cases.SAMPLES))
+    assert value == 0
+    assert not dh.any()
+    assert not dk.any()
+    value, (dh, dk) = grad(y=labels.at[2].set(5))
+    assert jnp.isnan(value)
+    _, (eh, ek) = grad(weights=jnp.ones(cases.SAMPLES).at[2].set(0))
+    scale = (cases.SAMPLES - 1) / cases.SAMPLES if reduction == "mean" else 1
+    np.testing.assert_allclose(dh, eh * scale, rtol=RTOL, atol=1e-6)
+    np.testing.assert_allclose(dk, ek * scale, rtol=RTOL, atol=1e-6)
+    value, (dh, dk) = grad(h=hidden[:0], y=labels[:0])
+    assert value == 0
+    assert dh.shape == (0, 13)
+    assert not dk.any()
+
+
+def test_the_gradient_of_the_weights():
+    hidden, kernel, _ = cases.layer(5)
+    labels = cases.class_ids(5)
+    for w in (cases.weights(), jnp.zeros(cases.SAMPLES)):
+        # also of samples, and of blocks, that weigh nothing
+        for reduction in ("sum", "none"):
+            ours = jax.grad(
+                lambda w, r=reduction: softjax.linear_cross_entropy(
+                    hidden, kernel, labels, weights=w, reduction=r, block_size=2
+                ).sum()
+            )(w)
+            np.testing.assert_allclose(ours, oracle.linear_cross_entropy(hidden, kernel, labels)[0], rtol=RTOL)
+
+    def total(k, w):
+        return softjax.linear_cross_entropy(hidden, k, labels, weights=w, reduction="sum", block_size=2)
+
+    mixed = jax.jacfwd(jax.grad(total), 1)(kernel, jnp.zeros(cases.SAMPLES))
+    g = cases.cotangent()
+    _, (_, dk, _) = oracle.linear_cross_entropy(hidden, kernel, labels, cotangent=g)
+    np.testing.assert_allclose(mixed @ g, dk, atol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_every_mode_of_differentiation(reduction):
+    hidden, kernel, bias = cases.layer(7, features=3)
+    labels, g = cases.class_ids(7), cases.cotangent()
+    tangents = tuple(cases.layer(7, features=3, seed=1))
+
+    def ours(h, k, b):
+        loss = softjax.linear_cross_entropy(h, k, labels, bias=b, reduction=reduction, block_size=4, z_loss=0.1)
+        return (loss * (g if reduction == "none" else 1)).sum()
+
+    def dense(h, k, b):
+        loss = softjax.cross_entropy(h @ k + b[None], labels, reduction=reduction, z_loss=0.1)
+        return (loss * (g if reduction == "none" else 1)).sum()
+
+    def everything(f):
+        point = (hidden, kernel, bias)
+        yield jax.jvp(f, point, tangents)
+        yield jax.jvp(jax.grad(f, (0, 1, 2)), point, tangents)  # a Hessian-vector product
+        yield jax.grad(lambda k: sum((a**2).sum() for a in jax.grad(f, (0, 1))(hidden, k, bias)))(kernel)
+        yield jax.hessian(f, 1)(*point)
+        yield jax.grad(jax.checkpoint(f), (0, 1))(*point)
+        yield jax.linearize(f, *point)[1](*tangents)
+        yield jax.vmap(jax.value_and_grad(f, (0, 1)), (0, None, None))(jnp.stack([hidden, -hidden]), kernel, bias)
+        yield jax.grad(lambda k: jax.vmap(f, (0, None, None))(jnp.stack([hidden, -hidden]), k, bias).sum())(kernel)
+        yield jax.vmap(f, (None, 0, None))(hidden, jnp.stack([kernel, -kernel]), bias)
+        yield jax.lax.scan(lambda c, h: (c + f(h, kernel, bias), None), 0.0, jnp.stack([hidden, -hidden]))[0]
+
+    for actual, expected in zip(everything(ours), everything(dense), strict=True):
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_the_statistics():
+    hidden, kernel, bias = cases.layer(9, spread=3.0)
+    labels = cases.class_ids(9)
+    for i in range(4):
+        for block_size in (None, 4):
+
+            def ours(h, k, b, i=i, block_size=block_size):
+                return softjax.linear_statistics(h, k, labels, bias=b, logit_softcap=5.0, block_size=block_size)[i]
+
+            def dense(h, k, b, i=i):
+                return softjax.statistics(5 * jnp.tanh((h @ k + b[None]) / 5), labels)[i]
+
+            (value, pull), (expected, back) = jax.vjp(ours, hidden, kernel, bias), jax.vjp(dense, hidden, kernel, bias)
+            np.testing.assert_allclose(value, expected, rtol=RTOL, atol=1e-6)
+            for a, b in zip(pull(cases.cotangent()), back(cases.cotangent()), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

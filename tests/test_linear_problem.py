@@ -1,0 +1,70 @@
+"""What a linear layer and its loss refuse, and what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import _placement
+
+H, K, Y = jnp.ones((6, 4)), jnp.ones((4, 5)), jnp.zeros(6, jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((H, K.T, Y), {}, ValueError, r"`kernel` .* 4 features of `hidden` \(6, 4\), got \(5, 4\).*kernel\.T"),
+        ((H, K[0], Y), {}, ValueError, r"`kernel` must be \[features, classes\], got shape \(5,\)"),
+        ((H, jnp.ones((3, 5)), Y), {}, ValueError, r"`kernel` .*got \(3, 5\)\."),
+        ((H, K[:, :0], Y), {}, ValueError, r"`kernel` must have at least one class, got shape \(4, 0\)"),
+        ((jnp.float32(1), K, Y), {}, ValueError, "`hidden` must have an axis of features"),
+        ((H.astype(int), K, Y), {}, TypeError, "`hidden` must be a real floating array, got int32"),
+        ((H, K.astype(complex), Y), {}, TypeError, "`kernel` must be a real floating array, got complex64"),
+        ((H, "kernel", Y), {}, TypeError, "`kernel` must be an array, got str"),
+        ((H, K, Y[:3]), {}, ValueError, r"`hidden @ kernel` \(6, 5\) without its class axis, \(6,\); got \(3,\)"),
+        ((H, K, jnp.ones(6)), {}, ValueError, r"Floating `labels` .* \(6, 5\); got \(6,\).*astype\(int\)"),
+        ((H, K, Y), {"bias": jnp.ones(4)}, ValueError, r"`bias` .* one entry for each class, \(5,\); got \(4,\)"),
+        ((H, K, Y), {"bias": 1}, TypeError, "`bias` must be a real floating array"),
+        ((H, K, Y), {"weights": jnp.ones(5)}, ValueError, r"`weights` must broadcast"),
+        ((H, K, Y), {"logit_softcap": 0}, ValueError, "`logit_softcap` must be positive and finite, got 0"),
+        ((H, K, Y), {"logit_softcap": jnp.float32(3)}, TypeError, "`logit_softcap` must be a Python number"),
+        ((H, K, Y), {"logit_softcap": float("nan")}, ValueError, "`logit_softcap`"),
+        ((H, K, Y), {"block_size": 0}, ValueError, "`block_size` must be at least 1, got 0"),
+        ((H, K, Y), {"block_size": 2.5}, TypeError, "`block_size` must be an integer, got float"),
+        ((H, K, Y), {"reduction": "avg"}, ValueError, "`reduction` must be one of"),
+        ((H, K, Y), {"base": 1}, ValueError, "`base`"),
+        ((H, K, Y), {"label_smoothing": 1.5}, ValueError, "`label_smoothing` must be in"),
+        ((H, K, Y), {"z_loss": -1.0}, ValueError, "`z_loss`"),
+    ],
+)  # fmt: skip
+def test_refused(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        softjax.linear_cross_entropy(*arguments, **options)
+    with pytest.raises(error, match=message):
+        jax.jit(lambda: softjax.linear_cross_entropy(*arguments, **options))()
+
+
+def test_numpy_arrays_and_values_that_fit():
+    value = softjax.linear_cross_entropy(np.ones((6, 4)), np.ones((4, 5)), np.zeros(6, int), block_size=np.int64(2))
+    np.testing.assert_allclose(value, np.log10(5), rtol=1e-6)
+    schedule = jax.jit(lambda e: softjax.linear_cross_entropy(H, K, Y, label_smoothing=e))(0.3)
+    np.testing.assert_allclose(schedule, np.log10(5), rtol=1e-6)
+
+
+def test_a_transpose_is_seen_through_derivatives_and_casts():
+    seen = []
+
+    def see(matrix):
+        seen.append(_placement.is_transpose(matrix))
+        return matrix.sum()
+
+    embedding = jnp.ones((3, 2))
+    jax.jit(lambda e: see(e.T))(embedding)
+    jax.jit(jax.grad(lambda e: see(e.T.astype(jnp.bfloat16).astype(jnp.float32))))(embedding)
+    jax.jit(jax.grad(lambda e: see(jnp.swapaxes(e, 0, 1))))(embedding)
+    assert all(seen)
+    jax.jit(lambda e: see(e))(embedding)
+    jax.jit(lambda e: see(e + 1))(embedding)
+    see(embedding.T)
+    assert seen[3:] == [False, False, False]

@@ -1,0 +1,129 @@
+"""linear_loss: any row loss, with its gradient, against plain autodiff on the logits."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+
+HIDDEN, KERNEL, BIAS = cases.layer(9, spread=2.0)
+LABELS, W = cases.class_ids(9), cases.weights()
+ADVANTAGE = cases.cotangent(seed=1)
+
+
+def policy_gradient(stats, advantage, old, *, clip=0.2, bonus=0.01):
+    """PPO's clipped objective with an entropy bonus (Schulman et al. 2017, arXiv:1707.06347)."""
+    ratio = jnp.exp(stats.label_logit - stats.log_normalizer - old)
+    clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
+    return -jnp.minimum(ratio * advantage, clipped * advantage) - bonus * stats.entropy
+
+
+def on_logits(row_loss, hidden, kernel, *row_args, weights=None):
+    q = jax.nn.log_softmax(hidden @ kernel + BIAS[None])
+    x = hidden @ kernel + BIAS[None]
+    z = jax.nn.logsumexp(x, -1)
+    stats = softjax.Statistics(z, x[jnp.arange(len(x)), LABELS], x.mean(-1), -(jnp.exp(q) * q).sum(-1))
+    losses = jax.vmap(row_loss)(stats, *row_args)
+    return jnp.sum(losses if weights is None else weights * losses)
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 3, 100])
+@pytest.mark.parametrize("weights", [None, W])
+def test_a_policy_gradient_with_an_entropy_bonus(block_size, weights):
+    old = -(cases.cotangent(seed=2) ** 2)
+
+    def ours(h, k, a, o):
+        return softjax.linear_loss(
+            policy_gradient, h, k, LABELS, a, o, bias=BIAS, weights=weights, block_size=block_size
+        )
+
+    def plain(h, k, a, o):
+        return on_logits(policy_gradient, h, k, a, o, weights=weights)
+
+    actual = jax.value_and_grad(ours, (0, 1, 2, 3))(HIDDEN, KERNEL, ADVANTAGE, old)
+    expected = jax.value_and_grad(plain, (0, 1, 2, 3))(HIDDEN, KERNEL, ADVANTAGE, old)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_what_the_row_loss_closes_over_has_derivatives():
+    @jax.jit
+    def ours(t, k):
+        return softjax.linear_loss(lambda s: t * s.log_normalizer**2, HIDDEN, k, LABELS, block_size=4, bias=BIAS)
+
+    def plain(t, k):
+        return on_logits(lambda s: t * s.log_normalizer**2, HIDDEN, k)
+
+    t = jnp.float32(0.3)
+    for f in (jax.grad, jax.jacfwd):
+        for a, b in zip(f(ours, (0, 1))(t, KERNEL), f(plain, (0, 1))(t, KERNEL), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.vmap(ours, (0, None))(jnp.arange(3.0), KERNEL), jnp.arange(3.0) * ours(jnp.float32(1), KERNEL), rtol=1e-5
+    )
+
+
+def test_row_arguments_of_any_kind():
+    # a tree of arrays, one of them of more than a number a row, one of integers
+    tree = {"a": ADVANTAGE, "b": (jnp.ones((cases.SAMPLES, 2, 3)), jnp.arange(cases.SAMPLES))}
+
+    def row_loss(s, tree):
+        return tree["a"] * s.log_normalizer * tree["b"][0].sum() + tree["b"][1].astype(jnp.float32) * s.mean_logit
+
+    def ours(h, a):
+        return softjax.linear_loss(row_loss, h, KERNEL, LABELS, tree | {"a": a}, bias=BIAS, block_size=3)
+
+    def plain(h, a):
+        return on_logits(row_loss, h, KERNEL, tree | {"a": a})
+
+    for a, b in zip(jax.grad(ours, (0, 1))(HIDDEN, ADVANTAGE), jax.grad(plain, (0, 1))(HIDDEN, ADVANTAGE), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+    shaped = jax.tree.map(lambda x: x[:10].reshape(5, 2, *x.shape[1:]), (HIDDEN, LABELS, tree))
+    value = softjax.linear_loss(row_loss, shaped[0], KERNEL, shaped[1], shaped[2])
+    flat = softjax.linear_loss(row_loss, HIDDEN[:10], KERNEL, LABELS[:10], jax.tree.map(lambda x: x[:10], tree))
+    np.testing.assert_allclose(value, flat, rtol=1e-5)
+
+
+def test_a_row_of_weight_zero_may_hold_anything():
+    absent = W == 0
+    advantage = jnp.where(absent, jnp.nan, ADVANTAGE)
+    hidden = jnp.where(absent[:, None], jnp.inf, HIDDEN)
+
+    def gradients(h, a, y):
+        def loss(h, k, a):
+            old = jnp.zeros_like(a)
+            return softjax.linear_loss(policy_gradient, h, k, y, a, old, weights=W, block_size=3)
+
+        return jax.value_and_grad(loss, (0, 1, 2))(h, KERNEL, a)
+
+    actual = gradients(hidden, advantage, jnp.where(absent, -1, LABELS))
+    expected = gradients(HIDDEN, ADVANTAGE, LABELS)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_read_is_not_computed():
+    def logs(row_loss):
+        jaxpr = jax.make_jaxpr(jax.grad(lambda h: softjax.linear_loss(row_loss, h, KERNEL, LABELS)))(HIDDEN)
+        return str(jaxpr).count("reduce_sum")
+
+    assert logs(lambda s: s.log_normalizer) < logs(lambda s: s.log_normalizer + s.entropy)
+    jitted = jax.jit(lambda s: s.log_normalizer * 1.0)  # also behind a jit of the caller's own
+    assert logs(jitted) < logs(jax.jit(lambda s: s.log_normalizer + s.entropy))
+
+
+def test_wrong_row_losses_are_refused():
+    def call(row_loss, *row_args):
+        return softjax.linear_loss(row_loss, HIDDEN, KERNEL, LABELS, *row_args)
+
+    with pytest.raises(TypeError, match="`row_loss` must be a function, got int"):
+        call(3)
+    with pytest.raises(ValueError, match=r"`row_loss` must give a scalar for one sample, got shape \(2,\)"):
+        call(lambda s: jnp.ones(2))
+    with pytest.raises(TypeError, match="real floating array, got int32"):
+        call(lambda s: jnp.int32(1))
+    with pytest.raises(ValueError, match=r"`row_args` must have one entry for each sample, \(11,\); got shape \(3,\)"):
+        call(lambda s, a: a, jnp.ones(3))
+    np.testing.assert_allclose(call(lambda s: 2.0), 2 * cases.SAMPLES)
