@@ -42,15 +42,17 @@ class Case:
 
     def temporary(self, library: str, quantity: str) -> str:
         found = self.timing(library, quantity)
-        size = found["temporary_bytes"] if found else None
-        if size is None:
-            return ""
-        power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if size >= 10**p), (0, "B"))
-        return f"{size / 10**power:.0f} {unit}"
+        number = found["temporary_bytes"] if found else None
+        return "" if number is None else size(number)
 
     @property
     def one_pass(self) -> str:
         return self.milliseconds(*PASS)
+
+
+def size(number: int) -> str:
+    power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if number >= 10**p), (0, "B"))
+    return f"{number / 10**power:.0f} {unit}"
 
 
 def significant(number: float) -> str:
@@ -105,12 +107,12 @@ def where(results: dict[str, Any]) -> str:
 
 def _compiled(cases: Sequence[Case]) -> Iterator[str]:
     quantities = QUANTITIES[:2]
-    yield from _heading(
+    yield from heading(
         "rows × classes", "dtype", "value", "÷ optax", "÷ torch", "value and gradient", "÷ optax", "÷ torch",
         "one read and write", "temporary memory", "optax's",
     )  # fmt: skip
     for case in cases:
-        yield _line(
+        yield line(
             case.shape,
             case.dtype,
             *(cell for quantity in quantities for cell in _against(case, quantity, ("optax", "torch"))),
@@ -120,9 +122,9 @@ def _compiled(cases: Sequence[Case]) -> Iterator[str]:
 
 
 def _eager(cases: Sequence[Case]) -> Iterator[str]:
-    yield from _heading("rows × classes", "dtype", "value", "÷ optax", "gradient", "÷ optax")
+    yield from heading("rows × classes", "dtype", "value", "÷ optax", "gradient", "÷ optax")
     for case in cases:
-        yield _line(case.shape, case.dtype, *(cell for q in QUANTITIES[2:] for cell in _against(case, q, ("optax",))))
+        yield line(case.shape, case.dtype, *(cell for q in QUANTITIES[2:] for cell in _against(case, q, ("optax",))))
 
 
 def _against(case: Case, quantity: str, others: Sequence[str]) -> Iterator[str]:
@@ -131,10 +133,10 @@ def _against(case: Case, quantity: str, others: Sequence[str]) -> Iterator[str]:
         yield case.ratio(library, quantity)
 
 
-def _heading(*names: str) -> Iterator[str]:
-    yield _line(*names)
-    yield _line(*("---" if i < 2 else "---:" for i in range(len(names))))
+def heading(*names: str) -> Iterator[str]:
+    yield line(*names)
+    yield line(*("---" if i < 2 and name != "seconds" else "---:" for i, name in enumerate(names)))
 
 
-def _line(*cells: str) -> str:
+def line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"

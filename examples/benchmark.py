@@ -1,7 +1,8 @@
-"""softjax.cross_entropy timed against optax's and torch's.
+"""softjax timed against the libraries and the code that do the same.
 
     python examples/benchmark.py                                   # as in configs/benchmark.toml; some minutes
     python examples/benchmark.py --rounds 3 --shapes 64 5          # any of its settings changed
+    python examples/benchmark.py --part linear --rounds 3          # the last layer and its loss without the logits
     python examples/benchmark.py --markdown examples/results/core-cpu.json  # the README's tables of an earlier run
 
 Each library is called as its users call it, for the mean loss of integer labels: softjax to base 10, the others in
@@ -21,6 +22,8 @@ from typing import Annotated, Any, Literal
 
 import _benchmark_figure as figure
 import _benchmark_report as report
+import _linear_benchmark as linear
+import _linear_report as linear_report
 import _machine as machine
 import _timing as timing
 import tyro
@@ -31,7 +34,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "benchmark.toml"
-PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch")
+PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "jax-cce", "tokamax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +53,31 @@ class Config:
     """A faster call is repeated within its round until it takes as long."""
     torch_threads: int
     """On a CPU; XLA takes the cores that there are."""
+    linear_shapes: tuple[tuple[int, int, int], ...]
+    """The problems of the last layer: samples, features and classes."""
+    linear_bfloat16_shapes: tuple[tuple[int, int, int], ...]
+    """Those that are timed in bfloat16 as well."""
+    growth_features: int
+    """Features of the problems that grow."""
+    growth_samples: tuple[int, ...]
+    """With the middle one of `growth_classes`."""
+    growth_classes: tuple[int, ...]
+    """With the first of `growth_samples`."""
+    block_sizes: tuple[int, ...]
+    """The grid of `--part blocks`."""
     output: Path
     """Folder of the results file and the picture."""
 
     def __post_init__(self) -> None:
         wanted = {
-            "shapes": (all(n >= 1 for shape in self.shapes for n in shape) and self.shapes, "pairs of at least 1"),
+            "shapes": (_positive(self.shapes) and self.shapes, "pairs of at least 1"),
             "dtypes": (self.dtypes, "one dtype or more"),
+            "linear_shapes": (_positive(self.linear_shapes) and self.linear_shapes, "triples of at least 1"),
+            "linear_bfloat16_shapes": (_positive(self.linear_bfloat16_shapes), "triples of at least 1"),
+            "growth_features": (self.growth_features >= 1, "at least 1"),
+            "growth_samples": (_positive([self.growth_samples]) and self.growth_samples, "numbers of at least 1"),
+            "growth_classes": (_positive([self.growth_classes]) and self.growth_classes, "numbers of at least 1"),
+            "block_sizes": (_positive([self.block_sizes]), "numbers of at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
             "rounds": (self.rounds >= 1, "at least 1"),
             "at_least_ms": (0 < self.at_least_ms < math.inf, "above 0 and finite"),
@@ -67,10 +88,16 @@ class Config:
                 raise WrongInput(f"`{name}` must be {what}, got {getattr(self, name)!r}.")
 
 
+def _positive(shapes: Sequence[Sequence[int]]) -> bool:
+    return all(n >= 1 for shape in shapes for n in shape)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arguments(Source):
     """Time softjax.cross_entropy against optax's and torch's, and write the results as a JSON file and a picture."""
 
+    part: Literal["core", "linear", "growth", "blocks"] = "core"
+    """The loss of logits; the last layer and its loss; that as samples and classes grow; its block sizes."""
     markdown: Path | None = None
     """Run nothing: print the README's tables of this results file."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
@@ -115,17 +142,24 @@ def timed(contender: Contender, times: timing.Timing) -> dict[str, Any]:
     }
 
 
-def run(config: Config, console: Console) -> dict[str, Any]:
-    problems = [(*shape, dtype) for shape in config.shapes for dtype in config.dtypes]
+def run(part: str, config: Config, console: Console) -> dict[str, Any]:
+    if part == "core":
+        problems = [((*shape, dtype), functools.partial(run_case, *shape, dtype)) for shape in config.shapes
+                    for dtype in config.dtypes]  # fmt: skip
+    else:
+        case = linear.CASES[part]
+        problems = [((*shape, dtype), functools.partial(case, shape, dtype))
+                    for shape, dtype in linear.problems(part, config)]  # fmt: skip
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as progress:
         bar = progress.add_task("", total=len(problems) * config.rounds)
         cases = []
-        for rows, classes, dtype in problems:
-            progress.update(bar, description=f"{rows} × {classes}, {dtype}")
-            cases.append(run_case(rows, classes, dtype, config, functools.partial(progress.advance, bar)))
+        for name, case in problems:
+            progress.update(bar, description=" × ".join(map(str, name[:-1])) + f", {name[-1]}")
+            cases.append(case(config, functools.partial(progress.advance, bar)))
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "output"}
-    return {"machine": machine.describe(PACKAGES), "settings": settings, "cases": cases}
+    results = {"machine": machine.describe(PACKAGES), "part": part, "settings": settings, "cases": cases}
+    return results | ({"peak_resident_bytes": linear.peak_resident(config)} if part == "linear" else {})
 
 
 def as_json(results: dict[str, Any]) -> bytes:
@@ -145,7 +179,7 @@ def _rounded(value: Any) -> Any:
 def load(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        report.markdown(results)
+        markdown(results)
     except (ValueError, LookupError, TypeError) as error:
         raise WrongInput(f"{path} is no results file of this program: {error!r}") from error
     return results
@@ -160,12 +194,23 @@ def prepare(folder: Path) -> None:
         raise WrongInput(f"cannot write to the output folder {folder}: {error.strerror}.") from error
 
 
+def markdown(results: dict[str, Any]) -> str:
+    return (report if results.get("part", "core") == "core" else linear_report).markdown(results)
+
+
 def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
-    name = f"core-{results['machine']['platform']}"
-    contents = {f"{name}.json": as_json(results), f"{name}.png": figure.draw(results)}
+    part = results["part"]
+    name = f"{part}-{results['machine']['platform']}"
+    contents = {f"{name}.json": as_json(results)}
+    if part in ("core", "growth"):
+        contents[f"{name}.png"] = (figure if part == "core" else linear_report).draw(results)
     for file, content in contents.items():
         write(folder / file, content)
-    console.print(report.table(results), *(f"Wrote {folder / file}" for file in contents), sep="\n")
+    if part == "core":
+        console.print(report.table(results))
+    else:
+        print(linear_report.markdown(results))
+    console.print(*(f"Wrote {folder / file}" for file in contents), sep="\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> None:
         arguments = parse(Arguments, argv, DEFAULT_CONFIG)
         if arguments.markdown:
-            print(report.markdown(load(arguments.markdown)))
+            print(markdown(load(arguments.markdown)))
             return
         prepare(arguments.settings.output)
-        publish(run(arguments.settings, console), arguments.settings.output, console)
+        publish(run(arguments.part, arguments.settings, console), arguments.settings.output, console)
 
     return exit_status(program, interrupted="nothing was written.")
 

@@ -1,0 +1,112 @@
+"""`benchmark.py --part linear`, `growth` and `blocks`: the last layer and its loss, timed and weighed."""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import _timing as timing
+import jax
+import jax.numpy as jnp
+from _linear_contenders import FLOOR, OURS, PLAIN, Contender, compiled, jax_contenders, problem, torch_contenders
+
+import softjax
+
+AfterRound = Callable[[], Any]
+
+
+def linear_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+    layer = problem(*shape, dtype, config.seed)
+    contenders = [*jax_contenders(layer), *torch_contenders(layer, config.torch_threads)]
+    timings = timed(contenders, config, after_round)
+    losses = {c.name: float(c.call()[0]) for c in contenders if "products" not in c.name}
+    return {**described(shape, dtype), "losses_in_nats": losses, "timings": timings}
+
+
+def growth_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+    contenders = list(jax_contenders(problem(*shape, dtype, config.seed), (OURS, PLAIN, FLOOR)))
+    return {**described(shape, dtype), "timings": timed(contenders, config, after_round)}
+
+
+def blocks_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+    """Ours at each block size, and at the one that it chooses."""
+    layer = problem(*shape, dtype, config.seed)
+
+    def loss(hidden: Any, kernel: Any, labels: Any, *, block_size: int | None) -> Any:
+        return softjax.linear_cross_entropy(hidden, kernel, labels, block_size=block_size)
+
+    contenders = [*jax_contenders(layer, (FLOOR,))]
+    for size in (None, *(size for size in config.block_sizes if size <= shape[0])):
+        program = jax.value_and_grad(functools.partial(loss, block_size=size), (0, 1))
+        contenders.append(compiled(f"block_size={size}", program, *layer))
+    return {**described(shape, dtype), "timings": timed(contenders, config, after_round)}
+
+
+def described(shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
+    return dict(zip(("samples", "features", "classes"), shape, strict=True)) | {"dtype": dtype}
+
+
+def timed(contenders: list[Contender], config: Any, after_round: AfterRound) -> list[dict[str, Any]]:
+    calls = {c.name: c.call for c in contenders}
+    times = timing.interleaved(
+        calls, rounds=config.rounds, at_least=config.at_least_ms / 1e3, seed=config.seed, after_round=after_round
+    )
+    return [
+        {
+            "name": c.name,
+            "median": times[c.name].median,
+            "quartiles": times[c.name].quartiles,
+            "seconds": times[c.name].seconds,
+            "temporary_bytes": c.temporary_bytes,
+            "compile_seconds": c.compile_seconds,
+        }
+        for c in contenders
+    ]
+
+
+def problems(part: str, config: Any) -> list[tuple[tuple[int, int, int], str]]:
+    """The shapes and dtypes of a part of the benchmark."""
+    if part == "growth":
+        features, samples, classes = config.growth_features, config.growth_samples, config.growth_classes
+        grown = [(n, features, classes[len(classes) // 2]) for n in samples]
+        grown += [(samples[0], features, c) for c in classes]
+        return [(shape, "float32") for shape in dict.fromkeys(grown)]
+    shapes = [(shape, "float32") for shape in config.linear_shapes]
+    return shapes if part == "blocks" else shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
+
+
+CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
+
+
+def peak_resident(config: Any) -> dict[str, int]:
+    """Bytes that a fresh process takes at its peak for one call of each contender at the first of the shapes."""
+    names = [OURS, "softjax, none", PLAIN, "lax.map, checkpoint", "jax-cce", "tokamax", FLOOR, "arguments alone"]
+    peaks: dict[str, int] = {}
+    if not Path("/proc/self/status").exists():  # Linux alone tells
+        return peaks
+    for name in names:
+        command = [sys.executable, __file__, name, *map(str, config.linear_shapes[0])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent, check=True)
+        if done.stdout.strip():  # else it is not installed
+            peaks[name] = int(done.stdout.split()[-1])
+    return peaks
+
+
+def one_call(name: str, shape: tuple[int, int, int]) -> Iterator[int]:
+    layer = jax.block_until_ready(problem(*shape, "float32", 0))
+    contenders = [] if name == "arguments alone" else list(jax_contenders(layer, (name,)))
+    for contender in contenders:
+        contender.call()
+    if contenders or name == "arguments alone":
+        jnp.zeros(()).block_until_ready()
+        # ru_maxrss would count what the parent had mapped when it started this process
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        yield int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+if __name__ == "__main__":
+    _, contender_name, *sizes = sys.argv
+    samples_, features_, classes_ = map(int, sizes)
+    print(*one_call(contender_name, (samples_, features_, classes_)))
