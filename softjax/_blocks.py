@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from softjax import _placement as placement
 from softjax._types import Array, Bool
 
 _CPU = (2**24, 256, 8)
@@ -37,12 +37,16 @@ def block_rows(samples: int, features: int, classes: int, itemsize: int, platfor
 
 
 def split(arrays: Any, samples: int, rows: int) -> Any:
-    """Each `[samples, …]` as `[blocks, rows, …]`, filled up with zeros."""
+    """Each `[samples, …]` as `[blocks, rows, …]`, filled up with the last sample, or with zeros if there is none."""
     blocks = max(1, math.ceil(samples / rows))
 
     def one(array: Array) -> Array:
-        fill = [(0, blocks * rows - samples)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.pad(array, fill).reshape((blocks, rows, *array.shape[1:]))
+        missing = blocks * rows - samples
+        if missing:
+            # what a caller's function takes of a sample it takes of the last one again, as it might not of zeros
+            last = array[-1:] if samples else jnp.zeros((1, *array.shape[1:]), array.dtype)
+            array = jnp.concatenate([array, jnp.repeat(last, missing, axis=0)])
+        return array.reshape((blocks, rows, *array.shape[1:]))
 
     return jax.tree.map(one, arrays)
 
@@ -65,9 +69,11 @@ def walk(
         carry, out = step(carry, jax.tree.map(lambda array: array[0], blocks))
         return carry, jax.tree.map(lambda array: array[None], out)
 
+    every = jax.tree.leaves(blocks)
+
     def skip(carry: Any, block: Any) -> tuple[Any, Any]:
         _, out = jax.eval_shape(step, carry, block)
-        return carry, jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), out)
+        return carry, jax.tree.map(lambda to: placement.like(jnp.zeros(to.shape, to.dtype), *every), out)
 
     def at(carry: Any, here: tuple[Any, Any]) -> tuple[Any, Any]:
         block, taken = here
@@ -76,16 +82,21 @@ def walk(
     return lax.scan(at, carry, (blocks, occupied))
 
 
-@jax.custom_jvp
 def occupied(weights: Array) -> Bool[Array, " blocks"]:
     """Which blocks hold a sample whose weight is not 0. Where the weights are differentiated by, all of them:
 
     a sample of weight 0 adds nothing, but its loss is the derivative with respect to its weight.
     """
-    return jnp.any(weights != 0, axis=1)
+    return _weight_held(weights) > 0
 
 
-@occupied.defjvp
-def _occupied_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Any]:
-    every = jnp.ones_like(occupied(*primals))
-    return every, np.zeros(every.shape, jax.dtypes.float0)
+@jax.custom_jvp
+def _weight_held(weights: Array) -> Array:
+    return jnp.max(jnp.abs(weights), axis=1, initial=0)
+
+
+@_weight_held.defjvp
+def _weight_held_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    held = _weight_held(*primals)
+    some = jnp.where(held > 0, held, 1)  # batched under `vmap` wherever `held` is, which constants would not be
+    return some, jnp.zeros_like(some)

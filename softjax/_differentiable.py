@@ -66,8 +66,10 @@ def _transposed(pull: Callable[[Any, Any], list[Any]], out: Any, residuals: Any,
     def pull_flat(known: Any, cotangents: Any) -> list[Any]:
         return pull(jax.tree.unflatten(known_tree, known), jax.tree.unflatten(out_tree, cotangents))
 
+    types = [jax.typeof(like) for like in likes]
+
     def push_flat(known: Any, tangents: Any) -> list[Any]:
-        return jax.linear_transpose(partial(pull_flat, known), likes)(list(tangents))[0]
+        return jax.linear_transpose(partial(pull_flat, known), types)(list(tangents))[0]
 
     avals = tuple(jax.typeof(like).to_tangent_aval() for like in likes)
     flat = _linear.bind(*known, *tangents, pull=pull_flat, push=push_flat, avals=avals, split=len(known))

@@ -6,6 +6,7 @@ Every product takes its operands in the type they came in and accumulates in flo
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -61,10 +62,9 @@ def empty_sums(
     layer: Layer, moving: Sequence[int], hidden: Float[Array, "blocks rows features"], kernel: Array
 ) -> Sums:
     features, classes = (kernel.shape[axis] for axis in layer.axes)
-    return Sums(
-        jnp.zeros((classes, features), wide(hidden)) if KERNEL in moving and len(hidden) > 1 else None,
-        jnp.zeros(classes, layer.dtype) if BIAS in moving else None,
-    )
+    dkernel = jnp.zeros((classes, features), wide(hidden)) if KERNEL in moving and len(hidden) > 1 else None
+    dbias = jnp.zeros(classes, layer.dtype) if BIAS in moving else None
+    return jax.tree.map(lambda zeros: placement.like(zeros, hidden), Sums(dkernel, dbias))
 
 
 def pull_back(

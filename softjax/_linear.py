@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _checks as checks
+from softjax import _placement as placement
 from softjax._hoist import Hoisted, hoist
 from softjax._linear_problem import arranged, labels_of, rows_of, sum_of, weights_of
 from softjax._reduce import mean_of, reduce
@@ -172,8 +173,11 @@ def linear_loss(
             rows, args
         )
 
-    number: Any = jax.ShapeDtypeStruct((plan.rows,), plan.layer.dtype)
-    like = [jax.ShapeDtypeStruct((plan.rows, *a.shape[problem.hidden.ndim - 1 :]), a.dtype) for a in leaves]
+    # traced with arrays that vary over the mesh as the statistics and the arguments will
+    every = [*leaves, *jax.tree.leaves(problem)]
+    number = placement.like(jnp.zeros(plan.rows, plan.layer.dtype), *every)
+    axes = problem.hidden.ndim - 1
+    like = [placement.like(jnp.zeros((plan.rows, *a.shape[axes:]), a.dtype), *every) for a in leaves]
     function, shared = hoist(rows_loss, Statistics(*[number] * 4), like)
     return _linear_loss(problem, shared, leaves, plan=plan, row_loss=_OfStatistics(function))
 

@@ -75,13 +75,27 @@ def sum_of(
     weights = weights_of(problem, plan)
     if weights is None and (math.prod(samples) % plan.rows or math.prod(samples) == 0):
         weights = jnp.ones(samples, plan.layer.dtype)  # so that the last block is filled up with weight 0
-    hidden, labels, weights = _split(problem, plan, weights)
+    unit = _unit(problem, weights)
+    hidden, labels, weights = _split(problem, plan, weights if weights is None or unit is None else weights / unit)
     row_args = [_flat(a, len(samples)) for a in row_args]
     row_args = blocks.split(row_args, math.prod(samples), plan.rows)
     occupied = None if problem.weights is None or weights is None else blocks.occupied(weights[..., 0])
-    return linear_sum(
+    total = linear_sum(
         plan.layer, wanted, row_loss, hidden, problem.kernel, problem.bias, labels, weights, occupied, shared, row_args
     )
+    return total if unit is None else total * unit
+
+
+def _unit(problem: Problem, weights: Array | None) -> Array | None:
+    """A power of two at the largest weight, which float16 gradients of a block's logits are measured in.
+
+    They hold the weights, and are rounded to the type of the operands before their products: large weights would
+    overflow there and small ones vanish, though the gradients themselves may be of any size.
+    """
+    if weights is None or jnp.float16 not in (problem.hidden.dtype, problem.kernel.dtype):
+        return None
+    most = jax.lax.stop_gradient(jnp.max(jnp.abs(weights), initial=0))
+    return jnp.where((most > 0) & jnp.isfinite(most), jnp.exp2(jnp.floor(jnp.log2(most))), 1)
 
 
 def _split(problem: Problem, plan: Plan, weights: Array | None) -> tuple[Array, Array, Array | None]:
@@ -89,9 +103,13 @@ def _split(problem: Problem, plan: Plan, weights: Array | None) -> tuple[Array, 
     axes = problem.hidden.ndim - 1
     labels = labels_of(problem, plan)
     labels = labels[..., None] if _labels.is_ids(labels) else labels
-    arrays = (problem.hidden, labels, None if weights is None else weights[..., None])
-    flat = jax.tree.map(lambda array: _flat(array, axes), arrays)
-    return blocks.split(flat, math.prod(problem.hidden.shape[:-1]), plan.rows)
+    flat = [_flat(array, axes) for array in (problem.hidden, labels)]
+    samples = math.prod(problem.hidden.shape[:-1])
+    hidden, labels = blocks.split(flat, samples, plan.rows)
+    if weights is None:
+        return hidden, labels, None
+    weights = jnp.pad(weights.reshape(-1), (0, hidden.shape[0] * plan.rows - samples))
+    return hidden, labels, weights.reshape((*hidden.shape[:2], 1))
 
 
 def _flat(array: Array, axes: int) -> Array:

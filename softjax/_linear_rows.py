@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from softjax import _blocks as blocks
 from softjax import _layer, _statistics
+from softjax import _placement as placement
 from softjax._differentiable import differentiable
 from softjax._layer import Layer
 from softjax._statistics import Residuals, Rows, Wanted
@@ -39,7 +40,8 @@ def linear_rows(
         weighted: `[blocks, rows, 1]`, None for all: a sample that is not may hold anything.
         occupied: `[blocks]`, None for all: the blocks that hold a weighted sample. The others are left out.
     """
-    return _rows(_Static(layer, wanted), hidden, kernel, bias, labels, weighted, occupied)
+    arrays = placement.aligned(hidden, kernel, bias, labels, weighted, occupied)
+    return _rows(_Static(layer, wanted), *arrays)
 
 
 def block_rows(

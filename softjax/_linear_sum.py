@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from softjax import _blocks as blocks
 from softjax import _labels, _layer, _statistics
+from softjax import _placement as placement
 from softjax._differentiable import differentiable
 from softjax._layer import Layer
 from softjax._linear_rows import block_rows, clean
@@ -58,7 +59,10 @@ def linear_sum(
         shared: arrays that all rows use.
         row_args: arrays `[blocks, rows, …]`.
     """
-    arrays = (hidden, kernel, bias, labels, weights, occupied, *shared, *row_args)
+    # what is shared stays as the row loss was traced with it: that says itself where it varies over a mesh
+    first, last = (hidden, kernel, bias, labels, weights, occupied), tuple(row_args)
+    aligned = placement.aligned(*first, *last)
+    arrays = (*aligned[: len(first)], *shared, *aligned[len(first) :])
     dtypes = tuple(None if array is None else array.dtype for array in arrays)
     return _sum(_Static(layer, wanted, row_loss, len(shared), dtypes), *arrays)
 
@@ -66,7 +70,7 @@ def linear_sum(
 def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, moving):
     shared, row_args = loose[: static.shared], loose[static.shared :]
     every = (hidden, labels, weights, row_args)
-    zero = jnp.zeros((), static.layer.dtype)
+    zero = placement.like(jnp.zeros((), static.layer.dtype), hidden)
 
     def value(total: Array, block: Any) -> tuple[Array, None]:
         hidden, labels, weights, row_args = _cleaned(*block)
@@ -88,7 +92,7 @@ def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, mo
         return blocks.walk(value, zero, every, occupied)[0], None
     count = len(hidden)
     sums = _layer.empty_sums(static.layer, moving, hidden, kernel)
-    dshared = [jnp.zeros_like(a) if i in moving else None for i, a in enumerate(shared, _LOOSE)]
+    dshared = [placement.like(jnp.zeros_like(a), a) if i in moving else None for i, a in enumerate(shared, _LOOSE)]
     (total, sums, dshared), rest = blocks.walk(value_and_gradients, (zero, sums, dshared), every, occupied)
     dhidden, dlabels, dweights, dargs = rest
     dkernel, dbias = _layer.layouts(static.layer, sums, count)

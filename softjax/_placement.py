@@ -62,6 +62,11 @@ def aligned(*arrays: Any) -> list[Any]:
     ]
 
 
+def like(array: Array, *others: Any) -> Array:
+    """`array`, varying over every mesh axis that one of the others varies over."""
+    return aligned(array, *others)[0]
+
+
 def _varying(array: Array) -> frozenset[str]:
     kind: Any = jax.typeof(array)
     return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)

@@ -143,7 +143,7 @@ def forward(wanted, logits, labels, where, weighted, *, moving):
     absent = _absent(rows, where, weighted, axis)
     if absent is not None:
         pair = _log_sum.LogSum(jnp.where(absent, 0, pair.peak), jnp.where(absent, 1, pair.mass))
-        if wanted.relative:
+        if wanted.relative or weighted is not None:
             rows = jax.tree.map(lambda number: jnp.where(absent, 0, number), rows)
     return rows, Residuals(logits, labels, where, pair, rows.entropy, absent, weighted)
 

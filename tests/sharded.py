@@ -51,7 +51,42 @@ def main(shape):
             assert "all-to-all" not in hlo
 
 
+def linear(shape):
+    """A linear layer under each kind of mesh axes, and a data-parallel one inside of `shard_map`."""
+    h, k = X[:, :8], X[:8, :].T[:40].T
+    y = Y % 40
+
+    def loss(h, k, y, w):
+        mean = softjax.linear_cross_entropy(h, k, y, weights=w, block_size=4)
+        rows = softjax.linear_loss(lambda s, w: w * s.entropy, h, k, y, w, weights=w, block_size=4)
+        return mean + rows + softjax.linear_cross_entropy(h, k, y, weights=w, block_size=4, reduction="none").sum()
+
+    expected = jax.value_and_grad(loss, (0, 1))(h, k, y, W)
+    auto = jax.make_mesh(shape, ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(auto):
+        specs = (P("data"), P(None, "classes"), P("data"), P("data"))
+        args = [jax.device_put(a, NamedSharding(auto, s)) for a, s in zip((h, k, y, W), specs, strict=True)]
+        close(jax.jit(jax.value_and_grad(loss, (0, 1)))(*args), expected)
+
+    def total(h, k, y, w):
+        return softjax.linear_cross_entropy(h, k, y, weights=w, block_size=2, reduction="sum")
+
+    def on_each(h, k, y, w):
+        value, gradient = jax.value_and_grad(lambda k: jax.lax.psum(total(h, k, y, w), "data"))(k)
+        return value, gradient
+
+    mapped = jax.shard_map(on_each, mesh=auto, in_specs=(P("data"), P(), P("data"), P("data")), out_specs=P())
+    close(jax.jit(mapped)(h, k, y, W), jax.value_and_grad(lambda k: total(h, k, y, W))(k))
+
+
+def close(actual, expected):
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    main(tuple(int(n) for n in sys.argv[1].split("x")))
+    mesh_shape = tuple(int(n) for n in sys.argv[1].split("x"))
+    main(mesh_shape)
+    linear(mesh_shape)

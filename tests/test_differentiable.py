@@ -98,6 +98,12 @@ def test_what_moves_is_told():
     assert seen[-1] == (0,)
 
 
+def test_nothing_leaks():
+    with jax.checking_leaks():
+        np.testing.assert_allclose(jax.jit(jax.grad(lambda x: g(x, Y)))(X), 36)
+        np.testing.assert_allclose(jax.jit(lambda x: jax.jvp(jax.grad(lambda x: g(x, Y)), (x,), (x,)))(X), (36, 72))
+
+
 @pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, jax.vmap])
 def test_under_transforms(wrap):
     x = jnp.arange(1.0, 4.0)

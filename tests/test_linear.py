@@ -91,6 +91,23 @@ def test_low_precision_by_a_budget(reduction, dtype, spread):
         assert error <= budget + 3 * ulp * np.abs(true).max()
 
 
+@pytest.mark.parametrize("size", [1e-6, 1e6])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_weights_of_any_size_in_low_precision(dtype, size):
+    hidden, kernel, bias = cases.layer(9, dtype=dtype)
+    w = cases.weights()
+
+    def gradients(weights):
+        def loss(h, k, b):
+            return softjax.linear_cross_entropy(h, k, cases.class_ids(9), bias=b, weights=weights, block_size=4)
+
+        return jax.grad(loss, (0, 1, 2))(hidden, kernel, bias)
+
+    for scaled, as_is in zip(gradients(w * size), gradients(w), strict=True):
+        ulp = float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(scaled.astype(jnp.float32), as_is.astype(jnp.float32), rtol=4 * ulp, atol=ulp / 4)
+
+
 def test_float64(x64):
     hidden, kernel, bias = (a.astype(jnp.float64) for a in cases.layer(129))
     value = check("mean", hidden, kernel, bias, cases.class_ids(129), 4, rtol=1e-13)
@@ -229,13 +246,18 @@ def test_every_mode_of_differentiation(reduction):
     labels, g = cases.class_ids(7), cases.cotangent()
     tangents = tuple(cases.layer(7, features=3, seed=1))
 
-    def ours(h, k, b):
-        loss = softjax.linear_cross_entropy(h, k, labels, bias=b, reduction=reduction, block_size=4, z_loss=0.1)
+    def ours(h, k, b, w=None):
+        loss = softjax.linear_cross_entropy(
+            h, k, labels, bias=b, weights=w, reduction=reduction, block_size=4, z_loss=0.1
+        )
         return (loss * (g if reduction == "none" else 1)).sum()
 
-    def dense(h, k, b):
-        loss = softjax.cross_entropy(h @ k + b[None], labels, reduction=reduction, z_loss=0.1)
+    def dense(h, k, b, w=None):
+        loss = softjax.cross_entropy(h @ k + b[None], labels, weights=w, reduction=reduction, z_loss=0.1)
         return (loss * (g if reduction == "none" else 1)).sum()
+
+    def weighted(f, w):
+        return f(hidden, kernel, bias, w)
 
     def everything(f):
         point = (hidden, kernel, bias)
@@ -247,6 +269,7 @@ def test_every_mode_of_differentiation(reduction):
         yield jax.linearize(f, *point)[1](*tangents)
         yield jax.vmap(jax.value_and_grad(f, (0, 1)), (0, None, None))(jnp.stack([hidden, -hidden]), kernel, bias)
         yield jax.grad(lambda k: jax.vmap(f, (0, None, None))(jnp.stack([hidden, -hidden]), k, bias).sum())(kernel)
+        yield jax.grad(lambda w: jax.vmap(lambda w: weighted(f, w))(w).sum())(jnp.stack([g, -g]))
         yield jax.vmap(f, (None, 0, None))(hidden, jnp.stack([kernel, -kernel]), bias)
         yield jax.lax.scan(lambda c, h: (c + f(h, kernel, bias), None), 0.0, jnp.stack([hidden, -hidden]))[0]
 

@@ -65,6 +65,51 @@ def test_what_the_row_loss_closes_over_has_derivatives():
     )
 
 
+def test_what_weighs_nothing_stays_out_of_the_derivative_of_what_is_closed_over():
+    absent = W == 0
+
+    def slope(labels, advantage, **options):
+        def total(t):
+            def row_loss(s, a):
+                return t * (s.log_normalizer - s.label_logit) * a
+
+            return softjax.linear_loss(row_loss, HIDDEN, KERNEL, labels, advantage, **options)
+
+        return jax.grad(total)(jnp.float32(1))
+
+    ones = jnp.ones(cases.SAMPLES)
+    bad = slope(jnp.where(absent, -100, LABELS), jnp.where(absent, jnp.nan, 1), weights=W, block_size=3)
+    np.testing.assert_allclose(bad, slope(LABELS, ones, weights=W), rtol=1e-5)
+
+
+def test_what_fills_the_last_block_is_a_sample_like_the_others():
+    def slope(block_size):
+        def total(t):
+            return softjax.linear_loss(
+                lambda s, a: t * s.entropy / a, HIDDEN, KERNEL, LABELS, jnp.ones(cases.SAMPLES), block_size=block_size
+            )
+
+        return jax.grad(total)(jnp.float32(1))
+
+    np.testing.assert_allclose(slope(4), slope(None), rtol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_blocks_that_weigh_nothing_are_left_out(reduction):
+    def loss(h, w):
+        return softjax.linear_cross_entropy(h, KERNEL, LABELS, weights=w, reduction=reduction, block_size=4).sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(HIDDEN, W)
+    assert "cond[" in str(program)
+    np.testing.assert_allclose(jax.grad(loss)(HIDDEN, -W), -jax.grad(loss)(HIDDEN, W), rtol=1e-5, atol=1e-7)
+
+
+def test_random_keys_as_row_arguments():
+    keys = jax.random.split(jax.random.key(0), cases.SAMPLES)
+    value = softjax.linear_loss(lambda s, k: jax.random.uniform(k), HIDDEN, KERNEL, LABELS, keys, block_size=4)
+    np.testing.assert_allclose(value, jax.vmap(jax.random.uniform)(keys).sum(), rtol=1e-5)
+
+
 def test_row_arguments_of_any_kind():
     # a tree of arrays, one of them of more than a number a row, one of integers
     tree = {"a": ADVANTAGE, "b": (jnp.ones((cases.SAMPLES, 2, 3)), jnp.arange(cases.SAMPLES))}
