@@ -143,7 +143,7 @@ def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
             value = loss()
             gradients = torch.autograd.grad(value, (hidden, kernel))
             wait()
-            return value, gradients
+            return value.detach(), gradients
 
         return call
 

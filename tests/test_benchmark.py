@@ -208,3 +208,31 @@ def test_medians_quartiles_and_ratios():
 )
 def test_three_significant_digits(number, shown):
     assert report.significant(number) == shown
+
+
+TINY = ["--linear-shapes", "24", "4", "30", "--linear-bfloat16-shapes", "24", "4", "30", "--growth-features", "4"]
+TINY += ["--growth-samples", "8", "16", "--growth-classes", "10", "20", "--block-sizes", "8", "16"]
+
+
+@pytest.mark.parametrize("part", ["growth", "blocks", "linear"])
+def test_the_parts_of_the_last_layer(part, tmp_path, capsys):
+    quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path)]
+    assert benchmark.main(["--part", part, *TINY, *quick]) == 0
+    results = json.loads(next(tmp_path.glob("*.json")).read_text(encoding="utf-8"))
+    assert results["part"] == part
+    for case in results["cases"]:
+        timed = {t["name"]: t for t in case["timings"]}
+        assert "three products" in timed
+        assert all(t["median"] > 0 and len(t["seconds"]) == 1 for t in timed.values())
+        if part == "linear":
+            losses = case["losses_in_nats"]
+            assert losses.keys() >= {"softjax", "softjax, none", "optax on logits", "lax.map, checkpoint"}
+            np.testing.assert_allclose(
+                [*losses.values()], losses["softjax"], rtol=1e-5 if case["dtype"] == "float32" else 0.02
+            )
+    if part == "linear":
+        assert results["peak_resident_bytes"]["softjax"] > 10**7
+    assert (tmp_path / f"growth-{jax.default_backend()}.png").exists() == (part == "growth")
+    capsys.readouterr()
+    assert benchmark.main(["--markdown", str(next(tmp_path.glob("*.json")))]) == 0
+    assert "three products" in capsys.readouterr().out
