@@ -33,9 +33,9 @@ FLOORS = [
     {"_row_loss"},
     {"_statistics"},
     {"_log_sum", "_labels"},
-    {"_checks", "_layer"},
+    {"_blocks", "_checks", "_layer"},
     {"_widen"},
-    {"_blocks", "_differentiable", "_hoist", "_placement", "_reduce", "_units"},
+    {"_differentiable", "_hoist", "_placement", "_reduce", "_units"},
     {"_types"},
 ]
 
