@@ -30,15 +30,14 @@ def by_name(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def markdown(results: dict[str, Any]) -> str:
     """One table a case: each contender's time, its ratio to the three products, memory and compile time."""
     rounds = results["settings"]["rounds"]
-    return "\n".join(
-        [f"Medians of {rounds} interleaved rounds, loss and gradients of hidden and kernel. {where(results)}.", ""]
-        + [row for case in results["cases"] for row in _table(case)]
-        + [
-            f"Peak resident memory of a fresh process at {shape(results['cases'][0])}, and what remains without the "
-            f"arguments: {_peaks(results)}."
-        ]
-        * bool(results.get("peak_resident_bytes"))
-    )
+    rows = [f"Medians of {rounds} interleaved rounds, loss and gradients of hidden and kernel. {where(results)}.", ""]
+    rows += [row for case in results["cases"] for row in _table(case)]
+    if results.get("peak_resident_bytes"):
+        first = shape(results["cases"][0])
+        rows.append(
+            f"Peak resident memory of a fresh process at {first} (and without the arguments): {_peaks(results)}."
+        )
+    return "\n".join(rows)
 
 
 def _table(case: dict[str, Any]) -> Iterator[str]:
