@@ -24,7 +24,7 @@ def block_rows(samples: int, features: int, classes: int, itemsize: int, platfor
        the matrix products slow down, and each block reads and writes the whole kernel gradient.
     3. Evened out, so that the last block is not nearly empty, and rounded up to a multiple of 8 or 128.
 
-    The figures for a CPU are measured, `examples/benchmark.py --part blocks`. Those for other platforms are estimates.
+    `examples/benchmark.py --part blocks` measures the choice. The figures for platforms other than CPUs are estimates.
     """
     target, least, multiple = _CPU if platform == "cpu" else _OTHER
     if 2 * samples <= features:
