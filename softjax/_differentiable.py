@@ -1,6 +1,6 @@
 """One analytic pull-back, for reverse mode and forward mode alike."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
+from jax.tree_util import Partial
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[..., tuple[Any, ...]]
-_EVERY = range(2**31)
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[..., Any]:
@@ -23,9 +23,9 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., Any]:
     moving=...)` returns a cotangent for each of `arrays`, which may be None for those that do not move or have none,
     and must be linear in the cotangents. Of several outputs, those that nothing depends on have the cotangent None.
 
-    A `custom_vjp` gives reverse mode and refuses forward mode. So a `custom_jvp` stands around it whose tangent map
-    is the linear transpose of the same `backward`, and is `backward` again when `jax.grad` transposes it. The
-    analytic gradient therefore stands in one place, and the residuals are all that is kept between the passes.
+    The two are the rules of a `custom_vjp`, which gives reverse mode and refuses forward mode. So a `custom_jvp` stands
+    around it, whose tangent map is the linear transpose of what `jax.vjp` makes of it. The analytic gradient therefore
+    stands in one place, and the residuals are all that is kept between the passes.
     """
 
     @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -33,45 +33,63 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., Any]:
         return forward(static, *arrays, moving=())[0]
 
     def reverse_forward(static: Hashable, *arrays: Any) -> tuple[Any, Any]:
-        return forward(static, *arrays, moving=_EVERY)
+        moving = tuple(i for i, a in enumerate(arrays) if a is not None and a.perturbed)
+        values = [None if a is None else a.value for a in arrays]
+        out, residuals = forward(static, *values, moving=moving)
+        return out, Partial(partial(pulled, static, moving), residuals)
 
-    reverse.defvjp(reverse_forward, partial(backward, moving=_EVERY))
+    def pulled(static: Hashable, moving: tuple[int, ...], residuals: Any, cotangents: Any) -> list[Any]:
+        cotangents = jax.tree.map(lambda ct: None if isinstance(ct, SymbolicZero) else ct, cotangents)
+        gradients = backward(static, residuals, cotangents, moving=moving)
+        return [gradient if i in moving else None for i, gradient in enumerate(gradients)]
+
+    def reverse_backward(static: Hashable, pull: Partial, cotangents: Any) -> tuple[Any, ...]:
+        return tuple(pull(cotangents))
+
+    reverse.defvjp(reverse_forward, reverse_backward, symbolic_zeros=True)
     both = jax.custom_jvp(reverse, nondiff_argnums=(0,))
 
     @partial(both.defjvp, symbolic_zeros=True)
     def jvp(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
-        moving = tuple(i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero)))
-        out, residuals = forward(static, *primals, moving=moving)
+        moving = [i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))]
         if not moving:
+            out = reverse(static, *primals)
             return out, jax.tree.map(jnp.zeros_like, out)
 
-        def pull(residuals: Any, cotangents: Any) -> list[Any]:
-            pulled = backward(static, residuals, cotangents, moving=moving)
-            return [pulled[i] for i in moving]
-
-        return out, _transposed(pull, out, residuals, [tangents[i] for i in moving])
+        out, pull = jax.vjp(_of(partial(reverse, static), primals, moving), *(primals[i] for i in moving))
+        return out, _transposed(pull, out, [tangents[i] for i in moving])
 
     return both
 
 
-def _transposed(pull: Callable[[Any, Any], list[Any]], out: Any, residuals: Any, tangents: list[Any]) -> Any:
-    """The linear transpose of `pull(residuals, ·)`, a map from `tangents` to what is like `out`.
+def _of(function: Callable[..., Any], arrays: Sequence[Any], moving: Sequence[int]) -> Callable[..., Any]:
+    """`function(*arrays)` as a function of those of the arrays that move."""
+
+    def of(*moved: Any) -> Any:
+        every = dict(enumerate(arrays)) | dict(zip(moving, moved, strict=True))
+        return function(*every.values())
+
+    return of
+
+
+def _transposed(pull: Callable[[Any], Any], out: Any, tangents: list[Any]) -> Any:
+    """The linear transpose of `pull`, a map from `tangents` to what is like `out`.
 
     Transposed once more it is `pull` itself. JAX's own transpose of a transpose would be the same map, but of a loop
     it makes one that copies what it sums and widens the operands of its matrix products.
     """
-    known, known_tree = jax.tree.flatten(residuals)
+    known, known_tree = jax.tree.flatten(pull)
     likes, out_tree = jax.tree.flatten(out)
 
-    def pull_flat(known: Any, cotangents: Any) -> list[Any]:
-        return pull(jax.tree.unflatten(known_tree, known), jax.tree.unflatten(out_tree, cotangents))
+    def pull_flat(known: Any, cotangents: Any) -> tuple[Any, ...]:
+        return jax.tree.unflatten(known_tree, known)(jax.tree.unflatten(out_tree, cotangents))
 
     types = [jax.typeof(like) for like in likes]
 
-    def push_flat(known: Any, tangents: Any) -> list[Any]:
-        return jax.linear_transpose(partial(pull_flat, known), types)(list(tangents))[0]
+    def push_flat(known: Any, tangents: Any) -> tuple[Any, ...]:
+        return jax.linear_transpose(lambda *cotangents: pull_flat(known, cotangents), *types)(tuple(tangents))
 
-    avals = tuple(jax.typeof(like).to_tangent_aval() for like in likes)
+    avals = tuple(like.to_tangent_aval() for like in types)
     flat = _linear.bind(*known, *tangents, pull=pull_flat, push=push_flat, avals=avals, split=len(known))
     return jax.tree.unflatten(out_tree, flat)
 
@@ -81,7 +99,7 @@ _linear.multiple_results = True
 
 
 @_linear.def_impl
-def _evaluated(*arrays: Any, push: Any, split: int, **_: Any) -> list[Any]:
+def _evaluated(*arrays: Any, push: Any, split: int, **_: Any) -> tuple[Any, ...]:
     return push(arrays[:split], arrays[split:])
 
 
@@ -99,20 +117,13 @@ def _jvp(primals: Any, tangents: Any, *, split: int, **params: Any) -> tuple[Any
         terms.append(_linear.bind(*known, *along, split=split, **params))
     moving = [i for i, t in enumerate(tangents[:split]) if not isinstance(t, ad.Zero)]
     if moving:
-
-        def of(*moved: Any) -> Any:
-            every = list(known)
-            for i, array in zip(moving, moved, strict=True):
-                every[i] = array
-            return params["push"](every, linear)
-
+        of = _of(lambda *known: params["push"](known, linear), known, moving)
         terms.append(jax.jvp(of, [known[i] for i in moving], [tangents[i] for i in moving])[1])
     return out, terms[0] if len(terms) == 1 else jax.tree.map(jnp.add, *terms)
 
 
 def _transpose(cotangents: Any, *arrays: Any, pull: Any, split: int, **_: Any) -> list[Any]:
-    pulled = pull(arrays[:split], [None if isinstance(ct, ad.Zero) else ct for ct in cotangents])
-    return [None] * split + pulled
+    return [None] * split + list(pull(arrays[:split], cotangents))
 
 
 def _batched(arrays: Any, axes: Any, *, push: Any, split: int, **_: Any) -> tuple[Any, Any]:
