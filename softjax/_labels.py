@@ -29,7 +29,7 @@ def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array
 
 def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int) -> Bool[Array, "..."]:
     """[j = y]: compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded."""
-    return ids == placement.class_ids(logits, axis)
+    return ids == placement.class_ids(logits, axis, ids)
 
 
 def pick(x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool) -> Float[Array, "*rows"]:

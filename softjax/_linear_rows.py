@@ -45,11 +45,12 @@ def linear_rows(
 
 
 def block_rows(
-    static: Any, hidden: Array, kernel: Array, bias: Array | None, labels: Array, weighted: Array | None, moving: Any
+    static: Any, hidden: Array, kernel: Array, bias: Array | None, labels: Array, weighted: Array | None
 ) -> tuple[Rows, Residuals]:
     """The statistics of one block and what their pull-back to its logits needs."""
     x = static.layer.logits(hidden, kernel, bias)
-    return _statistics.forward(static.wanted, x, labels, None, weighted, moving=moving)
+    # in blocks of rows also where it is differentiated: XLA's sweep over more than 32768 classes is slow
+    return _statistics.forward(static.wanted, x, labels, None, weighted, moving=())
 
 
 def clean(hidden: Array, weighted: Array | None) -> Array:
@@ -62,7 +63,7 @@ def clean(hidden: Array, weighted: Array | None) -> Array:
 def _forward(static, hidden, kernel, bias, labels, weighted, occupied, *, moving):
     def step(carry: None, block: Any) -> tuple[None, Any]:
         hidden, labels, weighted = block
-        rows, residuals = block_rows(static, clean(hidden, weighted), kernel, bias, labels, weighted, moving)
+        rows, residuals = block_rows(static, clean(hidden, weighted), kernel, bias, labels, weighted)
         return carry, (rows, (residuals.log_sum, residuals.entropy, residuals.absent))
 
     _, (rows, few) = blocks.walk(step, None, (hidden, labels, weighted), occupied)

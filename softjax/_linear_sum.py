@@ -74,13 +74,13 @@ def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, mo
 
     def value(total: Array, block: Any) -> tuple[Array, None]:
         hidden, labels, weights, row_args = _cleaned(*block)
-        rows, _ = block_rows(static, hidden, kernel, bias, labels, _weighted(weights), moving)
+        rows, _ = block_rows(static, hidden, kernel, bias, labels, _weighted(weights))
         return total + _weighted_sum(static, rows, weights, labels, shared, row_args), None
 
     def value_and_gradients(carry: Any, block: Any) -> tuple[Any, Any]:
         total, sums, dshared = carry
         hidden, labels, weights, row_args = _cleaned(*block)
-        rows, residuals = block_rows(static, hidden, kernel, bias, labels, _weighted(weights), moving)
+        rows, residuals = block_rows(static, hidden, kernel, bias, labels, _weighted(weights))
         part, drows, dweights, dloose = _pulled(static, moving, rows, weights, labels, shared, row_args)
         dx, dlabels, *_ = _statistics.backward(static.wanted, residuals, drows, moving=_layer.of_logits(moving))
         du = static.layer.uncapped(dx, residuals.logits)

@@ -40,8 +40,15 @@ def is_transpose(matrix: Array) -> bool:
     return False
 
 
-def class_ids(logits: Array, axis: int) -> Integer[Array, "..."]:
-    """0, 1, 2 … along `axis`, in the shape of `logits` and, under Explicit axes, its sharding."""
+def class_ids(logits: Array, axis: int, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    """0, 1, 2 … along `axis`, to compare `ids` with; under Explicit axes in the sharding of the logits.
+
+    XLA takes what is constant out of the loop that it stands in, and would keep an array of the size of the logits for
+    it. So on one CPU it is a vector, which a barrier ties to `ids`.
+    """
+    if on_one_cpu(logits):
+        vector, _ = jax.lax.optimization_barrier((jnp.arange(logits.shape[axis], dtype=jnp.int32), ids))
+        return jnp.expand_dims(vector, [i for i in range(logits.ndim) if i != axis % logits.ndim])
     sharding = jax.typeof(logits).sharding
     explicit = AxisType.Explicit in sharding.mesh.axis_types
     return jax.lax.broadcasted_iota(

@@ -179,7 +179,7 @@ def backward(wanted, residuals, cotangents, *, moving=(0, 1)):
     if da is not None:
         # ∂a/∂x_j = p_j, with p_j = [j = y] for a class id
         if ids:
-            dx = dx + jnp.where(_labels.matches(labels, x, wanted.axis), da, 0)
+            dx = jnp.where(_labels.matches(labels, x, wanted.axis), dx + da, dx)
         else:
             dx = dx + _present(widen(labels), absent) * da
     if dm is not None:
@@ -206,7 +206,8 @@ def _labels_backward(wanted, residuals, da, dmass):
 
 def _present(number: Array, absent: Array | None, instead: float = 0) -> Array:
     """`number`, `instead` in absent rows: a NaN there would survive multiplication by a cotangent or tangent of 0."""
-    return number if absent is None else jnp.where(absent, instead, number)
+    # by way of a number of each row: of a constant, XLA makes an array outside the loop that it stands in
+    return number if absent is None else jnp.where(absent, jnp.where(absent, instead, 1), number)
 
 
 def _only(gradient: Array, where: Array | None, absent: Array | None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import _layer
+from softjax import _layer, _placement
 
 N, F, C = 192, 40, 1000
 LABELS = jax.ShapeDtypeStruct((N,), jnp.int32)
@@ -114,26 +114,43 @@ def turned_copies(hlo):
     return [shape for shape in copies if set(map(int, shape)) == {F, C}]
 
 
-def test_memory_does_not_grow_with_the_samples():
-    def temporary(samples, function):
-        h = jax.ShapeDtypeStruct((samples, 64), jnp.float32)
-        k = jax.ShapeDtypeStruct((64, 4096), jnp.float32)
-        y = jax.ShapeDtypeStruct((samples,), jnp.int32)
-        program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(h, k, y).compile()
-        return program.memory_analysis().temp_size_in_bytes
+def temporary(function, samples, features, classes):
+    """The bytes that the compiled loss and gradient take besides arguments and results."""
+    h = jax.ShapeDtypeStruct((samples, features), jnp.float32)
+    k = jax.ShapeDtypeStruct((features, classes), jnp.float32)
+    y = jax.ShapeDtypeStruct((samples,), jnp.int32)
+    program = jax.jit(jax.value_and_grad(function, (0, 1))).lower(h, k, y).compile()
+    return program.memory_analysis().temp_size_in_bytes
 
-    for reduction in ("mean", "none"):
 
-        def ours(h, k, y, r=reduction):
-            return softjax.linear_cross_entropy(h, k, y, reduction=r, block_size=256).sum()
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_memory_does_not_grow_with_the_samples(reduction):
+    def ours(h, k, y):
+        return softjax.linear_cross_entropy(h, k, y, reduction=reduction, block_size=256).sum()
 
-        grown = temporary(8192, ours) - temporary(1024, ours)
-        assert grown <= 4 * (8192 - 1024) * 64 * 4  # four vectors of features a sample
+    grown = temporary(ours, 8192, 64, 4096) - temporary(ours, 1024, 64, 4096)
+    assert grown <= 4 * (8192 - 1024) * 64 * 4  # four vectors of features a sample
 
+
+def test_memory_beside_the_plain_way():
     def plain(h, k, y):
         return softjax.cross_entropy(h @ k, y)
 
-    assert temporary(8192, ours) < 0.08 * temporary(8192, plain)
+    shape = (8192, 512, 32768)
+    assert temporary(softjax.linear_cross_entropy, *shape) < 0.08 * temporary(plain, *shape)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [8192, 32769])
+def test_on_one_cpu_a_block_is_one_array(weighted, classes):
+    samples, features, rows = 1024, 16, 128
+
+    def ours(h, k, y):
+        return softjax.linear_cross_entropy(h, k, y, weights=y if weighted else None, block_size=rows)
+
+    block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
+    arrays = 1.1 if _placement.on_one_cpu(jnp.zeros(())) else 5
+    assert temporary(ours, samples, features, classes) < arrays * block + kernel + 4 * hidden
 
 
 @pytest.mark.parametrize("tile", [1, 2**12, 2**30])

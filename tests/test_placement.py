@@ -37,9 +37,10 @@ def test_under_a_mesh_of_one_device(kind, spec, shape, dtype):
     np.testing.assert_allclose(value, np.log10(shape[1]), rtol=1e-6)
 
 
-def test_class_ids():
-    assert (_placement.class_ids(jnp.zeros((2, 3)), -1) == jnp.array([[0, 1, 2]] * 2)).all()
-    assert (_placement.class_ids(jnp.zeros((2, 3)), -2) == jnp.array([[0] * 3, [1] * 3])).all()
+def test_class_ids(route):
+    x, ids = jnp.zeros((2, 3)), jnp.ones((2, 1), jnp.int32)
+    assert ((_placement.class_ids(x, -1, ids) == ids) == jnp.array([[False, True, False]] * 2)).all()
+    assert (jnp.broadcast_to(_placement.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
 @pytest.mark.parametrize("mesh", ["2x4", "1x8", "8x1"])
