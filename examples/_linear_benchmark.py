@@ -3,18 +3,28 @@
 import functools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import _timing as timing
 import jax
-import jax.numpy as jnp
-from _linear_contenders import FLOOR, OURS, PLAIN, Contender, compiled, jax_contenders, problem, torch_contenders
+from _linear_contenders import (
+    FLOOR,
+    IN_JAX,
+    OURS,
+    PLAIN,
+    Contender,
+    compiled,
+    jax_contenders,
+    problem,
+    torch_contenders,
+)
 
 import softjax
 
 AfterRound = Callable[[], Any]
+ARGUMENTS = "arguments alone"
 
 
 def linear_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
@@ -82,31 +92,32 @@ CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
 
 def peak_resident(config: Any) -> dict[str, int]:
     """Bytes that a fresh process takes at its peak for one call of each contender at the first of the shapes."""
-    names = [OURS, "softjax, none", PLAIN, "lax.map, checkpoint", "jax-cce", "tokamax", FLOOR, "arguments alone"]
     peaks: dict[str, int] = {}
     if not Path("/proc/self/status").exists():  # Linux alone tells
         return peaks
-    for name in names:
+    for name in (*IN_JAX, ARGUMENTS):
         command = [sys.executable, __file__, name, *map(str, config.linear_shapes[0])]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent, check=True)
-        if done.stdout.strip():  # else it is not installed
-            peaks[name] = int(done.stdout.split()[-1])
+        peak = done.stdout.split()[-1]
+        if peak != "None":  # it is installed
+            peaks[name] = int(peak)
     return peaks
 
 
-def one_call(name: str, shape: tuple[int, int, int]) -> Iterator[int]:
+def one_call(name: str, shape: tuple[int, int, int]) -> int | None:
+    """The peak of this process after a call of the contender of this name, if it is installed."""
     layer = jax.block_until_ready(problem(*shape, "float32", 0))
-    contenders = [] if name == "arguments alone" else list(jax_contenders(layer, (name,)))
-    for contender in contenders:
+    if name != ARGUMENTS:
+        contender = next(jax_contenders(layer, (name,)), None)
+        if contender is None:
+            return None
         contender.call()
-    if contenders or name == "arguments alone":
-        jnp.zeros(()).block_until_ready()
-        # ru_maxrss would count what the parent had mapped when it started this process
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        yield int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    # ru_maxrss would count what the parent had mapped when it started this process
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 if __name__ == "__main__":
     _, contender_name, *sizes = sys.argv
     samples_, features_, classes_ = map(int, sizes)
-    print(*one_call(contender_name, (samples_, features_, classes_)))
+    print(one_call(contender_name, (samples_, features_, classes_)))

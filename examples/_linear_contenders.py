@@ -14,7 +14,9 @@ from _timing import Call
 
 import softjax
 
-OURS, PLAIN, FLOOR = "softjax", "optax on logits", "three products"
+OURS, NONE, PLAIN, FLOOR = "softjax", "softjax, none", "optax on logits", "three products"
+MAPPED, JAX_CCE, TOKAMAX = "lax.map, checkpoint", "jax-cce", "tokamax"
+IN_JAX = (OURS, NONE, PLAIN, MAPPED, JAX_CCE, TOKAMAX, FLOOR)
 
 
 class Contender(NamedTuple):
@@ -83,14 +85,13 @@ def three_products_turned(hidden: jax.Array, kernel: jax.Array, labels: jax.Arra
 
 
 def jax_contenders(layer: Layer, only: tuple[str, ...] = ()) -> Iterator[Contender]:
-    losses: dict[str, Callable[..., Any]] = {OURS: ours, "softjax, none": ours_none, PLAIN: plain}
-    losses["lax.map, checkpoint"] = mapped
-    losses |= {name: loss for name, loss in (("jax-cce", _jax_cce()), ("tokamax", _tokamax())) if loss}
+    losses: dict[str, Callable[..., Any]] = {OURS: ours, NONE: ours_none, PLAIN: plain, MAPPED: mapped}
+    losses |= {name: loss for name, loss in ((JAX_CCE, _jax_cce()), (TOKAMAX, _tokamax())) if loss}
     programs = {name: jax.value_and_grad(loss, (0, 1)) for name, loss in losses.items()}
     programs |= {FLOOR: three_products, "three products, turned": three_products_turned}
     for name, program in programs.items():
         if not only or name in only:
-            arrays = layer._replace(kernel=layer.kernel.T) if name == "jax-cce" else layer
+            arrays = layer._replace(kernel=layer.kernel.T) if name == JAX_CCE else layer
             yield compiled(name, program, *arrays)
 
 
@@ -131,6 +132,8 @@ def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
     on_gpu = jax.default_backend() == "gpu"
     if torch is None or (jax.default_backend() != "cpu" and not (on_gpu and torch.cuda.is_available())):
         return
+    if not on_gpu and layer.hidden.dtype != jnp.float32:
+        return  # on a CPU without instructions for it, a product that takes XLA 1 s takes torch 50
     torch.set_num_threads(threads)
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     functional = torch.nn.functional

@@ -6,7 +6,8 @@ from typing import Any
 
 import matplotlib
 from _benchmark_report import heading, line, significant, size, where
-from _linear_contenders import FLOOR, OURS, PLAIN
+from _linear_benchmark import ARGUMENTS
+from _linear_contenders import FLOOR, JAX_CCE, MAPPED, NONE, OURS, PLAIN, TOKAMAX
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -28,9 +29,12 @@ def by_name(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """One table a case: each contender's time, its ratio to the three products, memory and compile time."""
+    """softjax beside each of the others; then a table for each case, of all that was measured there."""
     rounds = results["settings"]["rounds"]
     rows = [f"Medians of {rounds} interleaved rounds, loss and gradients of hidden and kernel. {where(results)}.", ""]
+    if results["part"] == "linear":
+        rows += [*_summary(results["cases"]), ""]
+        rows += [*_beside_torch(results["cases"]), ""]
     rows += [row for case in results["cases"] for row in _table(case)]
     if results.get("peak_resident_bytes"):
         first = shape(results["cases"][0])
@@ -40,11 +44,51 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def _summary(cases: list[dict[str, Any]]) -> Iterator[str]:
+    others = {
+        FLOOR: "÷ three products",
+        PLAIN: "÷ plain",
+        MAPPED: "÷ by hand",
+        JAX_CCE: "÷ jax-cce",
+        TOKAMAX: "÷ tokamax",
+    }
+    yield from heading(
+        "samples × features × classes", "dtype", "softjax", *others.values(), '"none" ÷ plain', "memory", "plain's",
+        words=2,
+    )  # fmt: skip
+    for case in cases:
+        found = by_name(case)
+        yield line(
+            shape(case),
+            case["dtype"],
+            f"{significant(found[OURS]['median'])} s",
+            *(_ratio(found, OURS, other) for other in others),
+            _ratio(found, NONE, PLAIN),
+            *(size(found[name]["temporary_bytes"]) for name in (OURS, PLAIN)),
+        )
+
+
+def _beside_torch(cases: list[dict[str, Any]]) -> Iterator[str]:
+    """torch's products are not XLA's: each library also beside its own."""
+    pairs = [(OURS, "torch on logits"), (OURS, "torch, linear"), (OURS, FLOOR)]
+    pairs += [("torch on logits", "torch, three products"), ("torch, linear", "torch, three products")]
+    yield from heading(
+        "samples × features × classes", "dtype", "softjax ÷ torch on logits", "÷ torch, linear",
+        "softjax ÷ its products", "torch on logits ÷ its products", "torch, linear ÷ its products", words=2,
+    )  # fmt: skip
+    for case in cases:
+        yield line(shape(case), case["dtype"], *(_ratio(by_name(case), *pair) for pair in pairs))
+
+
+def _ratio(found: dict[str, dict[str, Any]], one: str, other: str) -> str:
+    return f"{found[one]['median'] / found[other]['median']:.2f}" if one in found and other in found else ""
+
+
 def _table(case: dict[str, Any]) -> Iterator[str]:
     timings = by_name(case)
     floor, plain = timings[FLOOR]["median"], timings.get(PLAIN, {}).get("median")
     yield from heading(
-        f"{shape(case)}, {case['dtype']}", "seconds", "spread", "÷ products", "÷ plain", "memory", "compile"
+        f"{shape(case)}, {case['dtype']}", "seconds", "spread", "÷ products", "÷ plain", "memory", "compile", words=1
     )
     for name, t in timings.items():
         low, high = t["quartiles"]
@@ -62,7 +106,7 @@ def _table(case: dict[str, Any]) -> Iterator[str]:
 
 def _peaks(results: dict[str, Any]) -> str:
     peaks = results["peak_resident_bytes"]
-    alone = peaks["arguments alone"]
+    alone = peaks[ARGUMENTS]
     return "; ".join(f"{name} {size(peak)} ({size(max(peak - alone, 0))})" for name, peak in peaks.items())
 
 

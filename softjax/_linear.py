@@ -1,6 +1,5 @@
 """The last linear layer and its loss, without the logits."""
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -166,7 +165,7 @@ def linear_loss(
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
     problem, plan = arranged(hidden, kernel, labels, bias, weights, logit_softcap, block_size)
-    leaves, tree = checks.row_args(row_args, problem.hidden.shape[:-1])
+    leaves, tree = checks.row_args(row_args, problem.shape)
 
     def rows_loss(rows: Statistics, args: list[Array]) -> Array:
         return jax.vmap(lambda row, args: checks.row_loss_result(row_loss(row, *jax.tree.unflatten(tree, args))))(
@@ -176,8 +175,7 @@ def linear_loss(
     # traced with arrays that vary over the mesh as the statistics and the arguments will
     every = [*leaves, *jax.tree.leaves(problem)]
     number = placement.like(jnp.zeros(plan.rows, plan.layer.dtype), *every)
-    axes = problem.hidden.ndim - 1
-    like = [placement.like(jnp.zeros((plan.rows, *a.shape[axes:]), a.dtype), *every) for a in leaves]
+    like = [placement.like(jnp.zeros((plan.rows, *a.shape[len(problem.shape) :]), a.dtype), *every) for a in leaves]
     function, shared = hoist(rows_loss, Statistics(*[number] * 4), like)
     return _linear_loss(problem, shared, leaves, plan=plan, row_loss=_OfStatistics(function))
 
@@ -194,7 +192,7 @@ def _linear_cross_entropy(problem, smoothing, penalty, *, plan, base, reduction)
     total = sum_of(problem, plan, wanted, rows_loss, shared, ())
     if reduction == "sum":
         return total
-    return mean_of(total, weights_of(problem, plan), math.prod(problem.hidden.shape[:-1]))
+    return mean_of(total, weights_of(problem, plan), problem.samples)
 
 
 @partial(jax.jit, static_argnames="plan")

@@ -28,6 +28,15 @@ class Problem(NamedTuple):
     bias: Array | None
     weights: Array | None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the samples."""
+        return self.hidden.shape[:-1]
+
+    @property
+    def samples(self) -> int:
+        return math.prod(self.shape)
+
 
 class Plan(NamedTuple):
     """What is static."""
@@ -63,22 +72,19 @@ def rows_of(problem: Problem, plan: Plan, wanted: Wanted) -> Rows:
     weighted = None if weights is None else weights != 0
     occupied = None if weights is None else blocks.occupied(weights[..., 0])
     rows = linear_rows(plan.layer, wanted, hidden, problem.kernel, problem.bias, labels, weighted, occupied)
-    samples = problem.hidden.shape[:-1]
-    return jax.tree.map(lambda number: blocks.merge(number[..., 0], samples), rows)
+    return jax.tree.map(lambda number: blocks.merge(number[..., 0], problem.shape), rows)
 
 
 def sum_of(
     problem: Problem, plan: Plan, wanted: Wanted, row_loss: RowLoss, shared: Sequence[Array], row_args: Sequence[Array]
 ) -> Float[Array, ""]:
     """The weighted sum of the losses of the rows."""
-    samples = problem.hidden.shape[:-1]
     weights = weights_of(problem, plan)
-    if weights is None and (math.prod(samples) % plan.rows or math.prod(samples) == 0):
-        weights = jnp.ones(samples, plan.layer.dtype)  # so that the last block is filled up with weight 0
+    if weights is None and (problem.samples % plan.rows or problem.samples == 0):
+        weights = jnp.ones(problem.shape, plan.layer.dtype)  # so that the last block is filled up with weight 0
     unit = _unit(problem, weights)
     hidden, labels, weights = _split(problem, plan, weights if weights is None or unit is None else weights / unit)
-    row_args = [_flat(a, len(samples)) for a in row_args]
-    row_args = blocks.split(row_args, math.prod(samples), plan.rows)
+    row_args = blocks.split([_flat(a, len(problem.shape)) for a in row_args], problem.samples, plan.rows)
     occupied = None if problem.weights is None or weights is None else blocks.occupied(weights[..., 0])
     total = linear_sum(
         plan.layer, wanted, row_loss, hidden, problem.kernel, problem.bias, labels, weights, occupied, shared, row_args
@@ -100,15 +106,13 @@ def _unit(problem: Problem, weights: Array | None) -> Array | None:
 
 def _split(problem: Problem, plan: Plan, weights: Array | None) -> tuple[Array, Array, Array | None]:
     """Hidden vectors, labels and weights as blocks, labels and weights with a last axis of length 1 or of classes."""
-    axes = problem.hidden.ndim - 1
     labels = labels_of(problem, plan)
     labels = labels[..., None] if _labels.is_ids(labels) else labels
-    flat = [_flat(array, axes) for array in (problem.hidden, labels)]
-    samples = math.prod(problem.hidden.shape[:-1])
-    hidden, labels = blocks.split(flat, samples, plan.rows)
+    flat = [_flat(array, len(problem.shape)) for array in (problem.hidden, labels)]
+    hidden, labels = blocks.split(flat, problem.samples, plan.rows)
     if weights is None:
         return hidden, labels, None
-    weights = jnp.pad(weights.reshape(-1), (0, hidden.shape[0] * plan.rows - samples))
+    weights = jnp.pad(weights.reshape(-1), (0, len(hidden) * plan.rows - problem.samples))
     return hidden, labels, weights.reshape((*hidden.shape[:2], 1))
 
 
@@ -126,4 +130,4 @@ def labels_of(problem: Problem, plan: Plan) -> Array:
 def weights_of(problem: Problem, plan: Plan) -> Array | None:
     if problem.weights is None:
         return None
-    return jnp.broadcast_to(problem.weights, problem.hidden.shape[:-1]).astype(plan.layer.dtype)
+    return jnp.broadcast_to(problem.weights, problem.shape).astype(plan.layer.dtype)

@@ -36,3 +36,11 @@ def test_what_is_read(wrap):
 
     assert hoist(f, X, X, X)[0].reads() == [True, False, True]
     assert hoist(lambda a, b, c: f(a, b, c)[1], X, X, X)[0].reads() == [False, False, True]
+
+
+def test_what_only_an_effect_reads_is_read():
+    def f(a, b, c):
+        jax.debug.callback(print, b)
+        return a
+
+    assert hoist(f, X, X, X)[0].reads() == [True, True, False]

@@ -23,6 +23,18 @@ def test_only_arguments_and_a_few_numbers_are_kept():
     assert sum(kept) <= sum(arguments) + filled + 8 * 12
 
 
+def test_nor_under_vmap():
+    examples, (hidden, kernel, bias) = 3, cases.layer(2049)
+    labels, many = cases.class_ids(2049), jnp.stack([hidden] * 3)
+
+    def rows(h):
+        return softjax.linear_cross_entropy(h, kernel, labels, bias=bias, reduction="none")
+
+    _, pull = jax.vjp(jax.vmap(rows), many)
+    kept = [leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size")]
+    assert max(kept) < examples * cases.SAMPLES * 2049
+
+
 def test_clean():
     hidden = jnp.array([[1.0, jnp.nan], [2.0, 3.0], [jnp.inf, 0.0]])
     weighted = jnp.array([[False], [False], [True]])
