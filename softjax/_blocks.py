@@ -92,11 +92,22 @@ def occupied(weights: Array) -> Bool[Array, " blocks"]:
 
 @jax.custom_jvp
 def _weight_held(weights: Array) -> Array:
+    return _most(weights)
+
+
+@jax.custom_batching.custom_vmap
+def _most(weights: Array) -> Array:
     return jnp.max(jnp.abs(weights), axis=1, initial=0)
+
+
+@_most.def_vmap
+def _most_of_all(_: int, __: list[bool], weights: Array) -> tuple[Array, bool]:
+    # one answer for all examples, so that a block is left out or not, where `vmap` would compute both and select
+    return _most(jnp.max(jnp.abs(weights), axis=0, initial=0)), False
 
 
 @_weight_held.defjvp
 def _weight_held_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     held = _weight_held(*primals)
-    some = jnp.where(held > 0, held, 1)  # batched under `vmap` wherever `held` is, which constants would not be
+    some = jnp.where(held > 0, held, 1)
     return some, jnp.zeros_like(some)

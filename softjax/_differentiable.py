@@ -47,17 +47,20 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[..., Any]:
         return tuple(pull(cotangents))
 
     reverse.defvjp(reverse_forward, reverse_backward, symbolic_zeros=True)
-    both = jax.custom_jvp(reverse, nondiff_argnums=(0,))
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def both(static: Hashable, *arrays: Any) -> Any:
+        return _tied(reverse(static, *arrays), arrays)
 
     @partial(both.defjvp, symbolic_zeros=True)
     def jvp(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
         moving = [i for i, t in enumerate(tangents) if not (t is None or isinstance(t, SymbolicZero))]
         if not moving:
-            out = reverse(static, *primals)
+            out = _tied(reverse(static, *primals), primals)
             return out, jax.tree.map(jnp.zeros_like, out)
 
         out, pull = jax.vjp(_of(partial(reverse, static), primals, moving), *(primals[i] for i in moving))
-        return out, _transposed(pull, out, [tangents[i] for i in moving])
+        return _tied(out, primals), _tied(_transposed(pull, out, [tangents[i] for i in moving]), primals)
 
     return both
 
@@ -92,6 +95,24 @@ def _transposed(pull: Callable[[Any], Any], out: Any, tangents: list[Any]) -> An
     avals = tuple(like.to_tangent_aval() for like in types)
     flat = _linear.bind(*known, *tangents, pull=pull_flat, push=push_flat, avals=avals, split=len(known))
     return jax.tree.unflatten(out_tree, flat)
+
+
+def _tied(out: Any, arrays: Sequence[Any]) -> Any:
+    """`out`, all of it mapped by a `vmap` that maps any of the arrays.
+
+    JAX asks that a function and its rule agree on what is mapped. The rule's tangents are mapped as soon as anything
+    is, but a number may depend on one array that is and another on none.
+    """
+    known = [array for array in arrays if array is not None]
+    leaves, tree = jax.tree.flatten(out)
+    avals = tuple(jax.typeof(leaf) for leaf in leaves)
+    return jax.tree.unflatten(
+        tree, _linear.bind(*known, *leaves, pull=_same, push=_same, avals=avals, split=len(known))
+    )
+
+
+def _same(known: Any, linear: Any) -> tuple[Any, ...]:
+    return tuple(linear)
 
 
 _linear = core.Primitive("transposed")

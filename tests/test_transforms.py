@@ -153,3 +153,33 @@ def test_blocks_of_rows_differentiate_in_every_mode(route):
     expected = jax.jvp(jax.grad(plain), (x32,), (v32,))[1]
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-7, atol=1e-4 * scale)
+
+
+SHARED = {
+    "logits": lambda x, y, p: jax.vmap(lambda y: softjax.cross_entropy(x, y, label_smoothing=0.1))(y),
+    "labels": lambda x, y, p: jax.vmap(lambda x: softjax.cross_entropy(x, y[0], reduction="none"))(jnp.stack([x, -x])),
+    "distribution": lambda x, y, p: jax.vmap(lambda x: softjax.cross_entropy(x, p))(jnp.stack([x, -x])),
+    "statistics": lambda x, y, p: jax.vmap(lambda x: softjax.statistics(x, y[0])[0])(jnp.stack([x, -x])),
+    "hidden": lambda x, y, p: jax.vmap(
+        lambda y: softjax.linear_cross_entropy(x, jnp.eye(7), y, reduction="none", block_size=3)
+    )(y),
+    "kernel": lambda x, y, p: jax.vmap(
+        lambda h, w: softjax.linear_cross_entropy(
+            h, x, y[0, :7], weights=w, reduction="none", block_size=3, label_smoothing=0.1
+        )
+    )(jnp.stack([jnp.eye(7), 2 * jnp.eye(7)]), (y[:, :7] > 2).astype(x.dtype)),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_gradient_of_what_a_jitted_vmap_shares(case):
+    """JAX maps the derivative of the function that is mapped already: the two must agree on what is."""
+    x, p = cases.logits(7, samples=7), cases.distribution(7, 7)
+    y = jnp.stack([cases.class_ids(7, 7), cases.class_ids(7, 7, seed=1)])
+
+    def total(x, wrap):
+        return (wrap(lambda x: SHARED[case](x, y, p))(x) ** 2).sum()
+
+    expected = jax.grad(lambda x: total(x, lambda f: f))(x)
+    np.testing.assert_allclose(jax.grad(lambda x: total(x, jax.jit))(x), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(lambda x: total(x, jax.jit)))(x), expected, rtol=1e-5, atol=1e-6)
