@@ -1,5 +1,6 @@
 """One analytic pull-back, for reverse mode and forward mode alike."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jax.tree_util import Partial
+
+from softjax._types import Array
 
 Forward = Callable[..., tuple[Any, Any]]
 Backward = Callable[..., tuple[Any, ...]]
@@ -104,11 +107,12 @@ def _tied(out: Any, arrays: Sequence[Any]) -> Any:
     is, but a number may depend on one array that is and another on none.
     """
     known = [array for array in arrays if array is not None]
-    leaves, tree = jax.tree.flatten(out)
-    avals = tuple(jax.typeof(leaf) for leaf in leaves)
-    return jax.tree.unflatten(
-        tree, _linear.bind(*known, *leaves, pull=_same, push=_same, avals=avals, split=len(known))
-    )
+
+    def one(number: Array) -> Array:
+        avals = (jax.typeof(number),)
+        return _linear.bind(*known, number, pull=_same, push=_same, avals=avals, split=len(known))[0]
+
+    return jax.tree.map(one, out)
 
 
 def _same(known: Any, linear: Any) -> tuple[Any, ...]:
@@ -137,10 +141,12 @@ def _jvp(primals: Any, tangents: Any, *, split: int, **params: Any) -> tuple[Any
         along = map(ad.instantiate_zeros, tangents[split:])
         terms.append(_linear.bind(*known, *along, split=split, **params))
     moving = [i for i, t in enumerate(tangents[:split]) if not isinstance(t, ad.Zero)]
-    if moving:
+    if moving and params["push"] is not _same:
         of = _of(lambda *known: params["push"](known, linear), known, moving)
         terms.append(jax.jvp(of, [known[i] for i in moving], [tangents[i] for i in moving])[1])
-    return out, terms[0] if len(terms) == 1 else jax.tree.map(jnp.add, *terms)
+    if not terms:
+        return out, [ad.Zero(jax.typeof(number).to_tangent_aval()) for number in out]
+    return out, [functools.reduce(jnp.add, each) for each in zip(*terms, strict=True)]
 
 
 def _transpose(cotangents: Any, *arrays: Any, pull: Any, split: int, **_: Any) -> list[Any]:
