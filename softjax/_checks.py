@@ -158,6 +158,19 @@ def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     return array if isinstance(array, Tracer) else coefficient(name, array.item(), most)
 
 
+def names(argument: str, value: Any) -> tuple[Any, ...]:
+    """The names of mesh axes: one, or several in a tuple or a list, none for None."""
+    if value is None:
+        return ()
+    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for name in each:
+        if not isinstance(name, str):
+            raise TypeError(f"`{argument}` must name mesh axes by strings, got {type(name).__name__}: {name!r:.60}.")
+    if len(set(each)) < len(each):
+        raise ValueError(f"`{argument}` must name each mesh axis once, got {each}.")
+    return each
+
+
 def reduction(value: Any) -> str:
     """One of "mean", "sum", "none"."""
     if not isinstance(value, str) or value not in REDUCTIONS:

@@ -8,8 +8,10 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from softjax import _checks as checks
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._types import Array, ArrayLike, Bool, Count, Float, Integer
+from softjax._widen import widen
 
 
 def is_ids(labels: Array) -> bool:
@@ -27,18 +29,24 @@ def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array
     return jnp.where(valid, labels.astype(jnp.int32), -1)
 
 
-def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int) -> Bool[Array, "..."]:
+def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int, names: mesh.Names) -> Bool[Array, "..."]:
     """[j = y]: compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded."""
-    return ids == placement.class_ids(logits, axis, ids)
+    local = ids - mesh.first(names, logits.shape[axis])
+    return local == placement.class_ids(logits, axis, local)
 
 
-def pick(x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool) -> Float[Array, "*rows"]:
-    """x_y, NaN for an id that is no class; `dense` says that `x` lies in memory and need not be computed first."""
+def pick(
+    x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool, names: mesh.Names
+) -> Float[Array, "*rows"]:
+    """x_y, widened, NaN for an id that is no class; `dense` says that `x` lies in memory and need not be computed."""
     if dense and placement.on_one_cpu(x) and x.shape[axis] > 0:
-        picked = jnp.take_along_axis(x, jnp.maximum(ids, 0), axis, mode="clip")
+        local = ids - mesh.first(names, x.shape[axis])
+        picked = jnp.take_along_axis(x, jnp.clip(local, 0, x.shape[axis] - 1), axis, mode="clip")
+        if names:
+            picked = jnp.where((local >= 0) & (local < x.shape[axis]), picked, 0)
     else:
-        picked = jnp.sum(jnp.where(matches(ids, x, axis), x, 0), axis, keepdims=True)
-    return jnp.where(ids < 0, jnp.nan, picked)
+        picked = jnp.sum(jnp.where(matches(ids, x, axis, names), x, 0), axis, keepdims=True)
+    return jnp.where(ids < 0, jnp.nan, mesh.total(widen(picked), names))
 
 
 def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike | None = None) -> None:

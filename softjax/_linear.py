@@ -6,15 +6,24 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from softjax import _checks as checks
-from softjax import _placement as placement
 from softjax._hoist import Hoisted, hoist
-from softjax._linear_problem import arranged, labels_of, rows_of, sum_of, weights_of
+from softjax._linear_problem import (
+    Problem,
+    arranged,
+    labels_of,
+    on_mesh,
+    rows_of,
+    sum_of,
+    varying_as_rows,
+    weights_of,
+)
 from softjax._reduce import mean_of, reduce
 from softjax._row_loss import row_cross_entropy
 from softjax._statistics import Rows, Statistics, Wanted
-from softjax._types import Array, ArrayLike, Count, Function, Number, Reduction
+from softjax._types import Array, ArrayLike, AxisName, Count, Function, Number, Reduction
 
 
 def linear_cross_entropy(
@@ -30,6 +39,8 @@ def linear_cross_entropy(
     logit_softcap: Number | None = None,
     reduction: Reduction = "mean",
     block_size: Count | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """`cross_entropy(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
 
@@ -47,6 +58,11 @@ def linear_cross_entropy(
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None. Only speed and memory
             depend on it, beyond rounding.
+        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
+            the call, else of the mesh in context. Class ids stay global.
+        batch_axis_name: the mesh axis, or axes, over which the samples are split, those of global arrays along their
+            first axis: "mean" and "sum" are then of the whole mesh, the same number on every device. Under Explicit
+            axes both are known from the types.
 
     Returns:
         A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, float32 or float64. The products take
@@ -67,7 +83,9 @@ def linear_cross_entropy(
     >>> print(softjax.linear_cross_entropy(hidden, kernel, jnp.array([2, 1])).round(4))
     1.0872
     """
-    problem, plan = arranged(hidden, kernel, labels, bias, weights, logit_softcap, block_size)
+    problem, plan = arranged(
+        hidden, kernel, labels, bias, weights, logit_softcap, block_size, axis_name, batch_axis_name
+    )
     smoothing = checks.coefficient("label_smoothing", label_smoothing, most=1.0)
     penalty = checks.coefficient("z_loss", z_loss)
     return _linear_cross_entropy(
@@ -83,6 +101,8 @@ def linear_statistics(
     bias: ArrayLike | None = None,
     logit_softcap: Number | None = None,
     block_size: Count | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Statistics:
     """`statistics(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
 
@@ -96,6 +116,7 @@ def linear_statistics(
         bias: `[classes]`.
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
         `Statistics`, each `[*samples]`, in nats, float32 or float64. What is not used costs nothing under `jit`.
@@ -111,7 +132,7 @@ def linear_statistics(
     >>> print(*(f"{log_q:.4f}" for log_q in s.label_logit - s.log_normalizer))
     -0.3133 -3.0486
     """
-    problem, plan = arranged(hidden, kernel, labels, bias, None, logit_softcap, block_size)
+    problem, plan = arranged(hidden, kernel, labels, bias, None, logit_softcap, block_size, axis_name, batch_axis_name)
     return _linear_statistics(problem, plan=plan)
 
 
@@ -125,6 +146,8 @@ def linear_loss(
     weights: ArrayLike | None = None,
     logit_softcap: Number | None = None,
     block_size: Count | None = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
 ) -> Array:
     """Σ weight · row_loss(statistics, *row_args), of the statistics of hidden @ kernel + bias, without the logits.
 
@@ -142,6 +165,7 @@ def linear_loss(
         weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 may hold anything.
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
         A scalar, float32 or float64; for a mean, divide by the sum of the weights.
@@ -164,7 +188,9 @@ def linear_loss(
     """
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    problem, plan = arranged(hidden, kernel, labels, bias, weights, logit_softcap, block_size)
+    problem, plan = arranged(
+        hidden, kernel, labels, bias, weights, logit_softcap, block_size, axis_name, batch_axis_name
+    )
     leaves, tree = checks.row_args(row_args, problem.shape)
 
     def rows_loss(rows: Statistics, args: list[Array]) -> Array:
@@ -172,40 +198,49 @@ def linear_loss(
             rows, args
         )
 
-    # traced with arrays that vary over the mesh as the statistics and the arguments will
-    every = [*leaves, *jax.tree.leaves(problem)]
-    number = placement.like(jnp.zeros(plan.rows, plan.layer.dtype), *every)
-    like = [placement.like(jnp.zeros((plan.rows, *a.shape[len(problem.shape) :]), a.dtype), *every) for a in leaves]
-    function, shared = hoist(rows_loss, Statistics(*[number] * 4), like)
-    return _linear_loss(problem, shared, leaves, plan=plan, row_loss=_OfStatistics(function))
+    def local(problem: Problem, _: Any, leaves: list[Array]) -> Array:
+        # traced with arrays that vary over the mesh as the statistics and the arguments will
+        number = jnp.zeros(plan.rows, plan.layer.dtype)
+        like = [jnp.zeros((plan.rows, *a.shape[len(problem.shape) :]), a.dtype) for a in leaves]
+        number, *like = varying_as_rows(problem, plan, leaves, [number, *like])
+        function, shared = hoist(rows_loss, Statistics(*[number] * 4), like)
+        _, label, mean, entropy = function.reads()[:4]
+        names = plan.split.classes
+        wanted = Wanted(-1, relative=False, label=label, mean=mean, entropy=entropy, names=names)
+        return sum_of(problem, plan, wanted, _OfStatistics(function), shared, leaves)
+
+    # compiled for this call alone, since the row loss may close over anything
+    return jax.jit(lambda problem, leaves: on_mesh(local, problem, plan, (), leaves, P()))(problem, leaves)
 
 
 @partial(jax.jit, static_argnames=("plan", "base", "reduction"))
 def _linear_cross_entropy(problem, smoothing, penalty, *, plan, base, reduction):
     rows_loss = _CrossEntropy(base, smoothing is not None, penalty is not None)
     shared = [jnp.asarray(a).astype(plan.layer.dtype) for a in (smoothing, penalty) if a is not None]
-    wanted = Wanted(-1, mean=smoothing is not None)
-    if reduction == "none":
-        rows = rows_of(problem, plan, wanted)
-        loss = rows_loss(shared, rows, labels_of(problem, plan), ())
-        return reduce(loss, weights_of(problem, plan), "none")
-    total = sum_of(problem, plan, wanted, rows_loss, shared, ())
-    if reduction == "sum":
-        return total
-    return mean_of(total, weights_of(problem, plan), problem.samples)
+    wanted = Wanted(-1, mean=smoothing is not None, names=plan.split.classes)
+
+    def local(problem: Problem, shared: Sequence[Array], _: Any) -> Array:
+        if reduction == "none":
+            rows = rows_of(problem, plan, wanted)
+            loss = rows_loss(shared, rows, labels_of(problem, plan), ())
+            return reduce(loss, weights_of(problem, plan), "none")
+        total = sum_of(problem, plan, wanted, rows_loss, shared, ())
+        if reduction == "sum":
+            return total
+        return mean_of(total, weights_of(problem, plan), problem.samples, plan.split.samples)
+
+    out = plan.split.result if reduction == "none" else P()
+    return on_mesh(local, problem, plan, shared, (), out)
 
 
 @partial(jax.jit, static_argnames="plan")
 def _linear_statistics(problem, *, plan):
-    wanted = Wanted(-1, relative=False, label=True, mean=True, entropy=True)
-    return Statistics(*rows_of(problem, plan, wanted)[:4])
+    def local(problem: Problem, *_: Any) -> Statistics:
+        names = plan.split.classes
+        wanted = Wanted(-1, relative=False, label=True, mean=True, entropy=True, names=names)
+        return Statistics(*rows_of(problem, plan, wanted)[:4])
 
-
-@partial(jax.jit, static_argnames=("plan", "row_loss"))
-def _linear_loss(problem, shared, row_args, *, plan, row_loss):
-    _, label, mean, entropy = row_loss.function.reads()[:4]
-    wanted = Wanted(-1, relative=False, label=label, mean=mean, entropy=entropy)
-    return sum_of(problem, plan, wanted, row_loss, shared, row_args)
+    return on_mesh(local, problem, plan, (), (), plan.split.result)
 
 
 class _CrossEntropy(NamedTuple):

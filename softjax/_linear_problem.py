@@ -1,19 +1,22 @@
 """The arguments of a linear layer and its loss: checked, cut into blocks, and put together again."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from softjax import _blocks as blocks
 from softjax import _checks as checks
 from softjax import _labels
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._layer import Layer
 from softjax._linear_rows import linear_rows
 from softjax._linear_sum import RowLoss, linear_sum
+from softjax._split import Split, split_of_layer
 from softjax._statistics import Rows, Wanted
 from softjax._types import Array, Float
 from softjax._widen import wide
@@ -44,10 +47,19 @@ class Plan(NamedTuple):
     layer: Layer
     rows: int
     """The samples of a block."""
+    split: Split
 
 
 def arranged(
-    hidden: Any, kernel: Any, labels: Any, bias: Any, weights: Any, softcap: Any, block_size: Any
+    hidden: Any,
+    kernel: Any,
+    labels: Any,
+    bias: Any,
+    weights: Any,
+    softcap: Any,
+    block_size: Any,
+    axis_name: Any,
+    batch_axis_name: Any,
 ) -> tuple[Problem, Plan]:
     """What the caller gave, refused by name if it does not fit."""
     hidden, kernel, bias = checks.layer(hidden, kernel, bias)
@@ -55,7 +67,8 @@ def arranged(
     labels = checks.labels(labels, (*samples, classes), -1, "hidden @ kernel")
     weights = checks.weights(weights, samples)
     cap = checks.softcap(softcap)
-    count = math.prod(samples)
+    split = split_of_layer(axis_name, batch_axis_name, hidden, kernel)
+    count, classes = split.share(samples, classes)
     distribution = [] if _labels.is_ids(labels) else [labels]
     dtype = jnp.dtype(wide(hidden, kernel, *distribution))
     rows = checks.block_size(block_size)
@@ -63,14 +76,55 @@ def arranged(
         rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
     turned = placement.is_transpose(kernel)
     layer = Layer(turned, cap, dtype)
-    return Problem(hidden, kernel.T if turned else kernel, labels, bias, weights), Plan(layer, min(rows, max(count, 1)))
+    plan = Plan(layer, min(rows, max(count, 1)), split)
+    return Problem(hidden, kernel.T if turned else kernel, labels, bias, weights), plan
+
+
+def on_mesh(
+    function: Callable[..., Any],
+    problem: Problem,
+    plan: Plan,
+    shared: Sequence[Array],
+    row_args: Sequence[Array],
+    out: P,
+) -> Any:
+    """`function(problem, shared, row_args)` on each device's part of the problem."""
+    split = plan.split
+    columns = split.columns or None
+    specs = problem._replace(
+        hidden=split.of_samples(problem.hidden),
+        kernel=P(columns, None) if plan.layer.turned else P(None, columns),
+        labels=split.of_labels(problem.labels, -1),
+        bias=P(columns),
+        weights=split.of_samples(problem.weights),
+    )
+
+    def local(problem: Problem, *rest: Any) -> Any:
+        soft = not _labels.is_ids(problem.labels)
+        problem = problem._replace(
+            kernel=split.gathered(problem.kernel, plan.layer.axes[1]),
+            bias=split.gathered(problem.bias, 0),
+            labels=split.gathered(problem.labels, -1) if soft else problem.labels,
+        )
+        return function(problem, *rest)
+
+    specs = (specs, [P() for _ in shared], [split.of_samples(array) for array in row_args])
+    return split.over(local, (problem, list(shared), list(row_args)), specs, out)
+
+
+def varying_as_rows(problem: Problem, plan: Plan, row_args: Sequence[Array], arrays: Sequence[Array]) -> list[Array]:
+    """The arrays, varying over the mesh axes that the statistics of the rows, and what comes with them, vary over."""
+    shared = [*arrays, problem.weights, *row_args]
+    split = [problem.hidden, problem.kernel, problem.bias]
+    (shared if _labels.is_ids(problem.labels) else split).append(problem.labels)
+    return placement.aligned(plan.split.classes, split, shared)[1][: len(arrays)]
 
 
 def rows_of(problem: Problem, plan: Plan, wanted: Wanted) -> Rows:
     """The statistics in the shape of the samples."""
     hidden, labels, weights = _split(problem, plan, weights_of(problem, plan))
     weighted = None if weights is None else weights != 0
-    occupied = None if weights is None else blocks.occupied(weights[..., 0])
+    occupied = _occupied(plan, weights)
     rows = linear_rows(plan.layer, wanted, hidden, problem.kernel, problem.bias, labels, weighted, occupied)
     return jax.tree.map(lambda number: blocks.merge(number[..., 0], problem.shape), rows)
 
@@ -82,17 +136,23 @@ def sum_of(
     weights = weights_of(problem, plan)
     if weights is None and (problem.samples % plan.rows or problem.samples == 0):
         weights = jnp.ones(problem.shape, plan.layer.dtype)  # so that the last block is filled up with weight 0
-    unit = _unit(problem, weights)
+    unit = _unit(problem, weights, plan.split.samples)
     hidden, labels, weights = _split(problem, plan, weights if weights is None or unit is None else weights / unit)
     row_args = blocks.split([_flat(a, len(problem.shape)) for a in row_args], problem.samples, plan.rows)
-    occupied = None if problem.weights is None or weights is None else blocks.occupied(weights[..., 0])
-    total = linear_sum(
-        plan.layer, wanted, row_loss, hidden, problem.kernel, problem.bias, labels, weights, occupied, shared, row_args
-    )
+    occupied = _occupied(plan, None if problem.weights is None else weights)
+    arrays = (hidden, problem.kernel, problem.bias, labels, weights, occupied)
+    names = mesh.bound(plan.split.samples)
+    total = linear_sum(plan.layer, wanted, names, row_loss, *arrays, shared, row_args)
+    total = mesh.total(total, tuple(name for name in plan.split.samples if name not in names))
     return total if unit is None else total * unit
 
 
-def _unit(problem: Problem, weights: Array | None) -> Array | None:
+def _occupied(plan: Plan, weights: Array | None) -> Array | None:
+    # Where the classes are split, a block's statistics are sums over devices, which all of them must come to.
+    return None if weights is None or plan.split.classes else blocks.occupied(weights[..., 0])
+
+
+def _unit(problem: Problem, weights: Array | None, names: mesh.Names) -> Array | None:
     """A power of two at the largest weight, which float16 gradients of a block's logits are measured in.
 
     They hold the weights, and are rounded to the type of the operands before their products: large weights would
@@ -100,7 +160,7 @@ def _unit(problem: Problem, weights: Array | None) -> Array | None:
     """
     if weights is None or jnp.float16 not in (problem.hidden.dtype, problem.kernel.dtype):
         return None
-    most = jax.lax.stop_gradient(jnp.max(jnp.abs(weights), initial=0))
+    most = mesh.most(jnp.max(jnp.abs(weights), initial=0), names)
     return jnp.where((most > 0) & jnp.isfinite(most), jnp.exp2(jnp.floor(jnp.log2(most))), 1)
 
 
@@ -124,7 +184,8 @@ def _flat(array: Array, axes: int) -> Array:
 def labels_of(problem: Problem, plan: Plan) -> Array:
     if not _labels.is_ids(problem.labels):
         return problem.labels.astype(plan.layer.dtype) if plan.layer.dtype == jnp.float64 else problem.labels
-    return _labels.canonical(problem.labels, problem.kernel.shape[plan.layer.axes[1]])
+    classes = problem.kernel.shape[plan.layer.axes[1]] * mesh.size(plan.split.classes)
+    return _labels.canonical(problem.labels, classes)
 
 
 def weights_of(problem: Problem, plan: Plan) -> Array | None:

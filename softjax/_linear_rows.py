@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from softjax import _blocks as blocks
-from softjax import _layer, _statistics
+from softjax import _labels, _layer, _statistics
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._differentiable import differentiable
 from softjax._layer import Layer
@@ -40,8 +41,11 @@ def linear_rows(
         weighted: `[blocks, rows, 1]`, None for all: a sample that is not may hold anything.
         occupied: `[blocks]`, None for all: the blocks that hold a weighted sample. The others are left out.
     """
-    arrays = placement.aligned(hidden, kernel, bias, labels, weighted, occupied)
-    return _rows(_Static(layer, wanted), *arrays)
+    split, shared = (hidden, kernel, bias), (labels, weighted, occupied)
+    if not _labels.is_ids(labels):
+        split, shared = (*split, labels), shared[1:]
+    split, shared = placement.aligned(wanted.names, split, shared)
+    return _rows(_Static(layer, wanted), *split, *shared)
 
 
 def block_rows(
@@ -73,6 +77,7 @@ def _forward(static, hidden, kernel, bias, labels, weighted, occupied, *, moving
 def _backward(static, residuals, cotangents, *, moving):
     layer, wanted = static
     hidden, kernel, bias, labels, weighted, occupied, few = residuals
+    cotangents = mesh.whole(cotangents, wanted.names)
 
     def step(sums: _layer.Sums, block: Any) -> tuple[_layer.Sums, Any]:
         hidden, labels, weighted, few, cotangents = block

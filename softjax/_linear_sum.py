@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from softjax import _blocks as blocks
 from softjax import _labels, _layer, _statistics
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._differentiable import differentiable
 from softjax._layer import Layer
@@ -30,6 +31,7 @@ It is static and closes over no array.
 class _Static(NamedTuple):
     layer: Layer
     wanted: Wanted
+    samples: mesh.Names
     row_loss: RowLoss
     shared: int
     dtypes: tuple[Any, ...]
@@ -41,6 +43,7 @@ _WEIGHTS, _LOOSE = 4, 6
 def linear_sum(
     layer: Layer,
     wanted: Wanted,
+    samples: mesh.Names,
     row_loss: RowLoss,
     hidden: Array,
     kernel: Array,
@@ -54,23 +57,31 @@ def linear_sum(
     """The sum, in float32 or wider.
 
     Args:
+        samples: the mesh axes over which the samples are split.
         hidden, kernel, bias, labels, occupied: as `linear_rows` has them.
         weights: `[blocks, rows, 1]`, real, None for 1.
         shared: arrays that all rows use.
         row_args: arrays `[blocks, rows, …]`.
     """
     # what is shared stays as the row loss was traced with it: that says itself where it varies over a mesh
-    first, last = (hidden, kernel, bias, labels, weights, occupied), tuple(row_args)
-    aligned = placement.aligned(*first, *last)
-    arrays = (*aligned[: len(first)], *shared, *aligned[len(first) :])
+    split, rows = (hidden, kernel, bias), (labels, weights, occupied, *row_args)
+    if not _labels.is_ids(labels):
+        split, rows = (*split, labels), rows[1:]
+    split, rows = placement.aligned(wanted.names, split, rows)
+    first, last = (*split, *rows)[:_LOOSE], (*split, *rows)[_LOOSE:]
+    arrays = (*first, *shared, *last)
     dtypes = tuple(None if array is None else array.dtype for array in arrays)
-    return _sum(_Static(layer, wanted, row_loss, len(shared), dtypes), *arrays)
+    return _sum(_Static(layer, wanted, samples, row_loss, len(shared), dtypes), *arrays)
 
 
 def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, moving):
     shared, row_args = loose[: static.shared], loose[static.shared :]
     every = (hidden, labels, weights, row_args)
-    zero = placement.like(jnp.zeros((), static.layer.dtype), hidden)
+    # what is the same for all classes: a sum of it is, too
+    ids = labels if _labels.is_ids(labels) else None
+    _, (zero, *_) = placement.aligned(
+        static.wanted.names, (hidden, kernel), (jnp.zeros((), static.layer.dtype), ids, weights, *row_args)
+    )
 
     def value(total: Array, block: Any) -> tuple[Array, None]:
         hidden, labels, weights, row_args = _cleaned(*block)
@@ -81,6 +92,7 @@ def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, mo
         total, sums, dshared = carry
         hidden, labels, weights, row_args = _cleaned(*block)
         rows, residuals = block_rows(static, hidden, kernel, bias, labels, _weighted(weights))
+        rows = jax.tree.map(lambda number: placement.like(number, total), rows)
         part, drows, dweights, dloose = _pulled(static, moving, rows, weights, labels, shared, row_args)
         dx, dlabels, *_ = _statistics.backward(static.wanted, residuals, drows, moving=_layer.of_logits(moving))
         du = static.layer.uncapped(dx, residuals.logits)
@@ -89,14 +101,16 @@ def _forward(static, hidden, kernel, bias, labels, weights, occupied, *loose, mo
         return (total + part, sums, dshared), (dhidden, dlabels, dweights, dloose[static.shared :])
 
     if not moving:
-        return blocks.walk(value, zero, every, occupied)[0], None
+        return mesh.total(blocks.walk(value, zero, every, occupied)[0], static.samples), None
     count = len(hidden)
     sums = _layer.empty_sums(static.layer, moving, hidden, kernel)
-    dshared = [placement.like(jnp.zeros_like(a), a) if i in moving else None for i, a in enumerate(shared, _LOOSE)]
+    dshared = [
+        placement.like(jnp.zeros(a.shape, a.dtype), a) if i in moving else None for i, a in enumerate(shared, _LOOSE)
+    ]
     (total, sums, dshared), rest = blocks.walk(value_and_gradients, (zero, sums, dshared), every, occupied)
     dhidden, dlabels, dweights, dargs = rest
     dkernel, dbias = _layer.layouts(static.layer, sums, count)
-    return total, (dhidden, dkernel, dbias, dlabels, dweights, None, *dshared, *dargs)
+    return mesh.total(total, static.samples), (dhidden, dkernel, dbias, dlabels, dweights, None, *dshared, *dargs)
 
 
 def _pulled(static, moving, rows, weights, labels, shared, row_args):
@@ -142,9 +156,12 @@ def _finite(rows: Array, weighted: Array | None) -> Array:
 
 
 def _backward(static, gradients, g, *, moving):
+    # weights and row arguments reach the loss without a sum over the classes
+    g = mesh.whole(g, static.samples)
+    by_sums = mesh.whole(g, static.wanted.names)
     return tuple(
-        None if gradient is None else (g * gradient.astype(g.dtype)).astype(dtype)
-        for gradient, dtype in zip(gradients, static.dtypes, strict=True)
+        None if gradient is None else ((by_sums if i < _WEIGHTS else g) * gradient.astype(g.dtype)).astype(dtype)
+        for i, (gradient, dtype) in enumerate(zip(gradients, static.dtypes, strict=True))
     )
 
 

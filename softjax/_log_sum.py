@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._types import Array, Bool, Float
 from softjax._widen import bits, from_bits, wide, widen
@@ -44,33 +45,33 @@ def existing(x: Array, where: Bool[Array, "..."] | None) -> Array:
     return widen(x) if where is None else jnp.where(where, widen(x), -jnp.inf)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def log_sum(x: Array, where: Bool[Array, "..."] | None, axis: int, kept: bool) -> LogSum:
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def log_sum(x: Array, where: Bool[Array, "..."] | None, axis: int, names: mesh.Names, kept: bool) -> LogSum:
     """The pair of each row, in the wide type, the class axis kept at length 1.
 
     `kept` says that the pull-back will follow in the same program: then exp(x − peak) is written so that XLA can
-    share it between the passes.
+    share it between the passes. The classes may be split over the mesh axes `names`.
     """
-    block = _rows_in_cache(x, axis)
+    block = None if names else _rows_in_cache(x, axis)
     if where is not None or block is None or (kept and x.dtype.itemsize > 2):
-        return _of(existing(x, where), axis)
+        return _of(existing(x, where), axis, names)
     return _of_blocks(x, block)
 
 
 @log_sum.defjvp
-def _log_sum_jvp(axis, kept, primals, tangents):
+def _log_sum_jvp(axis, names, kept, primals, tangents):
     # ∂mass/∂x_j = exp(x_j − peak), the peak held constant
     x, where = primals
-    pair = log_sum(x, where, axis, kept)
+    pair = log_sum(x, where, axis, names, kept)
     e = shifted_exp(existing(x, where), pair.peak)
     e = jnp.where(jnp.isnan(e), 0, e)  # a NaN would survive multiplication by the tangent 0 of a row of weight 0
-    mass = jnp.sum(e * tangents[0].astype(e.dtype), axis, keepdims=True)
+    mass = mesh.total(jnp.sum(e * tangents[0].astype(e.dtype), axis, keepdims=True), names)
     return pair, LogSum(jnp.zeros_like(pair.peak), mass)
 
 
-def _of(x: Float[Array, "..."], axis: int) -> LogSum:
-    peak = lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=-jnp.inf))
-    mass = jnp.sum(shifted_exp(x, peak), axis, keepdims=True)
+def _of(x: Float[Array, "..."], axis: int, names: mesh.Names = ()) -> LogSum:
+    peak = mesh.most(jnp.max(x, axis, keepdims=True, initial=-jnp.inf), names)
+    mass = mesh.total(jnp.sum(shifted_exp(x, peak), axis, keepdims=True), names)
     # exp(inf − inf) is NaN, but a row with a +inf has peak +inf and ln Σ exp = +inf: any finite mass says so.
     return LogSum(peak, jnp.where(peak == jnp.inf, 1, mass))
 

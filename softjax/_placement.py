@@ -3,6 +3,7 @@
 The choices made on it change speed, never meaning.
 """
 
+from collections.abc import Hashable, Iterable, Sequence, Set
 from typing import Any
 
 import jax
@@ -56,24 +57,39 @@ def class_ids(logits: Array, axis: int, ids: Integer[Array, "..."]) -> Integer[A
     )
 
 
-def aligned(*arrays: Any) -> list[Any]:
-    """The arrays, all varying over every mesh axis that one of them varies over inside a `shard_map`.
+def aligned(names: Sequence[Hashable], split: Sequence[Any], shared: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
+    """The arrays, varying over the same mesh axes inside a `shard_map` that types what varies.
 
-    Done outside the custom derivative, so that it is JAX that sums the cotangent of what was the same on each device.
+    Those that are `split` over the classes vary over `names`, too; what is `shared` by all classes does not, unless it
+    comes so. Done outside the custom derivative, so that it is JAX that sums the cotangent of what was the same on each
+    device.
     """
-    axes = [frozenset() if array is None else _varying(array) for array in arrays]
-    every = frozenset().union(*axes)
-    return [
-        jax.lax.pcast(array, tuple(every - own), to="varying") if array is not None and every - own else array
-        for array, own in zip(arrays, axes, strict=True)
-    ]
+    every = _union(split) | _union(shared)
+    rows = (every - set(names)) | _union(shared)
+    classes = every | typed(names)
+    return [_over(classes, array) for array in split], [_over(rows, array) for array in shared]
 
 
 def like(array: Array, *others: Any) -> Array:
     """`array`, varying over every mesh axis that one of the others varies over."""
-    return aligned(array, *others)[0]
+    return _over(_union(others), array)
 
 
-def _varying(array: Array) -> frozenset[str]:
+def typed(names: Iterable[Hashable]) -> set[Hashable]:
+    """Those of the bound axes over which JAX types what varies, which it does not under `vmap` or `check_vma=False`."""
+    return {name for name in names if name in varying(jax.lax.axis_index(name))}
+
+
+def varying(array: Array) -> frozenset[Hashable]:
+    """The mesh axes over which the type of the array says that it varies."""
     kind: Any = jax.typeof(array)
     return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+
+
+def _union(arrays: Iterable[Any]) -> frozenset[Hashable]:
+    return frozenset().union(*(varying(array) for array in arrays if array is not None))
+
+
+def _over(axes: Set[Hashable], array: Any) -> Any:
+    missing = () if array is None else tuple(axes - varying(array))
+    return jax.lax.pcast(array, missing, to="varying") if missing else array

@@ -2,30 +2,33 @@
 
 import jax.numpy as jnp
 
+from softjax import _mesh as mesh
 from softjax._types import Array, Float
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
 def reduce(
-    loss: Float[Array, "*samples"], weights: Float[Array, "*samples"] | None, reduction: str
+    loss: Float[Array, "*samples"], weights: Float[Array, "*samples"] | None, reduction: str, names: mesh.Names = ()
 ) -> Float[Array, "*samples"] | Float[Array, ""]:
-    """`mean`: Σ w·l / Σ w (0 when Σ w is 0); `sum`: Σ w·l; `none`: w·l."""
+    """`mean`: Σ w·l / Σ w (0 when Σ w is 0); `sum`: Σ w·l; `none`: w·l. The sums are those over the mesh axes, too."""
     if weights is not None:
         loss = weights * jnp.where(_void(loss, weights), 0, loss)
     if reduction == "none":
         return loss
-    total = jnp.sum(loss)
+    total = mesh.total(jnp.sum(loss), names)
     if reduction == "sum":
         return total
-    return mean_of(total, weights, loss.size)
+    return mean_of(total, weights, loss.size, names)
 
 
-def mean_of(total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: int) -> Float[Array, ""]:
+def mean_of(
+    total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: int, names: mesh.Names
+) -> Float[Array, ""]:
     """Σ w·l / Σ w of a sum that is there already, 0 when Σ w is 0."""
     if weights is None:
-        return total / max(samples, 1)
-    mass = jnp.sum(weights)
+        return total / max(samples * mesh.size(names), 1)
+    mass = mesh.total(jnp.sum(weights), names)
     return jnp.where(mass == 0, 0, total / jnp.where(mass == 0, 1, mass))
 
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _labels, _log_sum
+from softjax import _mesh as mesh
 from softjax import _placement as placement
 from softjax._differentiable import differentiable
-from softjax._types import Array, ArrayLike, Axis, Bool, Float
+from softjax._split import Split, split_of_logits
+from softjax._types import Array, ArrayLike, Axis, AxisName, Bool, Float
 from softjax._widen import wide, widen
 
 
@@ -30,7 +32,14 @@ class Statistics(NamedTuple):
     """H = −Σ_j q_j ln q_j"""
 
 
-def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None) -> Statistics:
+def statistics(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> Statistics:
     """The statistics of each sample: ln Σ exp x, x_y, the mean of x, and the entropy of softmax(x).
 
     The losses of this package are arithmetic on these; a − z is the log-probability of the label. What is not used
@@ -41,6 +50,8 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: 
         labels: integer class ids `[*samples]`, or a floating distribution of the shape of `logits`.
         axis: the class axis of `logits`.
         where: boolean, broadcastable to `logits`: the classes that exist.
+        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
+            the call, else of the mesh in context. Class ids stay global.
 
     Returns:
         `Statistics`, each `[*samples]`, in float32, or float64 if `logits` or a distribution are float64. The
@@ -60,13 +71,19 @@ def statistics(logits: ArrayLike, labels: ArrayLike, *, axis: Axis = -1, where: 
     """
     logits, axis = checks.logits(logits, axis)
     labels = checks.labels(labels, logits.shape, axis)
-    return _public(logits, labels, checks.where(where, logits), axis)
+    return _public(logits, labels, checks.where(where, logits), axis, split_of_logits(axis_name, None, logits, axis))
 
 
-@partial(jax.jit, static_argnums=3)
-def _public(logits: Array, labels: Array, where: Array | None, axis: int) -> Statistics:
-    wanted = Wanted(axis, relative=False, label=True, mean=True, entropy=True)
-    return Statistics(*row_statistics(wanted, logits, labels, where)[:4])
+@partial(jax.jit, static_argnums=(3, 4))
+def _public(logits: Array, labels: Array, where: Array | None, axis: int, split: Split) -> Statistics:
+    def local(logits: Array, labels: Array, where: Array | None) -> Statistics:
+        logits, where = split.gathered(logits, axis), split.gathered(where, axis)
+        labels = labels if _labels.is_ids(labels) else split.gathered(labels, axis)
+        wanted = Wanted(axis, relative=False, label=True, mean=True, entropy=True, names=split.classes)
+        return Statistics(*row_statistics(wanted, logits, labels, where)[:4])
+
+    specs = [split.of_logits(logits, axis), split.of_labels(labels, axis), split.of_logits(where, axis)]
+    return split.over(local, (logits, labels, where), specs, split.result)
 
 
 class Wanted(NamedTuple):
@@ -81,6 +98,8 @@ class Wanted(NamedTuple):
     label: bool = True
     mean: bool = False
     entropy: bool = False
+    names: mesh.Names = ()
+    """The mesh axes over which the classes are split."""
 
 
 class Rows(NamedTuple):
@@ -115,12 +134,15 @@ def row_statistics(
     weighted: Bool[Array, "*samples"] | None = None,
 ) -> Rows:
     """The wanted statistics. A row that is not `weighted` may hold anything: where they are not finite, they are 0."""
-    logits, labels, where, weighted = placement.aligned(logits, labels, where, weighted)
     if _labels.is_ids(labels):
-        labels = _labels.canonical(labels, logits.shape[wanted.axis])
+        (logits, where), (labels, weighted) = placement.aligned(wanted.names, (logits, where), (labels, weighted))
+        labels = _labels.canonical(labels, logits.shape[wanted.axis] * mesh.size(wanted.names))
         labels = jnp.expand_dims(labels, wanted.axis)
-    elif wide(logits) != wide(labels):
-        logits, labels = logits.astype(jnp.float64), labels.astype(jnp.float64)
+    else:
+        split = (logits, labels, where)
+        (logits, labels, where), (weighted,) = placement.aligned(wanted.names, split, (weighted,))
+        if wide(logits) != wide(labels):
+            logits, labels = logits.astype(jnp.float64), labels.astype(jnp.float64)
     if weighted is not None:
         weighted = jnp.expand_dims(weighted, wanted.axis)
     rows = _rows(wanted, logits, labels, where, weighted)
@@ -129,18 +151,18 @@ def row_statistics(
 
 def forward(wanted, logits, labels, where, weighted, *, moving):
     """The wanted numbers of each row, the class axis kept at length 1. Ids are canonical and have that axis, too."""
-    axis = wanted.axis
-    pair = _log_sum.log_sum(logits, where, axis, bool(moving))
+    axis, names = wanted.axis, wanted.names
+    pair = _log_sum.log_sum(logits, where, axis, names, bool(moving))
     origin = _log_sum.origin(pair.peak) if wanted.relative else jnp.zeros_like(pair.peak)
     rows = Rows(
         log_normalizer=pair.log_mass if wanted.relative else pair.log,
-        label_logit=_label_logit(logits, labels, where, origin, axis) if wanted.label else None,
-        mean_logit=_mean_logit(logits, where, origin, axis) if wanted.mean else None,
-        entropy=_entropy(logits, where, pair, axis) if wanted.entropy else None,
-        label_mass=_label_mass(labels, where, axis) if wanted.relative else None,
+        label_logit=_label_logit(logits, labels, where, origin, axis, names) if wanted.label else None,
+        mean_logit=_mean_logit(logits, where, origin, axis, names) if wanted.mean else None,
+        entropy=_entropy(logits, where, pair, axis, names) if wanted.entropy else None,
+        label_mass=_label_mass(labels, where, axis, names) if wanted.relative else None,
         origin=origin,
     )
-    absent = _absent(rows, where, weighted, axis)
+    absent = _absent(rows, where, weighted, axis, names)
     if absent is not None:
         pair = _log_sum.LogSum(jnp.where(absent, 0, pair.peak), jnp.where(absent, 1, pair.mass))
         if wanted.relative or weighted is not None:
@@ -148,13 +170,13 @@ def forward(wanted, logits, labels, where, weighted, *, moving):
     return rows, Residuals(logits, labels, where, pair, rows.entropy, absent, weighted)
 
 
-def _absent(rows, where, weighted, axis):
+def _absent(rows, where, weighted, axis, names):
     """The rows without a class that exists, and those of weight 0 that are not finite: their numbers and slopes are 0.
 
     Anything in a row that is not a number makes one of its statistics not finite. A finite row of weight 0 stays: it
     keeps its derivatives with respect to its weight.
     """
-    absent = None if where is None else ~exists(where, axis)
+    absent = None if where is None else ~exists(where, axis, names)
     if weighted is not None:
         void = ~weighted & ~jnp.isfinite(sum(number for number in rows if number is not None))
         absent = void if absent is None else absent | void
@@ -167,7 +189,7 @@ def backward(wanted, residuals, cotangents, *, moving=(0, 1)):
     dz, da, dm, dh, dmass, _ = cotangents  # the origin is a constant: what it adds to one number it takes off another
     xs = _present(_log_sum.existing(x, where), absent, -jnp.inf)
     e = _log_sum.shifted_exp(xs, pair.peak)
-    dx = jnp.zeros((), e.dtype)
+    dx = placement.like(jnp.zeros((), e.dtype), x)
     if dz is not None:
         # ∂z/∂x_j = q_j = exp(x_j − peak) / mass
         dx = e * (dz / pair.mass)
@@ -179,12 +201,12 @@ def backward(wanted, residuals, cotangents, *, moving=(0, 1)):
     if da is not None:
         # ∂a/∂x_j = p_j, with p_j = [j = y] for a class id
         if ids:
-            dx = jnp.where(_labels.matches(labels, x, wanted.axis), dx + da, dx)
+            dx = jnp.where(_labels.matches(labels, x, wanted.axis, wanted.names), dx + da, dx)
         else:
             dx = dx + _present(widen(labels), absent) * da
     if dm is not None:
         # ∂m/∂x_j = 1/C
-        dx = dx + dm / _classes(x, where, wanted.axis)
+        dx = dx + dm / _classes(x, where, wanted.axis, wanted.names)
     dx = jnp.broadcast_to(dx, x.shape)
     dp = None if ids or 1 not in moving else _labels_backward(wanted, residuals, da, dmass)
     return _only(dx, where, absent).astype(x.dtype), dp, None, None
@@ -215,36 +237,37 @@ def _only(gradient: Array, where: Array | None, absent: Array | None) -> Array:
     return _present(gradient if where is None else jnp.where(where, gradient, 0), absent)
 
 
-def _label_logit(x, labels, where, origin, axis):
+def _label_logit(x, labels, where, origin, axis, names):
     if _labels.is_ids(labels):
         there = x if where is None else jnp.where(where, x, -jnp.inf)
-        return widen(_labels.pick(there, labels, axis, dense=where is None)) - origin
+        return _labels.pick(there, labels, axis, where is None, names) - origin
     # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
     p = widen(labels)
     massive = (p != 0) if where is None else (p != 0) & where
-    return jnp.sum(jnp.where(massive, p * (widen(x) - origin), 0), axis, keepdims=True)
+    return mesh.total(jnp.sum(jnp.where(massive, p * (widen(x) - origin), 0), axis, keepdims=True), names)
 
 
-def _label_mass(labels, where, axis):
+def _label_mass(labels, where, axis, names):
     if _labels.is_ids(labels):
         return None
-    return jnp.sum(widen(labels), axis, keepdims=True, where=where)
+    return mesh.total(jnp.sum(widen(labels), axis, keepdims=True, where=where), names)
 
 
-def _mean_logit(x, where, origin, axis):
+def _mean_logit(x, where, origin, axis, names):
     # Apart from the x − peak of the exponentials, which XLA would otherwise keep as an array to serve both sums.
     apart = jax.lax.optimization_barrier(origin)
-    mean = jnp.sum(widen(x) - apart, axis, keepdims=True, where=where) / _classes(x, where, axis)
+    sums = mesh.total(jnp.sum(widen(x) - apart, axis, keepdims=True, where=where), names)
+    mean = sums / _classes(x, where, axis, names)
     return jnp.where(origin == jnp.inf, -jnp.inf, mean)  # the +inf itself would be measured as inf − inf
 
 
-def _entropy(x, where, pair, axis):
+def _entropy(x, where, pair, axis, names):
     # H = ln mass − Σ_j q_j (x_j − peak)
     xs = _log_sum.existing(x, where)
     e = _log_sum.shifted_exp(xs, pair.peak)
-    spread = jnp.sum(e * _measured(e, xs, _log_sum.origin(pair.peak)), axis, keepdims=True)
+    spread = mesh.total(jnp.sum(e * _measured(e, xs, _log_sum.origin(pair.peak)), axis, keepdims=True), names)
     entropy = pair.log_mass - spread / pair.mass
-    return entropy if where is None else jnp.where(exists(where, axis), entropy, 0)
+    return entropy if where is None else jnp.where(exists(where, axis, names), entropy, 0)
 
 
 def _measured(e, x, origin):
@@ -252,19 +275,24 @@ def _measured(e, x, origin):
     return jnp.where(e == 0, 0, x - origin)
 
 
-def _classes(x, where, axis):
+def _classes(x, where, axis, names):
     """The number of classes that exist, at least 1."""
     if where is None:
-        return max(x.shape[axis], 1)
+        return max(x.shape[axis] * mesh.size(names), 1)
     count = jnp.sum(where, axis, keepdims=True, dtype=jnp.int32)
     if where.shape[axis] == 1:
         count = count * x.shape[axis]
+    count = mesh.total(count, names)
     return jnp.maximum(count, 1).astype(wide(x))
 
 
-def exists(where: Bool[Array, "..."], axis: int) -> Bool[Array, "..."]:
+def exists(where: Bool[Array, "..."], axis: int, names: mesh.Names = ()) -> Bool[Array, "..."]:
     """Whether a row has any class that exists."""
-    return jnp.any(where, axis, keepdims=True)
+    return mesh.exists(jnp.any(where, axis, keepdims=True), names)
 
 
-_rows = differentiable(forward, backward)
+def _backward(wanted, residuals, cotangents, *, moving):
+    return backward(wanted, residuals, mesh.whole(cotangents, wanted.names), moving=moving)
+
+
+_rows = differentiable(forward, _backward)

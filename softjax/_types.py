@@ -17,6 +17,7 @@ from jaxtyping import Integer as Integer
 if TYPE_CHECKING:
     Function = Callable[..., ArrayLike]
     Axis = Count = int
+    AxisName = str | tuple[str, ...] | None
     Number = int | float
     Reduction = Literal["mean", "sum", "none"]
 else:
@@ -25,5 +26,6 @@ else:
     ArrayLike = Annotated[Any, "array"]
     Function = Annotated[Any, "function"]
     Axis = Count = Annotated[Any, "int"]
+    AxisName = Annotated[Any, "str | tuple[str, ...] | None"]
     Number = Annotated[Any, "int | float"]
     Reduction = Annotated[Any, "mean", "sum", "none"]

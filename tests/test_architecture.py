@@ -32,10 +32,11 @@ FLOORS = [
     {"_linear_rows"},
     {"_row_loss"},
     {"_statistics"},
-    {"_log_sum", "_labels"},
+    {"_labels", "_log_sum", "_split"},
     {"_blocks", "_checks", "_layer"},
-    {"_widen"},
-    {"_differentiable", "_hoist", "_placement", "_reduce", "_units"},
+    {"_reduce"},
+    {"_mesh", "_widen"},
+    {"_differentiable", "_hoist", "_placement", "_units"},
     {"_types"},
 ]
 
@@ -68,9 +69,9 @@ def test_public_functions_are_documented(name):
 
 def test_signatures():
     defaults = {
-        "softmax": {"axis": -1, "where": None},
-        "log_softmax": {"base": 10.0, "axis": -1, "where": None},
-        "statistics": {"axis": -1, "where": None},
+        "softmax": {"axis": -1, "where": None, "axis_name": None},
+        "log_softmax": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
+        "statistics": {"axis": -1, "where": None, "axis_name": None},
         "distribution_cross_entropy": {"base": 10.0, "axis": -1},
         "validate_labels": {"weights": None},
         "linear_cross_entropy": {
@@ -82,9 +83,24 @@ def test_signatures():
             "logit_softcap": None,
             "reduction": "mean",
             "block_size": None,
+            "axis_name": None,
+            "batch_axis_name": None,
         },
-        "linear_statistics": {"bias": None, "logit_softcap": None, "block_size": None},
-        "linear_loss": {"bias": None, "weights": None, "logit_softcap": None, "block_size": None},
+        "linear_statistics": {
+            "bias": None,
+            "logit_softcap": None,
+            "block_size": None,
+            "axis_name": None,
+            "batch_axis_name": None,
+        },
+        "linear_loss": {
+            "bias": None,
+            "weights": None,
+            "logit_softcap": None,
+            "block_size": None,
+            "axis_name": None,
+            "batch_axis_name": None,
+        },
         "cross_entropy": {
             "base": 10.0,
             "axis": -1,
@@ -93,6 +109,8 @@ def test_signatures():
             "label_smoothing": 0.0,
             "z_loss": 0.0,
             "reduction": "mean",
+            "axis_name": None,
+            "batch_axis_name": None,
         },
     }
     for name, expected in defaults.items():

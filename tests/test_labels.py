@@ -13,7 +13,7 @@ from softjax import _labels
 @pytest.mark.parametrize("dense", [True, False])
 def test_pick(dense, route):
     x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
-    picked = _labels.pick(x, jnp.array([[0], [2], [-1]]), -1, dense)
+    picked = _labels.pick(x, jnp.array([[0], [2], [-1]]), -1, dense, ())
     np.testing.assert_array_equal(picked, [[1], [6], [np.nan]])
 
 

@@ -25,7 +25,7 @@ INF = jnp.inf
     ],
 )
 def test_edges(row, peak, mass, log):
-    pair = log_sum(jnp.array([row]), None, -1, False)
+    pair = log_sum(jnp.array([row]), None, -1, (), False)
     np.testing.assert_array_equal(np.asarray([*pair]).ravel(), [peak, mass])
     np.testing.assert_allclose(pair.log[0, 0], log, rtol=1e-6)
 
@@ -34,7 +34,7 @@ def test_edges(row, peak, mass, log):
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 11])
 def test_blocks_of_any_size(rows, dtype):
     x = cases.logits(129, 3.0, dtype=dtype).at[3, 5].set(-jnp.inf).at[4].set(jnp.nan)
-    expected = log_sum(x, None, -1, False)
+    expected = log_sum(x, None, -1, (), False)
     for a, b in zip(_of_blocks(x, rows), expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -54,7 +54,7 @@ def test_temporary_memory_on_one_cpu(dtype, most, monkeypatch):
     # float16 would be copied to float32 as a whole, 4 bytes a logit; bfloat16 has its bits copied, 2 bytes.
     monkeypatch.setattr(_placement, "on_one_cpu", lambda x: True)
     x = jax.ShapeDtypeStruct((1024, 131072), dtype)
-    assert _large(lambda x: log_sum(x, None, -1, False).log, x) < most
+    assert _large(lambda x: log_sum(x, None, -1, (), False).log, x) < most
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -62,7 +62,7 @@ def test_the_derivative_goes_through_no_loop(kept, route):
     x = jnp.zeros((512, 2048), jnp.bfloat16)
 
     def f(x):
-        return log_sum(x, None, -1, kept).log.sum()
+        return log_sum(x, None, -1, (), kept).log.sum()
 
     tangent = jax.make_jaxpr(lambda x: jax.jvp(f, (x,), (x,))[1])(x)
     loops = [e for e in jaxprs.equations(tangent) if any(v.aval.size >= x.size * 2 for v in e.outvars)]

@@ -1,0 +1,53 @@
+"""How a call is split: what is static of it. What it does is tested on eight devices, by test_mesh.py."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from softjax import _split
+
+
+def split(shape, axis, names, batch):
+    return _split.split_of_logits(names, batch, jnp.zeros(shape), axis)
+
+
+def test_nothing_is_split_where_no_axis_is_named():
+    plain = split((4, 6), -1, None, None)
+    assert plain == _split.Split((), (), (), ((),), (), None)
+    assert not plain.own
+    assert plain.over(lambda x: x, ["here"], [P()], P()) == "here"
+
+
+def test_where_arrays_lie():
+    mesh = jax.make_mesh((1, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        split_ = split((4, 3, 6), 1, "classes", "data")
+        assert split_.own == {"data", "classes"}
+        assert split_.of_logits(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
+        assert split_.of_logits(jnp.zeros((1, 3, 1)), 1)[0] is None
+        assert split_.of_samples(None) == P()
+        assert split_.share((4, 6), 3) == (24, 3)
+
+
+def test_the_axes_of_a_vmap_are_put_together():
+    def one(x):
+        found = split(x.shape, -1, "shards", None)
+        assert (found.classes, found.mapped) == ((), ("shards",))
+        whole = found.gathered(x, -1)
+        assert whole.shape == (6,)
+        return found.scattered(whole, -1)
+
+    x = jnp.arange(6.0).reshape(3, 2)
+    assert (jax.vmap(one, axis_name="shards")(x) == x).all()
+
+
+def test_axes_of_a_vmap_and_of_a_mesh_do_not_mix():
+    mesh = jax.make_mesh((1,), ("classes",), axis_types=(AxisType.Auto,))
+
+    def one(x):
+        return split(x.shape, -1, ("shards", "classes"), None)
+
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="must not mix axes of a `vmap`"):
+        jax.vmap(one, axis_name="shards")(jnp.ones((2, 4)))
