@@ -1,0 +1,165 @@
+"""What the last layer and its loss cost on a mesh, told by the compiler for simulated devices: nothing is run.
+
+    python examples/mesh_cost.py                       # the README's table
+    python examples/mesh_cost.py --classes 131072 --devices 8
+
+Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: the bytes that each device gives to
+all-reduces, and its memory, beside that of the plain way (optax on sharded logits, split by the compiler).
+"""
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "jax" not in sys.modules:
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=512"
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import softjax
+
+_BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s64": 8, "u64": 8, "u8": 1, "s8": 1}
+_COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the last layer and its loss cost on a mesh, told by the compiler for simulated devices."""
+
+    samples: int = 65536
+    """Tokens of a step, on all devices together."""
+    features: int = 4096
+    classes: tuple[int, ...] = (131072, 262144, 1048576)
+    devices: tuple[int, ...] = (8, 64, 512)
+    """At most 512, eight of which share the classes."""
+
+
+class Collective(NamedTuple):
+    """One instruction of the compiled program."""
+
+    kind: str
+    sizes: tuple[tuple[str, int], ...]
+    """The type and the number of elements of each array."""
+    repeated: bool
+    """It stands in a loop."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(_BYTES[dtype] * elements for dtype, elements in self.sizes)
+
+
+def collectives(hlo: str) -> Iterator[Collective]:
+    """The collective instructions of a compiled program, and whether they are in the body of a loop."""
+    loops = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", hlo))
+    called: dict[str, set[str]] = {}
+    found: list[tuple[str, str, str]] = []
+    inside = ""
+    for line in hlo.splitlines():
+        header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
+        if header and not line.startswith(" "):
+            inside = header[1]
+        called.setdefault(inside, set()).update(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", line))
+        for names in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            called[inside].update(name.strip(" %") for name in names.split(","))
+        match = re.search(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(", line)
+        if match and _group(line) > 1:
+            found.append((inside, match[2], match[1]))
+    reached, new = set(loops), set(loops)
+    while new:
+        new = set().union(*(called.get(name, set()) for name in new)) - reached
+        reached |= new
+    for computation, kind, types in found:
+        sizes = []
+        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
+            elements = 1
+            for length in filter(None, shape.split(",")):
+                elements *= int(length)
+            sizes.append((dtype, elements))
+        yield Collective(kind, tuple(sizes), computation in reached)
+
+
+def _group(line: str) -> int:
+    """How many devices take part."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    return len(listed[1].split(",")) if listed else int(counted[1]) if counted else 2
+
+
+def ours(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    return softjax.linear_cross_entropy(hidden, kernel, labels, axis_name="classes", batch_axis_name="data")
+
+
+def plain(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def program(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any = jnp.float32) -> Any:
+    """Loss and gradients, compiled for a mesh of data by classes."""
+    samples, features, classes = shape
+    arrays = [
+        ((samples, features), dtype, P("data", None)),
+        ((features, classes), dtype, P(None, "classes")),
+        ((samples,), jnp.int32, P("data")),
+    ]
+    with jax.set_mesh(mesh):
+        types = [jax.ShapeDtypeStruct(s, t, sharding=NamedSharding(mesh, spec)) for s, t, spec in arrays]
+        shardings = (NamedSharding(mesh, P()), tuple(t.sharding for t in types[:2]))
+        return jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=shardings).lower(*types).compile()
+
+
+def mesh_of(data: int, classes: int) -> Any:
+    devices = jax.devices()[: data * classes]
+    return jax.make_mesh((data, classes), ("data", "classes"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def row(settings: Settings, classes: int, devices: int) -> str:
+    mesh = mesh_of(devices // 8, 8)
+    shape = (settings.samples, settings.features, classes)
+    compiled = [program(loss, shape, mesh) for loss in (ours, plain)]
+    memory = [c.memory_analysis() for c in compiled]
+    held = memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes
+    temporary = [m.temp_size_in_bytes for m in memory]
+    parts = list(collectives(compiled[0].as_text()))
+    once = sum(c.bytes for c in parts if not c.repeated)
+    blocks = _blocks(compiled[0].as_text())
+    numbers = sum(c.bytes for c in parts if c.repeated) * blocks
+    cells = [f"{classes:,}", str(devices), f"{devices // 8} × 8", *map(_size, (once, numbers, held, *temporary))]
+    return f"| {' | '.join(cells)} |"
+
+
+def _blocks(hlo: str) -> int:
+    """How often the loop over blocks goes round."""
+    counts = [int(n) for n in re.findall(r'"known_trip_count":\{"n":"(\d+)"\}', hlo)]
+    return max(counts, default=1)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 999.5:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} GB"
+
+
+def main() -> None:
+    settings = tyro.cli(Settings)
+    print(f"{settings.samples:,} samples of {settings.features} features, float32; per device and step:\n")
+    print("| classes | devices | data × classes | gradients summed | statistics summed | arrays held | ", end="")
+    print("temporaries | of the plain way |\n|--:|--:|--:|--:|--:|--:|--:|--:|")
+    for classes in settings.classes:
+        for devices in settings.devices:
+            print(row(settings, classes, devices), flush=True)
+
+
+if __name__ == "__main__":
+    main()

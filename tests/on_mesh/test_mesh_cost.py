@@ -1,0 +1,90 @@
+"""What a mesh costs, read from the compiled program: what is sent, what is computed, and what memory it takes."""
+
+import functools
+import math
+
+import cases
+import jax
+import jax.numpy as jnp
+import mesh_cost
+import pytest
+import worlds
+from jax.sharding import PartitionSpec as P
+from worlds import LOGITS, NAMES, ROWS
+
+import softjax
+
+MESHES = [(2, 4), (1, 8), (8, 1)]
+SAMPLES, FEATURES, CLASSES = 64, 96, 2048
+
+
+def layer(reduction, block_size):
+    return functools.partial(softjax.linear_cross_entropy, reduction=reduction, block_size=block_size, **NAMES)
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return functools.cache(
+        lambda mesh, reduction, block_size: mesh_cost.program(
+            lambda h, k, y: layer(reduction, block_size)(h, k, y).sum(),
+            (SAMPLES, FEATURES, CLASSES),
+            worlds.mesh_of(mesh),
+            jnp.float32,
+        )
+    )
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("block_size", [2, None])
+def test_the_layer_sums_each_gradient_once_and_sends_a_few_numbers_a_sample(compiled, mesh, reduction, block_size):
+    data, classes = mesh
+    local = SAMPLES // data
+    parts = list(mesh_cost.collectives(compiled(mesh, reduction, block_size).as_text()))
+    assert {part.kind for part in parts} == {"all-reduce"}
+    sizes = [(elements, part.repeated) for part in parts for _, elements in part.sizes]
+    gradients = [(local * FEATURES, False), (FEATURES * CLASSES // classes, False)]
+    for gradient in gradients:
+        assert sizes.count(gradient) <= 1
+        if gradient in sizes:
+            sizes.remove(gradient)
+    # the others: peak, mass and label logit of each sample, forward and backward, and scalars
+    assert all(elements <= local for elements, _ in sizes)
+    assert sum(elements for elements, repeated in sizes if not repeated) <= 6 * local + 10
+    assert sum(elements for elements, repeated in sizes if repeated) <= 6 * (block_size or local)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_each_device_does_its_share_of_three_products(compiled, mesh):
+    share = 3 * 2 * SAMPLES * FEATURES * CLASSES / math.prod(mesh)
+    assert share <= compiled(mesh, "mean", None).cost_analysis()["flops"] <= 1.06 * share
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_memory_of_a_device_is_that_of_its_share(compiled, mesh):
+    data, classes = mesh
+    share = (SAMPLES // data, FEATURES, CLASSES // classes)
+    alone = mesh_cost.program(layer("mean", 4), share, worlds.mesh_of((1, 1)), jnp.float32)
+    temporary = [c.memory_analysis().temp_size_in_bytes for c in (alone, compiled(mesh, "mean", 4))]
+    assert temporary[1] <= 1.05 * temporary[0] + 4096
+
+
+@pytest.mark.parametrize("world", [world for world in worlds.WORLDS if world != "vmap"])
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "weights": cases.weights(SAMPLES)}])
+def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
+    x, y = cases.logits(CLASSES, 1.0, SAMPLES), cases.class_ids(CLASSES, SAMPLES)
+    w = options.get("weights", jnp.ones(SAMPLES))
+
+    def loss(x, y, w):
+        return softjax.cross_entropy(x, y, **{**options, "weights": w}, **NAMES)
+
+    f = worlds.split(world, mesh, loss, [LOGITS, ROWS, ROWS], P())
+    with worlds.context(world, mesh):
+        arrays = worlds.placed(world, mesh, (x, y, w), [LOGITS, ROWS, ROWS])
+        if world not in worlds.GLOBAL:
+            arrays = worlds.placed("Auto", mesh, (x, y, w), [LOGITS, ROWS, ROWS])
+        hlo = jax.jit(jax.value_and_grad(f)).lower(*arrays).compile().as_text()
+    parts = list(mesh_cost.collectives(hlo))
+    assert {part.kind for part in parts} == {"all-reduce"}
+    assert sum(elements for part in parts for _, elements in part.sizes) <= 8 * SAMPLES // mesh[0] + 10

@@ -1,0 +1,152 @@
+"""Axis names that do not fit are refused by name; those that do work wherever they are bound."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from worlds import NAMES
+
+import softjax
+
+X, Y = cases.logits(10, 1.0, 12), cases.class_ids(10, 12)
+H, K, _ = cases.layer(10, features=6, samples=12)
+CALLS = {
+    "cross_entropy": lambda **names: softjax.cross_entropy(X, Y, **names),
+    "linear_cross_entropy": lambda **names: softjax.linear_cross_entropy(H, K, Y, **names),
+    "linear_loss": lambda **names: softjax.linear_loss(lambda s: s.entropy, H, K, Y, **names),
+}
+ANY = {
+    **CALLS,
+    "softmax": lambda axis_name: softjax.softmax(X, axis_name=axis_name),
+    "log_softmax": lambda axis_name: softjax.log_softmax(X, axis_name=axis_name),
+    "statistics": lambda axis_name: softjax.statistics(X, Y, axis_name=axis_name),
+    "linear_statistics": lambda axis_name: softjax.linear_statistics(H, K, Y, axis_name=axis_name),
+}
+
+
+@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
+def test_without_a_mesh(call):
+    with pytest.raises(ValueError, match=r"`axis_name` 'classes' is bound by no .* there is no mesh in context"):
+        call(axis_name="classes")
+
+
+@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
+def test_an_axis_that_the_mesh_lacks(call):
+    with (
+        jax.set_mesh(worlds.mesh_of((2, 4))),
+        pytest.raises(ValueError, match=r"'vocab' is bound by no .* has the axes 'data', 'classes'"),
+    ):
+        call(axis_name="vocab")
+
+
+@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
+def test_classes_that_do_not_divide(call):
+    with (
+        jax.set_mesh(worlds.mesh_of((2, 4))),
+        pytest.raises(ValueError, match="over 4 devices, but 10 classes do not divide by 4; pad"),
+    ):
+        call(axis_name="classes")
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_samples_that_do_not_divide(call):
+    with (
+        jax.set_mesh(worlds.mesh_of((8, 1))),
+        pytest.raises(ValueError, match="`batch_axis_name` data splits the samples over 8 devices, but 12 samples"),
+    ):
+        call(batch_axis_name="data")
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_names_of_a_wrong_kind(call):
+    with pytest.raises(TypeError, match="`axis_name` must name mesh axes by strings, got int: 1"):
+        call(axis_name=1)
+    with pytest.raises(ValueError, match="`axis_name` must name each mesh axis once"):
+        call(axis_name=("a", "a"))
+    with pytest.raises(ValueError, match="must not share a mesh axis"):
+        call(axis_name="a", batch_axis_name=("a", "b"))
+
+
+def test_a_single_sample_is_not_split():
+    with jax.set_mesh(worlds.mesh_of((2, 4))), pytest.raises(ValueError, match="there is a single one"):
+        softjax.cross_entropy(X[0], Y[0], batch_axis_name="data")
+
+
+def test_classes_over_two_axes_in_their_order():
+    x, y = cases.logits(24, 2.0, 12), cases.class_ids(24, 12)
+    expected = jax.value_and_grad(softjax.cross_entropy)(x, y)
+    for names in (("data", "classes"), ("classes", "data")):
+        mesh = worlds.mesh_of((2, 4))
+
+        def loss(x, y, names=names):
+            return softjax.cross_entropy(x, y, axis_name=names)
+
+        by_hand = jax.shard_map(loss, mesh=mesh, in_specs=(P(None, names), P()), out_specs=P())
+        with jax.set_mesh(mesh):
+            for f in (by_hand, loss):
+                actual = jax.jit(jax.value_and_grad(f))(x, y)
+                jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), actual, expected)
+
+
+def test_one_axis_bound_and_the_other_of_the_mesh_in_context():
+    """A data-parallel `shard_map` of the user's, around a call that splits the classes itself.
+
+    Of the value: the gradient through two nested `shard_map`s, each over some axes only, is one that JAX cannot
+    lower yet, whatever is inside.
+    """
+    h, k, _ = cases.layer(24, features=6, samples=12)
+    y = cases.class_ids(24, 12)
+    expected = softjax.linear_cross_entropy(h, k, y)
+    mesh = worlds.mesh_of((2, 4))
+
+    def loss(h, k, y):
+        return softjax.linear_cross_entropy(h, k, y, block_size=4, **NAMES)
+
+    with jax.set_mesh(mesh):
+        specs = (P("data"), P(), P("data"))
+        actual = jax.jit(jax.shard_map(loss, in_specs=specs, out_specs=P(), axis_names={"data"}))(h, k, y)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_under_explicit_axes_the_types_say_it_all(inside):
+    """No axis is named; also with the classes last or first, two axes of samples, and without a mesh in context."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "seq", "classes"), axis_types=(AxisType.Explicit,) * 3)
+    h, k, b = cases.layer(24, features=6, samples=32)
+    h, y, w = h.reshape(4, 8, 6), cases.class_ids(24, 32).reshape(4, 8), cases.weights(32).reshape(4, 8)
+
+    def loss(h, k, b, y, w):
+        return softjax.linear_cross_entropy(h, k, y, bias=b, weights=w, block_size=4)
+
+    specs = [P("data", "seq"), P(None, "classes"), P("classes"), P(), P("data")]
+    expected = jax.value_and_grad(loss, (0, 1, 2))(h, k, b, y, w)
+    arrays = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((h, k, b, y, w), specs, strict=True)]
+    gradient = jax.value_and_grad(loss, (0, 1, 2))
+    if inside:
+        with jax.set_mesh(mesh):
+            actual = jax.jit(gradient)(*arrays)
+            rows = jax.jit(lambda h, k, y: softjax.linear_statistics(h, k, y).entropy)(arrays[0], arrays[1], arrays[3])
+            assert rows.sharding.spec == P("data", "seq")
+    else:
+        actual = jax.jit(gradient)(*arrays)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+    for gradient, array in zip(actual[1], arrays, strict=False):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+
+def test_an_axis_of_classes_that_is_not_the_last():
+    x, y, w = cases.logits(24, 2.0, 16), cases.class_ids(24, 16), cases.weights(16)
+    expected = jax.value_and_grad(softjax.cross_entropy)(x, y, weights=w)
+    with jax.set_mesh(worlds.mesh_of((2, 4))):
+        actual = jax.jit(jax.value_and_grad(lambda x: softjax.cross_entropy(x, y, axis=0, weights=w, **NAMES)))(x.T)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(actual[1].T, expected[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_mesh_changes_nothing_that_is_refused_without_one():
+    with jax.set_mesh(worlds.mesh_of((2, 4))), pytest.raises(ValueError, match="`labels`"):
+        softjax.cross_entropy(jnp.ones((8, 24)), jnp.zeros((4,), jnp.int32), **NAMES)

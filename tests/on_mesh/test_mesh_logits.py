@@ -1,0 +1,158 @@
+"""Losses of logits split over samples and classes, in every world, against the float64 oracle."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+import worlds
+from jax.sharding import PartitionSpec as P
+from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES, SHAPES
+
+import softjax
+
+
+def example(spread=3.0, soft=False):
+    x = cases.logits(CLASSES, spread, SAMPLES)
+    y = cases.distribution(CLASSES, SAMPLES) if soft else cases.class_ids(CLASSES, SAMPLES)
+    return x, y, cases.weights(SAMPLES)
+
+
+def derivatives(world, shape, loss, arrays, specs, out=worlds.SAME):
+    """The value of a loss of the first array, its gradient, and its derivative along that array."""
+    f = worlds.split(world, shape, loss, specs, out)
+    with worlds.context(world, shape):
+        first, *rest = worlds.placed(world, shape, arrays, specs)
+        value, pull = jax.vjp(lambda x: f(x, *rest), first)
+        g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
+        (g,) = worlds.placed(world, shape, [g], [out])
+        tangent = jax.jvp(lambda x: f(x, *rest), (first,), (jnp.cos(first),))[1]
+        return np.asarray(value), np.asarray(pull(g.astype(value.dtype))[0]), np.asarray(tangent)
+
+
+def check(world, shape, x, y, w, where=None, **options):
+    out = ROWS if options.get("reduction") == "none" else P()
+    specs = [LOGITS, LOGITS if y.ndim == 2 else ROWS, ROWS, P(None, "classes")]
+    exist = jnp.ones((1, CLASSES), bool) if where is None else where
+    masked = where is not None
+
+    def loss(x, y, w, exist):
+        return softjax.cross_entropy(x, y, weights=w, where=exist if masked else None, **NAMES, **options)
+
+    value, gradient, tangent = derivatives(world, shape, loss, (x, y, w, exist), specs, out)
+    reduction = options.pop("reduction", "mean")
+    over = {"mean": np.asarray(w, np.float64).sum(), "sum": 1.0, "none": 1.0}[reduction]
+    g = np.asarray(cases.cotangent(SAMPLES), np.float64) if reduction == "none" else np.ones(SAMPLES)
+    rows, dx = oracle.cross_entropy(x, y, weights=w, where=where, cotangent=g / over, **options)
+    expected = rows if reduction == "none" else rows.sum() / over
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, dx, rtol=1e-5, atol=1e-5 * np.abs(dx).max())
+    if reduction != "none":
+        moved = (dx * np.cos(np.asarray(x, np.float64))).sum()
+        np.testing.assert_allclose(tangent, moved, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_mesh(world, shape):
+    check(world, shape, *example())
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.2, "z_loss": 0.01, "base": 2.0},
+        {"reduction": "sum"},
+        {"reduction": "none", "label_smoothing": 0.1},
+        {"where": (jnp.arange(CLASSES) % 3 > 0)[None] & (jnp.arange(CLASSES) < 18)[None], "label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_every_option(world, soft, options):
+    x, y, w = example(soft=soft)
+    if "where" in options and not soft:
+        y = y // 3 * 3 % 18 + 1
+    check(world, (2, 4), x, y, w, **options)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("spread", [0.02, 100.0])
+def test_flat_and_peaked(world, spread):
+    check(world, (2, 4), *example(spread))
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+def test_rows_and_shards_at_the_edges(world):
+    """A shard of −inf, a NaN in a row of weight 0, ids out of range, a shard of samples that all weigh 0."""
+    x, y, w = example()
+    x = x.at[:, 6:12].set(-jnp.inf).at[0].set(jnp.nan).at[9, 20].set(jnp.inf).at[3, 1].set(jnp.inf)
+    y = jnp.where((y >= 6) & (y < 12), 0, y).at[9].set(20).at[4].set(-1).at[8].set(CLASSES).at[3].set(1)
+    w = jnp.ones(SAMPLES).at[jnp.array([0, 4, 8])].set(0).at[12:].set(0)
+
+    def loss(x, y, w, **names):
+        return softjax.cross_entropy(x, y, weights=w, **names)
+
+    expected = jax.value_and_grad(loss)(x, y, w)
+    f = worlds.split(world, (4, 2), lambda *a: loss(*a, **NAMES), [LOGITS, ROWS, ROWS], P())
+    with worlds.context(world, (4, 2)):
+        x, y, w = worlds.placed(world, (4, 2), (x, y, w), [LOGITS, ROWS, ROWS])
+        value, gradient = jax.value_and_grad(f)(x, y, w)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("invalid", [-1, CLASSES, 2**31 - 1, -(2**31)])
+def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
+    x, y, _ = example()
+
+    def loss(x, y):
+        return softjax.cross_entropy(x, y, reduction="none", **NAMES)
+
+    f = worlds.split(world, (2, 4), loss, [LOGITS, ROWS], ROWS)
+    with worlds.context(world, (2, 4)):
+        x, y = worlds.placed(world, (2, 4), (x, y.at[5].set(invalid)), [LOGITS, ROWS])
+        rows, pull = jax.vjp(lambda x: f(x, y), x)
+        (g,) = worlds.placed(world, (2, 4), [jnp.ones(SAMPLES)], [ROWS])
+        gradient = np.asarray(pull(g)[0])
+    assert np.isnan(rows).tolist() == [i == 5 for i in range(SAMPLES)]
+    assert not gradient[5].any()
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("function", [softjax.softmax, softjax.log_softmax])
+def test_softmax(world, function):
+    x, _, _ = example()
+    g = cases.logits(CLASSES, 1.0, SAMPLES, seed=1)
+    expected, pull = jax.vjp(function, x)
+    gradient, moved = pull(g)[0], jax.jvp(function, (x,), (g,))[1]
+    f = worlds.split(world, (2, 4), lambda x: function(x, axis_name="classes"), [LOGITS], LOGITS)
+    with worlds.context(world, (2, 4)):
+        x, g = worlds.placed(world, (2, 4), (x, g), [LOGITS, LOGITS])
+        q, pull = jax.vjp(f, x)
+        tangent = jax.jvp(f, (x,), (g,))[1]
+        for actual, right in ((q, expected), (pull(g)[0], gradient), (tangent, moved)):
+            np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("number", range(4))
+def test_statistics(world, number):
+    x, y, _ = example()
+    values, gradients = oracle.statistics(x, y)
+    g = np.asarray(cases.cotangent(SAMPLES))
+
+    def of(x, y):
+        return softjax.statistics(x, y, axis_name="classes")[number]
+
+    f = worlds.split(world, (2, 4), of, [LOGITS, ROWS], ROWS)
+    with worlds.context(world, (2, 4)):
+        x, y, ct = worlds.placed(world, (2, 4), (x, y, jnp.asarray(g)), [LOGITS, ROWS, ROWS])
+        value, pull = jax.vjp(lambda x: f(x, y), x)
+        gradient = pull(ct)[0]
+    np.testing.assert_allclose(value, values[number], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient, gradients[number] * g[:, None], rtol=1e-5, atol=1e-5)

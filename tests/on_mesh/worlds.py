@@ -1,0 +1,82 @@
+"""The ways to split a call over a mesh of samples by classes: by hand, under `vmap`, and on global arrays."""
+
+import contextlib
+
+import jax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BY_HAND = ["shard_map", "shard_map without check_vma", "vmap"]
+GLOBAL = ["Auto", "Explicit"]
+WORLDS = BY_HAND + GLOBAL
+AXES = ("data", "classes")
+NAMES = {"axis_name": "classes", "batch_axis_name": "data"}
+LOGITS, ROWS, SAME = P("data", "classes"), P("data"), P()
+SHAPES = [(1, 1), (2, 2), (1, 3), (2, 4), (1, 8), (8, 1)]
+SAMPLES, CLASSES = 16, 24
+
+
+def mesh_of(shape, world="Auto"):
+    kind = AxisType.Explicit if world == "Explicit" else AxisType.Auto
+    return jax.make_mesh(shape, AXES, axis_types=(kind,) * 2, devices=jax.devices()[: shape[0] * shape[1]])
+
+
+def split(world, shape, function, specs, out):
+    """`function(*arrays)`, a call that names both axes, as one of global arrays that lie as `specs` say."""
+    mesh = mesh_of(shape, world)
+    if world == "vmap":
+        return jax.jit(_vmapped(shape, function, specs, out))
+    if world in BY_HAND:
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=tuple(specs), out_specs=out, check_vma=world == "shard_map")
+        )
+    if world == "Explicit":
+        return jax.jit(lambda *arrays: function(*map(jax.sharding.reshard, arrays, specs)))
+    return jax.jit(function)
+
+
+def context(world, shape):
+    """Where a call on global arrays finds the mesh."""
+    return jax.set_mesh(mesh_of(shape, world)) if world in GLOBAL else contextlib.nullcontext()
+
+
+def placed(world, shape, arrays, specs):
+    """The arrays as they come to a call on global arrays."""
+    if world not in GLOBAL:
+        return list(arrays)
+    mesh = mesh_of(shape, world)
+    return [jax.device_put(array, NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)]
+
+
+def _vmapped(shape, function, specs, out):
+    for name, size in zip(reversed(AXES), reversed(shape), strict=True):
+        function = _over(function, name, size, specs, out)
+
+    def mapped(*arrays):
+        result = function(*(_cut(array, spec, shape) for array, spec in zip(arrays, specs, strict=True)))
+        for axis, name in enumerate(out):
+            if name:
+                result = result.reshape((*result.shape[:axis], -1, *result.shape[axis + 2 :]))
+        return result
+
+    return mapped
+
+
+def _over(function, name, size, specs, out):
+    mapped = jax.vmap(
+        function,
+        in_axes=[list(spec).index(name) if name in spec else None for spec in specs],
+        out_axes=list(out).index(name) if name in out else 0,
+        axis_name=name,
+        axis_size=size,
+    )
+    return mapped if name in out else lambda *arrays: mapped(*arrays)[0]  # the same on every device
+
+
+def _cut(array, spec, shape):
+    """Each axis that is split as `[parts, length]`."""
+    lengths = []
+    for length, name in zip(array.shape, (*spec, *[None] * (array.ndim - len(spec))), strict=True):
+        parts = shape[AXES.index(name)] if name else None
+        lengths += [length] if parts is None else [parts, length // parts]
+    return array.reshape(lengths)
