@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import _config
+import jax
 import tyro
 from _config import WrongInput
 
@@ -46,6 +48,9 @@ class Config:
     """Epochs between checkpoints."""
     output: Path = dataclasses.field(compare=False)
     """Folder of the run's files."""
+    mesh: str = dataclasses.field(compare=False)
+    """Devices that share each step: data=4,classes=2 splits the images in 4 and the classes in 2; empty for one device.
+    The result is the same to rounding, and a run may be resumed on another mesh."""
 
     def __post_init__(self) -> None:
         for name, (holds, wanted) in _WANTED.items():
@@ -53,10 +58,30 @@ class Config:
             if not holds(value):
                 raise WrongInput(f"`{name}` must be {wanted}, got {value!r}.")
 
+    def shares(self) -> tuple[int, int] | None:
+        """Into how many parts the images and the classes are split, if there is a mesh."""
+        data, classes = _MESH.fullmatch(self.mesh).groups(default="1")  # pyright: ignore[reportOptionalMemberAccess]
+        return (int(data), int(classes)) if self.mesh else None
+
+    def make_mesh(self) -> jax.sharding.Mesh | None:
+        shares = self.shares()
+        if shares is None:
+            return None
+        wanted, present = math.prod(shares), jax.device_count()
+        if wanted > present:
+            simulate = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} simulates them on a CPU"
+            raise WrongInput(f"`mesh` {self.mesh} needs {wanted} devices, there are {present}; {simulate}.")
+        if self.batch_size % shares[0]:
+            raise WrongInput(f"`batch_size` {self.batch_size} does not divide by the data={shares[0]} of `mesh`.")
+        automatic = (jax.sharding.AxisType.Auto,) * 2
+        return jax.make_mesh(shares, ("data", "classes"), automatic, devices=jax.devices()[:wanted])
+
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide the result, in types that JSON keeps."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
 
+
+_MESH = re.compile(r"(?:data=([1-9]\d{0,5}))?(?:(?:^|,)classes=([1-9]\d{0,5}))?")
 
 # Each test is false for NaN.
 _WANTED = {
@@ -70,6 +95,7 @@ _WANTED = {
     "label_smoothing": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "weight_decay": (lambda v: 0 <= v < math.inf, "at least 0 and finite"),
     "checkpoint_every": (lambda v: v >= 1, "at least 1"),
+    "mesh": (_MESH.fullmatch, "like data=4,classes=2, one of the two, or empty"),
 }
 
 

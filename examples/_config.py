@@ -92,7 +92,9 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is tuple:
         inner = get_args(kind)
         return f"a list of {_in_words(inner[0])}" if inner[-1] is Ellipsis else f"[{', '.join(map(_in_words, inner))}]"
-    return {int: "a whole number", float: "a number", Path: "a string"}.get(kind) or f"one of {get_args(kind)}"
+    return {int: "a whole number", float: "a number", str: "a string", Path: "a string"}.get(
+        kind
+    ) or f"one of {get_args(kind)}"
 
 
 def _tyro(kind: type, argv: Sequence[str] | None, **options: Any) -> Any:

@@ -2,6 +2,7 @@
 
     python examples/train_classifier.py                       # everything as in configs/classifier.toml
     python examples/train_classifier.py --epochs 50 --base 2  # any of its settings changed
+    python examples/train_classifier.py --mesh data=4,classes=2  # on 8 devices
     python examples/train_classifier.py --resume              # go on where a killed run stopped
     python examples/train_classifier.py --overwrite           # start anew in a folder that holds a run
 
@@ -14,6 +15,7 @@ The base scales the first term only, by 1/ln b. So the two have the same optimum
 ours is λ times theirs. (With two classes their W is the one difference of our two columns, and C is twice that.)
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -74,11 +76,23 @@ def are_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
 
 
-def objective(params: Params, images: Images, config: Config) -> jax.Array:
+def objective(params: Params, images: Images, config: Config, **split: Any) -> jax.Array:
+    """The mesh, if there is one, shares the classes; `batch_axis_name="data"` has it share the images too."""
+    squares = jnp.sum(params["kernel"] ** 2)
+    if shares := config.shares():
+        # Five classes do not divide by two: a sixth fills up, with a column of zeros, and `where` leaves it out.
+        spare = -config.classes % shares[1]
+        params = jax.tree.map(lambda a: jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, spare)]), params)
+        exist = jnp.arange(config.classes + spare) < config.classes
+        split |= {"axis_name": "classes", "where": exist[None, :]}
     loss = softjax.cross_entropy(
-        logits_of(params, images.pixels), images.labels, base=config.base, label_smoothing=config.label_smoothing
+        logits_of(params, images.pixels),
+        images.labels,
+        base=config.base,
+        label_smoothing=config.label_smoothing,
+        **split,
     )
-    return loss + 0.5 * config.weight_decay * jnp.sum(params["kernel"] ** 2)
+    return loss + 0.5 * config.weight_decay * squares
 
 
 def steps_per_epoch(data: Data, config: Config) -> int:
@@ -107,11 +121,12 @@ def initial_state(data: Data, config: Config) -> State:
 @functools.partial(jax.jit, static_argnames="config")
 def run_epoch(state: State, data: Data, config: Config) -> State:
     optimiser = make_optimiser(data, config)
+    split = {"batch_axis_name": "data"} if config.mesh else {}
 
     def step(carry: Carry, rows: jax.Array) -> tuple[Carry, None]:
         params, moments = carry
         batch = jax.tree.map(lambda array: array[rows], data.train)
-        gradient = jax.grad(objective)(params, batch, config)
+        gradient = jax.grad(objective)(params, batch, config, **split)
         # optax mixes its int32 count of steps with floats, which strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, moments = optimiser.update(gradient, moments, params)
@@ -237,9 +252,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def program() -> None:
         arguments = parse(argv)
         config = arguments.settings
-        data = load_data(config)
-        state = starting_state(arguments, initial_state(data, config))
-        publish(train(state, data, config, console), data, config, console)
+        mesh, data = config.make_mesh(), load_data(config)
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            state = starting_state(arguments, initial_state(data, config))
+            state = train(state, data, config, console)
+        publish(state, data, config, console)
 
     return exit_status(program, interrupted="--resume goes on from the last checkpoint.")
 

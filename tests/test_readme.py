@@ -1,8 +1,6 @@
 """The README's examples run, and its table of other libraries' calls says what is so."""
 
 import math
-import re
-from pathlib import Path
 
 import cases
 import jax
@@ -10,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import readme
 
 import softjax
 
-README = Path(__file__).parents[1] / "README.md"
 X, Y, P, W = cases.logits(5), cases.class_ids(5), cases.distribution(5), cases.weights()
 
 
 def test_python_blocks_run():
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf8"), re.DOTALL)
-    assert blocks
-    for block in blocks:
+    assert readme.BLOCKS
+    for block in readme.BLOCKS:
         exec(block, {})
 
 

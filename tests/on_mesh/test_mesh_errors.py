@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import readme
 import worlds
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -150,3 +151,12 @@ def test_an_axis_of_classes_that_is_not_the_last():
 def test_a_mesh_changes_nothing_that_is_refused_without_one():
     with jax.set_mesh(worlds.mesh_of((2, 4))), pytest.raises(ValueError, match="`labels`"):
         softjax.cross_entropy(jnp.ones((8, 24)), jnp.zeros((4,), jnp.int32), **NAMES)
+
+
+def test_the_snippet_for_many_devices():
+    scope = {}
+    exec(readme.mesh_snippets()["many devices"], scope)
+    hidden, kernel = scope["gradients"]
+    assert kernel.sharding == NamedSharding(scope["mesh"], P(None, "classes"))
+    assert [shard.data.shape for shard in hidden.addressable_shards] == [(8, 16)] * 8
+    np.testing.assert_allclose(scope["value"], np.log10(128), rtol=1e-6)

@@ -1,0 +1,63 @@
+"""The main example on a mesh learns what it learns on one device."""
+
+import _classifier_figures as figures
+import numpy as np
+import pytest
+from classifier_runs import Killed, arrays, die_at_disk_operation, run, the_one_line
+
+# Not Adam, whose first steps make as much of a gradient that is nearly 0 by rounding as of any other.
+SMALL = ("--batch-size", "96", "--epochs", "4", "--checkpoint-every", "2", "--label-smoothing", "0.1")
+SMALL += ("--optimiser", "sgd")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(figures, "draw", lambda *_: dict.fromkeys(figures.NAMES, b"a picture"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda *_: dict.fromkeys(figures.NAMES, b"a picture"))
+        assert run(folder, small=SMALL) == 0
+    return folder
+
+
+def same(folder, alone):
+    for name in ("params.npz", "checkpoint.npz"):
+        actual, expected = arrays(folder / name), arrays(alone / name)
+        assert actual.keys() == expected.keys()
+        for key, array in expected.items():
+            np.testing.assert_allclose(actual[key], array, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mesh", ["data=4,classes=2", "classes=4", "data=3"])
+def test_a_mesh_changes_nothing(alone, tmp_path, mesh):
+    assert run(tmp_path, "--mesh", mesh, small=SMALL) == 0
+    same(tmp_path, alone)
+
+
+def test_a_run_is_resumed_on_another_mesh(alone, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        die_at_disk_operation(patch, 2)  # before the second checkpoint
+        with pytest.raises(Killed):
+            run(tmp_path, "--mesh", "data=4,classes=2", small=SMALL)
+    assert run(tmp_path, "--mesh", "classes=3", "--resume", small=SMALL) == 0
+    same(tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mesh", "data=3,classes=3"], "needs 9 devices, there are 8; XLA_FLAGS="),
+        (["--mesh", "data=5"], "`batch_size` 96 does not divide by the data=5"),
+        (["--mesh", "classes"], "`mesh` must be like data=4,classes=2, one of the two, or empty, got 'classes'"),
+        (["--mesh", "classes=2,data=4"], "`mesh` must be like"),
+        (["--mesh", "data=0"], "`mesh` must be like"),
+    ],
+)
+def test_refusals(tmp_path, capsys, options, message):
+    assert run(tmp_path / "new", *options, small=SMALL) == 2
+    assert message in the_one_line(capsys)
+    assert not (tmp_path / "new").exists()

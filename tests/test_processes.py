@@ -1,0 +1,39 @@
+"""Classes and samples split over processes that talk through `jax.distributed`."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("process_worker.py")
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("localhost", 0))
+        return held.getsockname()[1]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_agree_with_one_device(processes, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "XLA_FLAGS": ""}
+    port, running = free_port(), []
+    logs = [tmp_path / str(process) for process in range(processes)]
+    try:
+        for process, log in enumerate(logs):
+            command = [sys.executable, str(WORKER), str(process), str(processes), str(port)]
+            with log.open("wb") as out:
+                running.append(subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT))
+        for worker in running:
+            worker.wait(timeout=300)
+    finally:
+        for worker in running:
+            worker.kill()
+        for worker in running:
+            worker.wait()
+    said = [log.read_text(encoding="utf8", errors="replace") for log in logs]
+    assert [worker.returncode for worker in running] == [0] * processes, "\n".join(text[-3000:] for text in said)
+    assert all("agrees" in text for text in said)
