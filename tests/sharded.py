@@ -16,7 +16,7 @@ Y = jnp.asarray(RNG.integers(0, 64, 16), jnp.int32)
 SOFT = jnp.asarray(RNG.dirichlet(np.ones(64), 16), jnp.float32)
 WHERE = jnp.arange(64) < 60
 W = jnp.asarray(RNG.uniform(size=16), jnp.float32).at[::4].set(0)
-OPTIONS = [{}, {"label_smoothing": 0.1, "z_loss": 0.01}, {"weights": W}, {"where": WHERE}]
+OPTIONS = [{"label_smoothing": 0.1, "z_loss": 0.01}, {"weights": W, "where": WHERE}]
 
 
 def functions():

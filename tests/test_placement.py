@@ -43,11 +43,10 @@ def test_class_ids(route):
     assert (jnp.broadcast_to(_placement.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
-@pytest.mark.parametrize("mesh", ["2x4", "1x8", "8x1"])
-def test_sharded(mesh):
+def test_sharded():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
-    done = subprocess.run([sys.executable, str(CASES), mesh], env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(CASES), "2x4"], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

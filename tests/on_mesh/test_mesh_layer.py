@@ -8,7 +8,7 @@ import oracle
 import pytest
 import worlds
 from jax.sharding import PartitionSpec as P
-from worlds import CLASSES, NAMES, ROWS, SAMPLES, SHAPES
+from worlds import CLASSES, NAMES, ROWS, SAMPLES
 
 import softjax
 
@@ -57,8 +57,7 @@ def check(world, shape, arrays, clean=None, **options):
     close(actual, (rows if reduction == "none" else rows.sum() / over, list(gradients)), tolerance)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("world", "shape"), worlds.MESHES)
 def test_every_mesh(world, shape):
     check(world, shape, example())
 

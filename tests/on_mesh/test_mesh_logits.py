@@ -8,9 +8,11 @@ import oracle
 import pytest
 import worlds
 from jax.sharding import PartitionSpec as P
-from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES, SHAPES
+from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
 import softjax
+
+EXIST = ((jnp.arange(CLASSES) % 3 > 0) & (jnp.arange(CLASSES) < 18))[None]  # on some shards none do
 
 
 def example(spread=3.0, soft=False):
@@ -53,21 +55,20 @@ def check(world, shape, x, y, w, where=None, **options):
         np.testing.assert_allclose(tangent, moved, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("world", "shape"), worlds.MESHES)
 def test_every_mesh(world, shape):
     check(world, shape, *example())
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize(
-    "options",
+    ("soft", "options"),
     [
-        {"label_smoothing": 0.2, "z_loss": 0.01, "base": 2.0},
-        {"reduction": "sum"},
-        {"reduction": "none", "label_smoothing": 0.1},
-        {"where": (jnp.arange(CLASSES) % 3 > 0)[None] & (jnp.arange(CLASSES) < 18)[None], "label_smoothing": 0.1},
+        (True, {"label_smoothing": 0.2, "z_loss": 0.01, "base": 2.0}),
+        (True, {"reduction": "sum"}),
+        (False, {"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.01}),
+        (True, {"where": EXIST, "reduction": "none"}),
+        (False, {"where": EXIST, "label_smoothing": 0.1}),
     ],
     ids=str,
 )
@@ -105,7 +106,7 @@ def test_rows_and_shards_at_the_edges(world):
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("invalid", [-1, CLASSES, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("invalid", [CLASSES, -(2**31)])
 def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
     x, y, _ = example()
 
@@ -139,8 +140,9 @@ def test_softmax(world, function):
             np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize(
+    ("world", "number"), [*((world, 3) for world in worlds.WORLDS), *(("Explicit", n) for n in range(3))]
+)
 def test_statistics(world, number):
     x, y, _ = example()
     values, gradients = oracle.statistics(x, y)

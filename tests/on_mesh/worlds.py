@@ -12,7 +12,9 @@ WORLDS = BY_HAND + GLOBAL
 AXES = ("data", "classes")
 NAMES = {"axis_name": "classes", "batch_axis_name": "data"}
 LOGITS, ROWS, SAME = P("data", "classes"), P("data"), P()
-SHAPES = [(1, 1), (2, 2), (1, 3), (2, 4), (1, 8), (8, 1)]
+# One, two, three, four and eight parts of the classes: every world at 2 x 4, two of them elsewhere.
+MESHES = [(world, (2, 4)) for world in WORLDS]
+MESHES += [(world, s) for s in ((1, 1), (2, 2), (1, 3), (1, 8), (8, 1)) for world in (BY_HAND[1], "Explicit")]
 SAMPLES, CLASSES = 16, 24
 
 
