@@ -52,10 +52,6 @@ class Collective(NamedTuple):
     repeated: bool
     """It stands in a loop."""
 
-    @property
-    def bytes(self) -> int:
-        return sum(_BYTES[dtype] * elements for dtype, elements in self.sizes)
-
 
 def collectives(hlo: str) -> Iterator[Collective]:
     """The collective instructions of a compiled program, and whether they are in the body of a loop."""
@@ -129,11 +125,13 @@ def row(settings: Settings, classes: int, devices: int) -> str:
     memory = [c.memory_analysis() for c in compiled]
     held = memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes
     temporary = [m.temp_size_in_bytes for m in memory]
-    parts = list(collectives(compiled[0].as_text()))
-    once = sum(c.bytes for c in parts if not c.repeated)
-    blocks = _blocks(compiled[0].as_text())
-    numbers = sum(c.bytes for c in parts if c.repeated) * blocks
-    cells = [f"{classes:,}", str(devices), f"{devices // 8} × 8", *map(_size, (once, numbers, held, *temporary))]
+    matrix = settings.features * min(settings.samples * 8 // devices, classes // 8)  # the smaller of the two gradients
+    summed, blocks = {True: 0, False: 0}, _blocks(compiled[0].as_text())
+    for part in collectives(compiled[0].as_text()):
+        for dtype, elements in part.sizes:
+            summed[elements >= matrix] += _BYTES[dtype] * elements * (blocks if part.repeated else 1)
+    shares = f"{devices // 8} × 8"
+    cells = [f"{classes:,}", str(devices), shares, *map(_size, (summed[True], summed[False], held, *temporary))]
     return f"| {' | '.join(cells)} |"
 
 
