@@ -156,7 +156,8 @@ def linear_loss(
 
     Args:
         row_loss: a function of one sample: `Statistics` of scalars, and the sample's entry of each of `row_args`, to a
-            real scalar. It is mapped over the samples. It may close over arrays, and derivatives reach these.
+            real scalar. It is mapped over the samples. It may close over arrays, and derivatives reach these (under
+            Explicit axes JAX lets it close over concrete arrays only: pass traced ones as `row_args`).
         hidden: `[*samples, features]`, real floating.
         kernel: `[features, classes]`; `embedding.T` for tied embeddings.
         labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.

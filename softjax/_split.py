@@ -211,7 +211,7 @@ def _check(argument: str, names: Names, length: int, what: str, on: Any) -> None
             raise ValueError(f"`{argument}` {name!r} is bound by no `shard_map` or `vmap`, and {known}.")
     devices = math.prod(on.shape[name] for name in names)
     if length % devices:
-        hint = "; pad the logits, and mark with `where` which classes exist" if what == "classes" else ""
+        hint = "; pad with classes that `where`, or a bias of -inf, leaves out" if what == "classes" else ""
         raise ValueError(
             f"`{argument}` {'×'.join(map(str, names))} splits the {what} over {devices} devices, "
             f"but {length} {what} do not divide by {devices}{hint}."

@@ -162,3 +162,22 @@ def test_forward_mode(world, reduction):
         along = worlds.placed(world, (2, 4), along, SPECS[:3])
         actual = jax.jvp(lambda h, k, b: f(h, k, b, y, w), tuple(moved), tuple(along))
     close(actual, expected, 1e-4)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+def test_a_bias_of_minus_infinity_fills_up(world):
+    """19 classes over four devices, to which five are added: the last device holds one that exists."""
+    h, k, b, y, w = example()
+    exist, y = jnp.arange(CLASSES) < 19, y % 19
+
+    def loss(h, k, b, y, w, **names):
+        return softjax.linear_cross_entropy(h, k, y, bias=b, weights=w, block_size=3, **names)
+
+    def named(*arrays):
+        return loss(*arrays, **NAMES)
+
+    value, (dh, dk, db) = run(world, (2, 4), named, (h, k, jnp.where(exist, b, -jnp.inf), y, w))
+    expected = jax.value_and_grad(loss, (0, 1, 2))(h, k[:, :19], b[:19], y, w)
+    close((value, [dh, dk[:, :19], db[:19]]), (expected[0], list(expected[1])))
+    assert not dk[:, 19:].any()
+    assert not db[19:].any()
