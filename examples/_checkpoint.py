@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from _config import WrongInput
+from _run import refuse_other_settings
 
 _SETTINGS = "settings"
 
@@ -46,7 +47,7 @@ def save(path: Path, state: Any, settings: Mapping[str, Any]) -> None:
     write(path, npz(state, **{_SETTINGS: json.dumps(settings)}))
 
 
-def load(path: Path, like: Any, settings: Mapping[str, Any]) -> Any:
+def load(path: Path, like: Any, settings: dict[str, Any]) -> Any:
     """The state that `save` wrote at `path`.
 
     Args:
@@ -55,13 +56,10 @@ def load(path: Path, like: Any, settings: Mapping[str, Any]) -> Any:
       settings: what the state must have been saved with.
 
     Raises:
-      CheckpointError: if the file is damaged, or was written with other settings or for another state.
+      WrongInput: if the file is damaged (CheckpointError), or was written with other settings or for another state.
     """
     arrays, saved = _read(path)
-    changed = [k for k in {**saved, **settings} if saved.get(k) != settings.get(k)]
-    if changed:
-        pairs = ", ".join(f"{k} was {saved.get(k)!r} and is now {settings.get(k)!r}" for k in changed)
-        raise CheckpointError(f"{path} belongs to a run with other settings: {pairs}.")
+    refuse_other_settings(path, saved, settings)
     expected = _named(like)
     if _forms(arrays) != _forms(expected):
         raise CheckpointError(f"{path} holds another program's state.")

@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import _config
+import _devices
+import _run
 import jax
 import tyro
 from _config import WrongInput
@@ -60,28 +60,15 @@ class Config:
 
     def shares(self) -> tuple[int, int] | None:
         """Into how many parts the images and the classes are split, if there is a mesh."""
-        data, classes = _MESH.fullmatch(self.mesh).groups(default="1")  # pyright: ignore[reportOptionalMemberAccess]
-        return (int(data), int(classes)) if self.mesh else None
+        return _devices.shares(self.mesh)
 
     def make_mesh(self) -> jax.sharding.Mesh | None:
-        shares = self.shares()
-        if shares is None:
-            return None
-        wanted, present = math.prod(shares), jax.device_count()
-        if wanted > present:
-            simulate = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} simulates them on a CPU"
-            raise WrongInput(f"`mesh` {self.mesh} needs {wanted} devices, there are {present}; {simulate}.")
-        if self.batch_size % shares[0]:
-            raise WrongInput(f"`batch_size` {self.batch_size} does not divide by the data={shares[0]} of `mesh`.")
-        automatic = (jax.sharding.AxisType.Auto,) * 2
-        return jax.make_mesh(shares, ("data", "classes"), automatic, devices=jax.devices()[:wanted])
+        return _devices.make_mesh(self.mesh, samples={"batch_size": self.batch_size})
 
     def result_settings(self) -> dict[str, Any]:
         """The settings that decide the result, in types that JSON keeps."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
 
-
-_MESH = re.compile(r"(?:data=([1-9]\d{0,5}))?(?:(?:^|,)classes=([1-9]\d{0,5}))?")
 
 # Each test is false for NaN.
 _WANTED = {
@@ -95,12 +82,12 @@ _WANTED = {
     "label_smoothing": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "weight_decay": (lambda v: 0 <= v < math.inf, "at least 0 and finite"),
     "checkpoint_every": (lambda v: v >= 1, "at least 1"),
-    "mesh": (_MESH.fullmatch, "like data=4,classes=2, one of the two, or empty"),
+    "mesh": (_devices.PATTERN.fullmatch, _devices.WANTED),
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(_config.Source):
+class Arguments(_run.Source):
     """Train a linear classifier on handwritten digits, with `softjax.cross_entropy` as its loss.
 
     A run keeps checkpoint.npz in its output folder, and at the end writes params.npz, metrics.json and four pictures.
@@ -109,20 +96,8 @@ class Arguments(_config.Source):
     replacing the old one, and its results replacing the old results only when it has finished.
     """
 
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on from the folder's checkpoint, with the settings of the run that wrote it."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Start anew in a folder that holds a run."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
 def parse(argv: Sequence[str] | None) -> Arguments:
-    """The settings of the file that `--config` names, overridden by the other options in `argv`.
-
-    Raises:
-      WrongInput: for a file or an option that cannot be used.
-    """
-    arguments = _config.parse(Arguments, argv, DEFAULT_CONFIG)
-    if arguments.resume and arguments.overwrite:
-        raise WrongInput("--resume and --overwrite contradict each other: pass one of them.")
-    return arguments
+    return _run.parse(Arguments, argv, DEFAULT_CONFIG)

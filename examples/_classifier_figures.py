@@ -1,12 +1,12 @@
 """The four pictures of `train_classifier.py`, each as the bytes of a PNG file."""
 
-import io
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import matplotlib
 import numpy as np
+from _figures import BLUE, GREY, ORANGE, STYLE, png
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,18 +14,6 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 NAMES = ("training_curves.png", "weights.png", "confusion_matrix.png", "reliability.png")
 
-# Two of the Okabe-Ito colours, which colour-blind readers can tell apart.
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#666666"
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.w_pad": 0.1,
-    "figure.constrained_layout.h_pad": 0.08,
-    "savefig.dpi": 200,
-}
 _SIDE = 8  # pixels
 _BINS = 10
 _FEW = 10  # a bin of fewer images says little
@@ -43,27 +31,21 @@ def draw(
       labels: the digits of the test images, `[images]`.
       unit: of the losses.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figures = (
             _training_curves(history, unit),
             _weights(kernel),
             _confusion_matrix(np.argmax(probabilities, axis=-1), labels, probabilities.shape[-1]),
             _reliability(probabilities, labels),
         )
-        return {name: _png(figure) for name, figure in zip(NAMES, figures, strict=True)}
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", facecolor="white")
-    return file.getvalue()
+        return {name: png(figure) for name, figure in zip(NAMES, figures, strict=True)}
 
 
 def _training_curves(history: Mapping[str, np.ndarray], unit: str) -> Figure:
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     losses, errors = figure.subplots(1, 2)
     epochs = np.arange(1, len(history["train_loss"]) + 1)
-    for part, colour in (("train", _BLUE), ("test", _ORANGE)):
+    for part, colour in (("train", BLUE), ("test", ORANGE)):
         line: dict[str, Any] = {"color": colour, "label": part, "linewidth": 1.1, "clip_on": False, "zorder": 3}
         if len(epochs) < 30:
             line |= {"marker": "o", "markersize": 3}
@@ -131,12 +113,12 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> Figure:
     counts = np.bincount(which, minlength=_BINS)
     figure = Figure(figsize=(4.9, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], ":", color=_GREY)
+    above.plot([0, 1], [0, 1], ":", color=GREY)
     for b in np.flatnonzero(counts):
         _reliability_point(above, confidence[which == b].mean(), right[which == b])
     _reliability_legend(figure)
     above.set(title="Reliability on the test images", ylabel="share that is right", ylim=(-0.03, 1.03))
-    below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.9 / _BINS, color=_BLUE)
+    below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.9 / _BINS, color=BLUE)
     for b in np.flatnonzero(counts):
         below.annotate(
             str(counts[b]),
@@ -161,15 +143,15 @@ def _reliability_point(axes: Axes, confidence: float, right: np.ndarray) -> None
     """One bin: its share of right images with Wilson's 95 % interval, hollow where the images are few."""
     few = len(right) < _FEW
     low, high = _wilson(int(right.sum()), len(right))
-    axes.plot([confidence] * 2, [low, high], color=_BLUE, alpha=0.4 if few else 1, linewidth=1.2)
-    axes.plot(confidence, right.mean(), "o", color=_BLUE, markerfacecolor="white" if few else _BLUE)
+    axes.plot([confidence] * 2, [low, high], color=BLUE, alpha=0.4 if few else 1, linewidth=1.2)
+    axes.plot(confidence, right.mean(), "o", color=BLUE, markerfacecolor="white" if few else BLUE)
 
 
 def _reliability_legend(figure: Figure) -> None:
     # Outside the axes, for where the points lie is not known beforehand.
-    line = {"color": _BLUE, "linewidth": 1.2, "marker": "o"}
+    line = {"color": BLUE, "linewidth": 1.2, "marker": "o"}
     entries = [
-        Line2D([], [], color=_GREY, linestyle=":", label="perfect calibration"),
+        Line2D([], [], color=GREY, linestyle=":", label="perfect calibration"),
         Line2D([], [], label="bin of images, 95% interval", **line),
         Line2D([], [], label=f"under {_FEW} images", markerfacecolor="white", **line),
     ]

@@ -49,9 +49,11 @@ def parse(kind: type[Options], argv: Sequence[str] | None, default_config: Path)
     Raises:
       WrongInput: for a file or an option that cannot be used.
     """
-    source, _ = _tyro(Source, argv, default=Source(config=default_config), return_unknown_args=True, add_help=False)
+    source, _ = command_line(
+        Source, argv, default=Source(config=default_config), return_unknown_args=True, add_help=False
+    )
     settings = read(source.config, get_type_hints(kind)["settings"])
-    return _tyro(kind, argv, default=kind(config=source.config, settings=settings))  # pyright: ignore[reportCallIssue]
+    return command_line(kind, argv, default=kind(config=source.config, settings=settings))  # pyright: ignore[reportCallIssue]
 
 
 def read(path: Path, kind: type[Settings]) -> Settings:
@@ -97,7 +99,7 @@ def _in_words(kind: Any) -> str:
     ) or f"one of {get_args(kind)}"
 
 
-def _tyro(kind: type, argv: Sequence[str] | None, **options: Any) -> Any:
+def command_line(kind: Any, argv: Sequence[str] | None, **options: Any) -> Any:
     """`tyro.cli`, with the first sentence of its box of help as the error."""
     shown = io.StringIO()
     try:

@@ -20,13 +20,13 @@ import functools
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import _checkpoint as checkpoint
 import _classifier_figures as figures
 import _digits
+import _run
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,25 +154,11 @@ def measure(params: Params, data: Data, config: Config) -> dict[str, jax.Array]:
 
 
 def starting_state(arguments: Arguments, fresh: State) -> State:
-    """The fresh state, or the checkpoint's; refuses a folder where a run would be lost, or nothing can be written."""
-    folder = arguments.settings.output
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise WrongInput(f"cannot write to the output folder {folder}: {error.strerror}.") from error
-    present = [name for name in (CHECKPOINT, *RESULTS) if (folder / name).exists()]
-    if arguments.overwrite or not present:
-        if arguments.resume:
-            # A run may be killed before its first checkpoint, and its restart must not fail for that.
-            print(f"No checkpoint in {folder} yet: starting from the beginning.")
+    """The fresh state, or the checkpoint's."""
+    config = arguments.settings
+    if not _run.resumes(config.output, arguments, CHECKPOINT, RESULTS):
         return fresh
-    if not arguments.resume:
-        ways = "pass --resume to go on with it, --overwrite to replace it, or another --output"
-        raise WrongInput(f"{folder} already holds a run ({present[0]}): {ways}.")
-    if CHECKPOINT not in present:
-        raise WrongInput(f"{folder} holds {present[0]} but no {CHECKPOINT} to resume: pass another --output.")
-    state = checkpoint.load(folder / CHECKPOINT, fresh, arguments.settings.result_settings())
+    state = checkpoint.load(config.output / CHECKPOINT, fresh, config.result_settings())
     print(f"Resumed after epoch {int(state.epoch)}.")
     return state
 

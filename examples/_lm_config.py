@@ -1,0 +1,166 @@
+"""The settings of `train_lm.py`, and its options."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import _devices
+import _run
+import jax
+import jax.numpy as jnp
+import tyro
+from _config import WrongInput
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "lm.toml"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Every setting of a run. One that exists has passed its checks.
+
+    Two are equal if they lead to the same result: then `jit` compiles once for both, and one resumes the other's run.
+    """
+
+    text: str
+    """Folder of the text; empty for the sources of Python's own standard library."""
+    pattern: str
+    """Of the files in it."""
+    test_fraction: float
+    """Share of the files held out, by a hash of their names."""
+    vocabulary: int
+    """Entries of the byte-pair vocabulary; the last of them ends a file."""
+    cache: Path = dataclasses.field(compare=False)
+    """Folder of the tokenised text, kept until the text or the vocabulary's size changes."""
+    sequence_length: int
+    """Tokens that the model sees at once."""
+    features: int
+    """Width of the model."""
+    layers: int
+    """Blocks of attention and feedforward."""
+    heads: int
+    """Of the attention; each has features/heads features, an even number."""
+    tied: bool
+    """Whether the embedding is the last layer's kernel too."""
+    compute: Literal["float32", "bfloat16"]
+    """Type of the model's arithmetic; parameters and optimiser are float32."""
+    loss: Literal["fused", "logits", "optax"]
+    """fused: softjax.linear_cross_entropy, no logits; logits: softjax.cross_entropy on them; optax: optax on them."""
+    z_loss: float
+    """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
+    steps: int
+    """Updates of the parameters."""
+    batch_size: int
+    """Sequences a step."""
+    microbatches: int
+    """Parts of a batch that take their turn; their gradients are added. Only memory and rounding depend on it."""
+    learning_rate: float
+    """At its peak, after the warm-up; from there a cosine takes it to 0 at the last step."""
+    warmup_steps: int
+    """Steps in which the learning rate rises from 0."""
+    weight_decay: float
+    """AdamW's, of matrices only."""
+    clip_norm: float
+    """The gradient's global norm is clipped to it."""
+    seed: int
+    """Of the initial parameters, the order of the sequences, and the sample of text."""
+    mesh: str = dataclasses.field(compare=False)
+    """Devices that share each step: data=4,classes=2 splits the sequences in 4 and the vocabulary in 2; empty for one
+    device. The result is the same to rounding, and a run may be resumed on another mesh."""
+    evaluate_every: int
+    """Steps between evaluations on the held-out files."""
+    checkpoint_every: int = dataclasses.field(compare=False)
+    """Steps between checkpoints; the last two are kept."""
+    output: Path = dataclasses.field(compare=False)
+    """Folder of the run's files."""
+    prompt: str
+    """What the sample of text at the end begins with."""
+    sample_tokens: int
+    """Length of the sample."""
+    temperature: float
+    """Of the sample: the logits are divided by it."""
+
+    def __post_init__(self) -> None:
+        for name, (holds, wanted) in _WANTED.items():
+            value = getattr(self, name)
+            if not holds(value):
+                raise WrongInput(f"`{name}` must be {wanted}, got {value!r}.")
+        for name, divisor, each in (
+            ("features", "heads", "an even number of features for each"),
+            ("batch_size", "microbatches", "as many sequences in each"),
+        ):
+            whole, parts = getattr(self, name), getattr(self, divisor)
+            if whole % (parts * (2 if name == "features" else 1)):
+                raise WrongInput(f"`{divisor}` {parts} must leave {each}, got `{name}` {whole}.")
+
+    @property
+    def end(self) -> int:
+        """The token after each file."""
+        return self.vocabulary - 1
+
+    @property
+    def compute_dtype(self) -> Any:
+        return jnp.dtype(self.compute)
+
+    @property
+    def axis_names(self) -> dict[str, str]:
+        """What the losses must be told where the mesh shares the vocabulary and the sequences."""
+        return {"axis_name": "classes", "batch_axis_name": "data"} if self.mesh else {}
+
+    def make_mesh(self) -> jax.sharding.Mesh | None:
+        sequences = self.batch_size // self.microbatches
+        samples = {"batch_size / microbatches": sequences}
+        return _devices.make_mesh(self.mesh, samples=samples, classes={"vocabulary": self.vocabulary})
+
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that decide the result, in types that JSON keeps."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+
+
+_COUNT = (lambda v: v >= 1, "at least 1")
+_NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "at least 0 and finite")
+_POSITIVE = (lambda v: 0 < v < math.inf, "above 0 and finite")
+
+# Each test is false for NaN.
+_WANTED = {
+    "pattern": (lambda v: v and not Path(v).is_absolute(), "a pattern of file names such as **/*.py"),
+    "test_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "vocabulary": (lambda v: 257 <= v <= 2**24, "at least 257, the bytes and the end of a file"),
+    "sequence_length": _COUNT,
+    "features": _COUNT,
+    "layers": _COUNT,
+    "heads": _COUNT,
+    "z_loss": _NOT_NEGATIVE,
+    "steps": _COUNT,
+    "batch_size": _COUNT,
+    "microbatches": _COUNT,
+    "learning_rate": _POSITIVE,
+    "warmup_steps": (lambda v: v >= 0, "at least 0"),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _POSITIVE,
+    "seed": (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
+    "mesh": (_devices.PATTERN.fullmatch, _devices.WANTED),
+    "evaluate_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "prompt": (bool, "some text"),
+    "sample_tokens": (lambda v: v >= 0, "at least 0"),
+    "temperature": _POSITIVE,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arguments(_run.Source):
+    """Train a small language model on text, with a loss that never holds its logits.
+
+    A run keeps its last two checkpoints in its output folder, and at the end writes curves.png, positions.png,
+    sample.txt and metrics.json. A folder that already holds any of these is refused, unless you say what to do with
+    them: --resume goes on from the last checkpoint (or begins, where a run was killed before its first one);
+    --overwrite deletes the old checkpoints and starts anew. Ctrl-C saves a checkpoint and stops.
+    """
+
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+
+
+def parse(argv: Sequence[str] | None) -> Arguments:
+    return _run.parse(Arguments, argv, DEFAULT_CONFIG)

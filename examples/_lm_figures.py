@@ -1,0 +1,117 @@
+"""The two pictures of `train_lm.py`, each as the bytes of a PNG file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from _figures import BLUE, GREY, ORANGE, STYLE, png
+from _lm_evaluation import Evaluation
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+NAMES = ("curves.png", "positions.png")
+
+
+def draw(
+    curves: Mapping[str, np.ndarray], evaluated: Sequence[int], test: Evaluation, tokens_per_step: int
+) -> dict[str, bytes]:
+    """The pictures by file name.
+
+    Args:
+      curves: `loss`, a number for each step, and `test_loss`, one for each evaluation, in nats a token.
+      evaluated: the steps after which these were made.
+      test: of the trained model.
+      tokens_per_step: with which a step becomes an amount of text.
+    """
+    with matplotlib.rc_context(STYLE):
+        figures = (_curves(curves, evaluated, tokens_per_step), _positions(test))
+        return {name: png(figure) for name, figure in zip(NAMES, figures, strict=True)}
+
+
+def _curves(curves: Mapping[str, np.ndarray], evaluated: Sequence[int], tokens_per_step: int) -> Figure:
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    loss = curves["loss"]
+    tokens = np.arange(1, len(loss) + 1) * tokens_per_step
+    window = max(len(loss) // 50, 1)
+    axes.plot(tokens, loss, color=BLUE, alpha=0.25, linewidth=0.8)
+    if window > 1:
+        smooth = np.convolve(loss, np.ones(window) / window, "valid")
+        axes.plot(tokens[window - 1 :], smooth, color=BLUE, label=f"training, mean of {window} steps")
+    test_tokens = np.asarray(evaluated) * tokens_per_step
+    held_out = {"color": ORANGE, "markersize": 3.5, "linewidth": 1.1, "label": "held-out files"}
+    axes.plot(test_tokens, curves["test_loss"], "o-", **held_out)
+    last = curves["test_loss"][-1]
+    axes.annotate(f"{last:.2f}", (test_tokens[-1], last), (4, 0), textcoords="offset points", color=ORANGE, va="center")
+    axes.set(title="Cross-entropy", xlabel="tokens of training", ylabel="nats a token", xlim=(0, tokens[-1] * 1.06))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.grid(alpha=0.25)
+    axes.legend()
+    return figure
+
+
+def _short(number: float, _: object) -> str:
+    return f"{number / 1e6:g} M" if number >= 1e6 else f"{number / 1e3:g} k" if number >= 1e3 else f"{number:g}"
+
+
+def _positions(test: Evaluation) -> Figure:
+    """A position's mean, and those of octaves of positions: 1, 2 to 3, 4 to 7 and so on."""
+    figure = Figure(figsize=(6.0, 3.4), layout="constrained")
+    axes = figure.subplots()
+    seen = np.arange(1, len(test.nats) + 1)  # the tokens before the one that is foretold
+    counted = test.tokens > 0
+    axes.plot(seen[counted], test.nats[counted] / test.tokens[counted], ".", color=GREY, alpha=0.4, markersize=3)
+    octave = np.floor(np.log2(seen)).astype(int)
+    nats, tokens = (np.bincount(octave, weights=sums) for sums in (test.nats, test.tokens))
+    edges = np.minimum(2.0 ** np.arange(len(nats) + 1), len(seen) + 1)
+    some = tokens > 0
+    axes.plot(np.sqrt(edges[:-1] * (edges[1:] - 1))[some], (nats / np.maximum(tokens, 1))[some], "o-", color=BLUE)
+    axes.set(
+        title="Held-out loss by position in the sequence",
+        xlabel="tokens seen before (logarithmic scale)",
+        ylabel="nats a token",
+        xscale="log",
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.25)
+    return figure
+
+
+_ROUTES = {
+    "fused": {"color": BLUE, "linewidth": 4.0, "alpha": 0.45},
+    "logits": {"color": ORANGE, "linewidth": 1.4, "linestyle": "--"},
+    "optax": {"color": "black", "linewidth": 1.2, "linestyle": ":"},
+}
+
+
+def draw_routes(cases: Sequence[Mapping[str, Any]]) -> bytes:
+    """What `compare_lm_routes.py` finds: for each configuration the curves, and a step's time and memory."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 0.4 + 2.4 * len(cases)), layout="constrained")
+        grid = figure.subplots(len(cases), 3, squeeze=False, width_ratios=(1.5, 1, 1))
+        for case, (curve, time, memory) in zip(cases, grid, strict=True):
+            for name, route in case["routes"].items():
+                steps = np.arange(1, len(route["losses"]) + 1)
+                curve.plot(steps, route["losses"], label=name, **_ROUTES[name])
+            curve.set(xlabel="step", ylabel="nats a token")
+            curve.set_title(f"{case['tokens']:,} tokens a step, {case['vocabulary']:,} entries", loc="left")
+            curve.grid(alpha=0.25)
+            curve.legend()
+            _bars(time, case["routes"], "seconds", 1, "seconds", ".2f")
+            _bars(memory, case["routes"], "temporary_bytes", 1e6, "MB", ",.0f")
+        grid[0, 1].set_title("Time of a step")
+        grid[0, 2].set_title("Temporary memory of a step")
+        return png(figure)
+
+
+def _bars(axes: Axes, routes: Mapping[str, Any], key: str, unit: float, label: str, form: str) -> None:
+    values = [(route[key] or 0) / unit for route in routes.values()]
+    bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.6)
+    axes.bar_label(bars, [format(value, form) for value in values], padding=2)
+    if key == "seconds":
+        spread = np.array([np.abs(np.array(route["quartiles"]) - route[key]) for route in routes.values()]).T
+        axes.errorbar(list(routes), values, yerr=spread, fmt="none", ecolor=GREY, elinewidth=1.2)
+    axes.set(ylabel=label, ylim=(0, 1.15 * max(values)))
