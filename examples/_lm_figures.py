@@ -62,12 +62,26 @@ def _positions(test: Evaluation) -> Figure:
     axes = figure.subplots()
     seen = np.arange(1, len(test.nats) + 1)  # the tokens before the one that is foretold
     counted = test.tokens > 0
-    axes.plot(seen[counted], test.nats[counted] / test.tokens[counted], ".", color=GREY, alpha=0.4, markersize=3)
-    octave = np.floor(np.log2(seen)).astype(int)
+    axes.plot(
+        seen[counted],
+        test.nats[counted] / test.tokens[counted],
+        ".",
+        color=GREY,
+        alpha=0.4,
+        markersize=3,
+        label="a position",
+    )
+    octave = np.minimum(np.log2(seen).astype(int), max(len(seen).bit_length() - 2, 0))  # the last one is whole
     nats, tokens = (np.bincount(octave, weights=sums) for sums in (test.nats, test.tokens))
-    edges = np.minimum(2.0 ** np.arange(len(nats) + 1), len(seen) + 1)
+    edges = np.append(2.0 ** np.arange(len(nats)), len(seen) + 1)
     some = tokens > 0
-    axes.plot(np.sqrt(edges[:-1] * (edges[1:] - 1))[some], (nats / np.maximum(tokens, 1))[some], "o-", color=BLUE)
+    axes.plot(
+        np.sqrt(edges[:-1] * (edges[1:] - 1))[some],
+        (nats / np.maximum(tokens, 1))[some],
+        "o-",
+        color=BLUE,
+        label="mean of an octave of positions",
+    )
     axes.set(
         title="Held-out loss by position in the sequence",
         xlabel="tokens seen before (logarithmic scale)",
@@ -77,6 +91,7 @@ def _positions(test: Evaluation) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda position, _: f"{position:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
+    axes.legend()
     return figure
 
 

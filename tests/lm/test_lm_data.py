@@ -1,0 +1,106 @@
+"""Text as tokens, and back; what is held out; and when the cache is made again."""
+
+import _lm_data as lm_data
+import numpy as np
+import pytest
+import train_lm as program
+from lm_runs import config_of, write_text
+
+
+@pytest.fixture
+def config(tmp_path):
+    return config_of(tmp_path / "run", write_text(tmp_path / "text"))
+
+
+def test_tokens_are_the_text(config):
+    corpus = lm_data.load(config)
+    parts = lm_data.split(lm_data.read_files(config), config.test_fraction)
+    for tokens, files in zip((corpus.train, corpus.test), parts, strict=True):
+        ends = np.flatnonzero(tokens == config.end)
+        assert len(ends) == len(files)
+        assert ends[-1] == len(tokens) - 1
+        for piece, file in zip(np.split(tokens, ends + 1), files, strict=False):
+            assert corpus.tokenizer.decode(piece[piece != config.end].tolist()) == file.content
+            assert corpus.token_bytes(config.vocabulary)[piece].sum() == len(file.content.encode())
+
+
+def test_text_cannot_forge_the_end_of_a_file(config):
+    config_text = config.cache.parent / "text"
+    (config_text / "0.txt").write_text("<|endoftext|> </s> \0 \ufffd" * 50)
+    corpus = lm_data.load(config)
+    assert np.sum(np.concatenate([corpus.train, corpus.test]) == config.end) == 12
+
+
+def test_what_is_not_utf_8_is_still_text(config):
+    (config.cache.parent / "text" / "0.txt").write_bytes(bytes(range(256)) * 20)
+    lm_data.load(config)
+
+
+@pytest.mark.parametrize("count", [2, 15, 16, 17, 18, 32, 33, 34])
+def test_packed_rows_hold_every_token_once(count):
+    tokens = np.arange(count, dtype=np.int32)
+    rows = lm_data.pack(tokens, 16, -1)
+    assert rows.shape == (-(-(count - 1) // 16), 17)
+    np.testing.assert_array_equal(rows[:, :-1].ravel()[: count - 1], tokens[:-1])
+    np.testing.assert_array_equal(rows[:, 1:].ravel()[: count - 1], tokens[1:])
+    assert np.all(rows[:, 1:].ravel()[count - 1 :] == -1)
+    # The last token is an input too where the row is not full, but what it foretells is filling.
+    np.testing.assert_array_equal(rows[1:, 0], rows[:-1, -1])
+
+
+def test_a_file_is_held_out_by_its_name_alone(config):
+    files = lm_data.read_files(config)
+    train, test = lm_data.split(files, 0.3)
+    assert {f.name for f in train} | {f.name for f in test} == {f.name for f in files}
+    fewer = [file for file in files if file.name not in {train[0].name, test[0].name}]
+    assert lm_data.split(fewer, 0.3) == (train[1:], test[1:])
+
+
+def test_the_cache_is_used_until_its_inputs_change(config, monkeypatch):
+    first = lm_data.load(config)
+    train_tokenizer, trained = lm_data.train_tokenizer, []
+
+    def counted(*arguments):
+        trained.append(arguments)
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(lm_data, "train_tokenizer", counted)
+    again = lm_data.load(config)
+    assert trained == []
+    assert again.tokenizer.to_str() == first.tokenizer.to_str()
+    np.testing.assert_array_equal(again.train, first.train)
+    np.testing.assert_array_equal(again.test, first.test)
+
+    path = next(config.cache.glob("tokens-*.npz"))
+    path.write_bytes(path.read_bytes()[:1000])
+    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
+    assert len(trained) == 1
+
+    changed = config.cache.parent / "text" / "0.txt"
+    changed.write_text(changed.read_text() + "More.\n")
+    assert lm_data.load(config).fingerprint != first.fingerprint
+    changed.rename(changed.with_name("renamed.txt"))
+    lm_data.load(config)
+    lm_data.load(config_of(config.output, config.text, vocabulary=321))
+    assert len(trained) == 4
+
+
+def test_batches_are_the_sequences_in_another_order_each_epoch(config):
+    corpus = lm_data.load(config)
+    batches = program.Batches(corpus, config)
+    per_epoch = len(lm_data.pack(corpus.train, config.sequence_length, config.end)) // config.batch_size
+    epochs = [np.concatenate([batches[e * per_epoch + i][0] for i in range(per_epoch)]) for e in range(2)]
+    for rows in epochs:
+        assert len({row.tobytes() for row in rows}) == per_epoch * config.batch_size
+    assert epochs[0].tobytes() != epochs[1].tobytes()
+    np.testing.assert_array_equal(program.Batches(corpus, config)[per_epoch + 1], batches[per_epoch + 1])
+
+
+def test_the_standard_library_is_there():
+    from lm_runs import default_config
+
+    files = lm_data.read_files(default_config())
+    names = {file.name for file in files}
+    assert {"argparse.py", "json/decoder.py"} <= names
+    assert not any("site-packages" in name or name.startswith("test/") for name in names)
+    assert 5e6 < sum(len(file.content) for file in files) < 30e6

@@ -1,0 +1,130 @@
+"""The language model's loss: in parts as at once, by every route the same, and no logits on the fused one."""
+
+import dataclasses
+
+import compare_lm_routes
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+import train_lm as program
+from _lm_loss import ROUTES, mean_loss_and_gradient
+from jaxprs import equations
+from lm_runs import config_of, default_config, options
+
+
+def case(text, **settings):
+    """A model that is past its flat beginning, and a batch whose parts hold different numbers of tokens."""
+    config = config_of(text.parent / "none", text, **settings)
+    model = program.initial_state(config).model
+    model = jax.tree.map(lambda leaf: 3 * leaf, model)
+    generator = np.random.default_rng(0)
+    batch = generator.integers(0, config.end, (8, config.sequence_length + 1), np.int32)
+    batch[1, 3] = batch[2, :] = batch[7, 5:] = config.end
+    return config, model, batch
+
+
+def close(actual, expected, rtol, atol):
+    for ours, theirs in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(np.float64(ours), np.float64(theirs), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+def test_microbatches_are_one_batch(text, microbatches):
+    config, model, batch = case(text, z_loss=1e-3)
+    at_once = mean_loss_and_gradient(model, batch[None], config)
+    in_parts = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
+    close(in_parts, at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_the_mean_is_over_tokens(text):
+    config, model, batch = case(text, z_loss=1e-3)
+    hidden = np.asarray(jax.vmap(model)(batch[:, :-1]), np.float64)
+    logits = hidden @ np.asarray(model.kernel, np.float64)
+    z = np.logaddexp.reduce(logits, axis=-1)
+    losses = z - np.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0] + 1e-3 * z**2
+    expected = np.mean(losses[batch[:, :-1] != config.end])
+    for microbatches in (1, 4):
+        actual, _ = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - {"fused"}))
+def test_routes_agree(text, route, tied):
+    config, model, batch = case(text, z_loss=1e-3)
+    if not tied:
+        model = dataclasses.replace(model, head=jnp.asarray(model.embedding.T[:, ::-1]))
+    fused = mean_loss_and_gradient(model, batch[None], config)
+    other = mean_loss_and_gradient(model, batch[None], dataclasses.replace(config, loss=route))
+    close(other, fused, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_bfloat16_is_near_and_its_parameters_stay_float32(text, route):
+    config, model, batch = case(text, loss=route)
+    expected, _ = mean_loss_and_gradient(model, batch[None], config)
+    config = dataclasses.replace(config, compute="bfloat16")
+    actual, gradient = mean_loss_and_gradient(model, batch[None], config)
+    np.testing.assert_allclose(actual, expected, rtol=0.02)
+    assert actual.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
+
+
+def test_a_batch_of_nothing_but_ends_has_loss_0(text):
+    config, model, batch = case(text)
+    loss, gradient = mean_loss_and_gradient(model, np.full_like(batch[None], config.end), config)
+    assert float(loss) == 0
+    assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_fused_step_of_the_default_size_never_holds_the_logits(route):
+    config = dataclasses.replace(default_config(), loss=route)
+    logits = config.batch_size * config.sequence_length * config.vocabulary
+    state = jax.eval_shape(program.initial_state, config)
+    batch = jax.ShapeDtypeStruct((1, config.batch_size, config.sequence_length + 1), jnp.int32)
+    jaxpr = jax.make_jaxpr(lambda state, batch: program.train_step(state, batch, config))(state, batch)
+    largest = max(variable.aval.size for eqn in equations(jaxpr) for variable in eqn.outvars)
+    assert (largest < logits) == (route == "fused")
+
+
+def test_the_model_does_not_see_what_comes_after(text):
+    config, model, batch = case(text, layers=2)
+    changed = np.array(batch[0, :-1])
+    changed[9] = (changed[9] + 1) % config.end
+    before, after = np.asarray(model(batch[0, :-1])), np.asarray(model(changed))
+    np.testing.assert_array_equal(before[:9], after[:9])
+    assert np.all(np.any(before[9:] != after[9:], axis=-1))
+
+
+def test_the_model_tells_orders_apart(text):
+    """Without positions, the last token would hear the others as a set."""
+    config, model, batch = case(text)
+    row = np.array(batch[0, :-1])
+    swapped = row.copy()
+    swapped[[2, 5]] = row[[5, 2]]
+    assert not np.allclose(model(row)[-1], model(swapped)[-1], rtol=1e-4)
+
+
+def test_the_routes_are_compared(text, tmp_path, capsys):
+    words = options(tmp_path / "none", text)
+    keys = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    settings = dataclasses.asdict(default_config()) | dict(zip(keys, words[1::2], strict=True))
+    kinds = {field.name: field.type for field in dataclasses.fields(default_config())}
+    numbers = {k: kinds[k](v) if kinds[k] in (int, float) else v for k, v in settings.items()}
+    path = tmp_path / "tiny.toml"
+    written = {k: str(v).lower() if isinstance(v, bool | int | float) else f"'{v}'" for k, v in numbers.items()}
+    path.write_text("".join(f"{k} = {v}\n" for k, v in written.items()))
+    output = tmp_path / "results"
+    assert compare_lm_routes.main(["--configs", str(path), "--rounds", "3", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {route} |" in printed for route in ROUTES)
+    assert matplotlib.image.imread(output / "lm-routes-cpu.png").shape[0] > 300
+    results = compare_lm_routes.json.loads((output / "lm-routes-cpu.json").read_text())
+    assert compare_lm_routes.largest_difference(results["cases"][0]) < 1e-4
+    for route in results["cases"][0]["routes"].values():
+        assert len(route["losses"]) == 5
+        assert route["losses"][-1] < route["losses"][0]
+        assert route["temporary_bytes"] > 0

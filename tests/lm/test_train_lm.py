@@ -1,0 +1,229 @@
+"""The language model example: what a run leaves, that it learns, and that nothing that stops it costs a bit."""
+
+import math
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import _lm_data as lm_data
+import _lm_figures as figures
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+import train_lm as program
+from lm_runs import config_of, last_state, metrics, options, run, same_result, the_one_line
+
+
+def test_a_run_leaves_its_files_and_no_others(finished):
+    assert {path.name for path in finished.output.iterdir()} == {program.FOLDER, *program.RESULTS}
+    assert {path.name for path in (finished.output / program.FOLDER).iterdir()} == {"8", "12"}
+    for name in figures.NAMES:
+        height, width, _ = matplotlib.image.imread(finished.output / name).shape
+        assert min(height, width) > 300
+    assert (finished.output / "sample.txt").read_text().startswith("the ")
+
+
+def test_it_learns(finished):
+    assert metrics(finished.output)["test"]["nats_per_token"] < math.log(finished.vocabulary) - 1.5
+    curves = last_state(finished).curves
+    assert program.evaluation_steps(finished) == [5, 10, 12]
+    assert np.all(np.diff(curves["test_loss"]) < 0)
+    assert np.all(np.isfinite(curves["loss"]))
+
+
+def test_the_metrics_are_those_of_the_parameters(finished):
+    """nats, tokens and bytes of the held-out files, each from its definition, in float64."""
+    model, corpus = last_state(finished).model, lm_data.load(finished)
+    test = corpus.test.tolist()
+    nats, tokens, foretold = 0.0, 0, []
+    for start in range(0, len(test) - 1, finished.sequence_length):
+        window = test[start : start + finished.sequence_length + 1]
+        hidden = np.asarray(model(jax.numpy.asarray(window[:-1])), np.float64)
+        logits = hidden @ np.asarray(model.kernel, np.float64)
+        log_probability = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        for position, (before, token) in enumerate(zip(window, window[1:], strict=False)):
+            if before != finished.end:
+                nats -= log_probability[position, token]
+                tokens += 1
+                foretold.append(token)
+    size = len(corpus.tokenizer.decode([token for token in foretold if token != finished.end]).encode())
+    # A character may be cut where a file begins; there are none such here.
+    numbers = {"tokens": tokens, "bytes": size, "nats_per_token": nats / tokens}
+    numbers |= {"bits_per_byte": nats / math.log(2) / size, "perplexity": math.exp(nats / tokens)}
+    assert metrics(finished.output)["test"] == pytest.approx(numbers, rel=1e-5)
+
+
+def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text):
+    settings = {"steps": 60, "checkpoint_every": 1, "evaluate_every": 20}
+    victim, other = (config_of(tmp_path / name, text, **settings) for name in ("killed", "uninterrupted"))
+
+    def start(config, *flags):
+        command = [sys.executable, program.__file__, *options(config.output, text, **settings), *flags]
+        # A run of the tests may find softjax through its own search path, which the child does not inherit.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    for _ in range(2):
+        process, seen = start(victim, "--resume"), finished_steps(victim)
+        while finished_steps(victim) <= seen + 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        time.sleep(random.uniform(0, 0.1))  # anywhere in a step or a checkpoint
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert finished_steps(victim) < 60
+
+    assert run(victim.output, text, "--resume", **settings) == 0
+    assert run(other.output, text, **settings) == 0
+    same_result(victim, other)
+
+
+def finished_steps(config):
+    folder = config.output / program.FOLDER
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys, number):
+    config = config_of(tmp_path / "run", text)
+    step = program.train_step
+
+    def interrupted(state, batch, config):
+        if int(state.step) == 5:
+            signal.raise_signal(number)
+        return step(state, batch, config)
+
+    monkeypatch.setattr(program, "train_step", interrupted)
+    assert run(config.output, text) == 130
+    assert "--resume" in the_one_line(capsys)
+    assert finished_steps(config) == 6
+    monkeypatch.setattr(program, "train_step", step)
+    assert run(config.output, text, "--resume") == 0
+    assert "Resumed after step 6" in capsys.readouterr().out
+    same_result(config, finished)
+
+
+def test_a_second_signal_interrupts_at_once():
+    with program.stop_requested() as stopped:
+        assert not stopped()
+        signal.raise_signal(signal.SIGINT)
+        assert stopped()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, text, monkeypatch, capsys, name):
+    step = program.train_step
+
+    def diverging(state, batch, config):
+        state = step(state, batch, config)
+        if int(state.step) >= 7:
+            state = state._replace(curves=state.curves | {name: state.curves[name].at[6:8].set(np.nan)})
+        return state
+
+    monkeypatch.setattr(program, "train_step", diverging)
+    assert run(tmp_path / "run", text) == 2
+    line = the_one_line(capsys)
+    assert f"the {name.replace('_', ' ')} is nan at step 7" in line
+    assert f"the last good checkpoint is {tmp_path}/run/checkpoints/4" in line
+    assert finished_steps(config_of(tmp_path / "run", text)) == 4
+
+
+def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path, text, capsys):
+    assert run(tmp_path / "run", text, learning_rate=1e30) == 2
+    line = the_one_line(capsys)
+    assert "lower `learning_rate`; there is no checkpoint yet" in line
+
+
+def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, monkeypatch, capsys):
+    config = config_of(tmp_path / "run", text)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = program.Checkpoints.save
+
+    def limited(self, step, state):
+        # No file beyond 4 kB: as a full disk, this fails in the middle of a write.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if step == 8 else limits[0], limits[1]))
+        try:
+            save(self, step, state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(program.Checkpoints, "save", limited)
+    assert run(config.output, text) == 2
+    line = the_one_line(capsys)
+    assert f"cannot save step 8; the last good checkpoint is {config.output}/checkpoints/4" in line
+    monkeypatch.setattr(program.Checkpoints, "save", save)
+    assert run(config.output, text, "--resume") == 0
+    assert "Resumed after step 4" in capsys.readouterr().out
+    same_result(config, finished)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, text, finished, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.output, folder)
+    config = config_of(folder, text)
+    for path in (folder / program.FOLDER / "12" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-7])
+    assert run(folder, text, "--resume") == 2
+    line = the_one_line(capsys)
+    assert "checkpoints/12 cannot be read" in line
+    assert "delete it" in line
+    shutil.rmtree(folder / program.FOLDER / "12")
+    assert run(folder, text, "--resume") == 0
+    same_result(config, finished)
+
+
+def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finished, capsys):
+    assert run(finished.output, text, "--resume", learning_rate=0.01) == 2
+    assert "learning_rate was 0.02 and is now 0.01" in the_one_line(capsys)
+    other = shutil.copytree(text, tmp_path / "other" / "text")
+    (other / "0.txt").write_text("a dog\n")
+    (other / "1.txt").write_text("a cat\n")
+    assert run(finished.output, other, "--resume") == 2
+    assert "belongs to a run with other settings" in the_one_line(capsys)
+
+
+def test_an_earlier_run_is_not_lost(tmp_path, text, finished, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.output, folder)
+    assert run(folder, text) == 2
+    assert "--resume to go on with it, --overwrite to replace it" in the_one_line(capsys)
+    assert run(folder, text, "--overwrite", steps=2) == 0
+    assert finished_steps(config_of(folder, text)) == 2
+
+
+def test_where_nothing_can_be_written(tmp_path, text, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file" / "run", text) == 2
+    assert "cannot write to the output folder" in the_one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"vocabulary": 256}, "`vocabulary` must be at least 257"),
+        ({"heads": 3}, "`heads` 3 must leave an even number of features for each, got `features` 16"),
+        ({"microbatches": 3}, "`microbatches` 3 must leave as many sequences in each, got `batch_size` 8"),
+        ({"test_fraction": 1e-9}, "leaves no text to test on"),
+        ({"test_fraction": 0.999999999}, "leaves no text to train on"),
+        ({"pattern": "*.md"}, "no file in"),
+        ({"pattern": "/etc/*"}, "`pattern` must be"),
+        ({"sequence_length": 4096}, "tokens to train on, and a step takes 8 sequences of 4096"),
+        ({"temperature": 0}, "`temperature` must be above 0"),
+        ({"mesh": "data=4,classes=2"}, "needs 8 devices"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path, text, capsys, settings, said):
+    assert run(tmp_path / "run", text, **settings) == 2
+    assert said in the_one_line(capsys)
+    assert not (tmp_path / "run").exists()

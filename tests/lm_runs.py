@@ -1,0 +1,86 @@
+"""Tiny runs of the language model example, on text made up for it."""
+
+import json
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import train_lm as program
+from _config import read
+from _lm_checkpoint import Checkpoints
+from _lm_config import DEFAULT_CONFIG, Config
+
+WORDS = "the a cat dog sees likes old small red house and or under über naïve 東京".split()
+TINY = {
+    "pattern": "*.txt",
+    "test_fraction": 0.3,
+    "vocabulary": 320,
+    "sequence_length": 16,
+    "features": 16,
+    "layers": 1,
+    "heads": 2,
+    "steps": 12,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "warmup_steps": 2,
+    "evaluate_every": 5,
+    "checkpoint_every": 4,
+    "prompt": "the ",
+    "sample_tokens": 8,
+}
+
+
+def write_text(folder: Path, files=12):
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(0)
+    for number in range(files):
+        words = generator.choices(WORDS, k=generator.randrange(20, 400))
+        (folder / f"{number}.txt").write_text(" ".join(words) + ".\n", encoding="utf-8")
+    return folder
+
+
+def options(output, text, **settings):
+    settings = {**TINY, "text": text, "cache": Path(text).parent / "cache", "output": output, **settings}
+    return [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def run(output, text, *flags, **settings):
+    return program.main([*options(output, text, **settings), *flags])
+
+
+def config_of(output, text, **settings):
+    return program.parse(options(output, text, **settings)).settings
+
+
+def default_config():
+    return read(DEFAULT_CONFIG, Config)
+
+
+def last_state(config):
+    """What the last checkpoint of a run holds."""
+    corpus = program.lm_data.load(config)
+    settings = config.result_settings() | {"text": corpus.fingerprint}
+    checkpoints = Checkpoints(config.output / program.FOLDER, settings)
+    state = checkpoints.restore(program.initial_state(config))
+    checkpoints.close()
+    return state
+
+
+def same_result(ours, theirs):
+    """Bit for bit: parameters, moments and curves, and what is made of them."""
+    for actual, expected in zip(*map(jax.tree.leaves, (last_state(ours), last_state(theirs))), strict=True):
+        assert np.asarray(actual).tobytes() == np.asarray(expected).tobytes()
+    for name in ("metrics.json", "sample.txt"):
+        assert (ours.output / name).read_bytes() == (theirs.output / name).read_bytes()
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def the_one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]

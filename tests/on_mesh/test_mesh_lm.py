@@ -1,0 +1,71 @@
+"""The language model on a mesh learns what it learns on one device."""
+
+import jax
+import numpy as np
+import pytest
+from lm_runs import config_of, last_state, metrics, run, the_one_line, write_text
+
+# AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
+SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_every": 4, "z_loss": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("lm") / "text")
+
+
+@pytest.fixture(scope="module")
+def alone(text):
+    config = config_of(text.parent / "alone", text, **SMALL)
+    assert run(config.output, text, **SMALL) == 0
+    return config
+
+
+def same(config, alone):
+    ours, theirs = last_state(config).curves, last_state(alone).curves
+    for name, curve in theirs.items():
+        np.testing.assert_allclose(np.asarray(ours[name]), np.asarray(curve), rtol=1e-4)
+    assert metrics(config.output)["test"] == pytest.approx(metrics(alone.output)["test"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "settings"),
+    [
+        ("data=2,classes=4", {}),
+        ("data=2,classes=4", {"loss": "logits"}),
+        ("data=2,classes=4", {"loss": "optax"}),
+        ("data=4", {"microbatches": 2}),
+    ],
+)
+def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
+    settings = {**SMALL, **settings, "mesh": mesh}
+    assert run(tmp_path, text, **settings) == 0
+    config = config_of(tmp_path, text, **{**settings, "mesh": ""})
+    same(config, alone)
+
+
+def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
+    import train_lm as program
+
+    save = program.Checkpoints.save
+
+    def stops(self, step, state):
+        save(self, step, state)
+        if step == 2:
+            embedding = state.model.embedding
+            assert embedding.sharding.shard_shape(embedding.shape)[0] == embedding.shape[0] // 4
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(program.Checkpoints, "save", stops)
+    assert run(tmp_path, text, **SMALL, mesh="data=2,classes=4") == 130
+    monkeypatch.setattr(program.Checkpoints, "save", save)
+    assert run(tmp_path, text, "--resume", **SMALL, mesh="classes=2") == 0
+    same(config_of(tmp_path, text, **SMALL), alone)
+
+
+def test_refusals(text, tmp_path, capsys):
+    assert run(tmp_path / "new", text, mesh="classes=3") == 2
+    assert "`vocabulary` 320 does not divide by the classes=3 of `mesh`" in the_one_line(capsys)
+    assert run(tmp_path / "new", text, mesh="data=8", microbatches=2) == 2
+    assert "`batch_size / microbatches` 4 does not divide by the data=8" in the_one_line(capsys)
+    assert jax.device_count() == 8
