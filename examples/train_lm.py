@@ -103,7 +103,7 @@ def train_step(state: State, batch: Int[Array, "microbatches sequences tokens"],
     # optax mixes its int32 count of steps with floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = make_optimiser(config).update(gradient, state.optimiser, model)
-    numbers = {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+    numbers = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
     curves = state.curves | {name: state.curves[name].at[state.step].set(value) for name, value in numbers.items()}
     model = optax.apply_updates(model, updates)
     return on_mesh(State(model, optimiser, state.step + 1, curves), config)

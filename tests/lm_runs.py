@@ -11,7 +11,23 @@ from _config import read
 from _lm_checkpoint import Checkpoints
 from _lm_config import DEFAULT_CONFIG, Config
 
-WORDS = "the a cat dog sees likes old small red house and or under über naïve 東京".split()
+WORDS = ("the", "a", "cat", "dog", "sees", "likes", "old", "red", "house", "and", "under", "über", "naïve", "東京")
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sees",
+    "likes",
+    "old",
+    "red",
+    "house",
+    "and",
+    "or",
+    "under",
+    "über",
+    "naïve",
+    "東京",
+)
 TINY = {
     "pattern": "*.txt",
     "test_fraction": 0.3,
@@ -42,7 +58,11 @@ def write_text(folder: Path, files=12):
 
 def options(output, text, **settings):
     settings = {**TINY, "text": text, "cache": Path(text).parent / "cache", "output": output, **settings}
-    return [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return [word for key, value in settings.items() for word in _words(key.replace("_", "-"), value)]
+
+
+def _words(key, value):
+    return [f"--{key}" if value else f"--no-{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
 
 
 def run(output, text, *flags, **settings):

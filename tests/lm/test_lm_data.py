@@ -4,7 +4,7 @@ import _lm_data as lm_data
 import numpy as np
 import pytest
 import train_lm as program
-from lm_runs import config_of, write_text
+from lm_runs import config_of, default_config, write_text
 
 
 @pytest.fixture
@@ -97,8 +97,6 @@ def test_batches_are_the_sequences_in_another_order_each_epoch(config):
 
 
 def test_the_standard_library_is_there():
-    from lm_runs import default_config
-
     files = lm_data.read_files(default_config())
     names = {file.name for file in files}
     assert {"argparse.py", "json/decoder.py"} <= names

@@ -1,5 +1,6 @@
 """The language model example: what a run leaves, that it learns, and that nothing that stops it costs a bit."""
 
+import itertools
 import math
 import os
 import random
@@ -47,7 +48,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
         hidden = np.asarray(model(jax.numpy.asarray(window[:-1])), np.float64)
         logits = hidden @ np.asarray(model.kernel, np.float64)
         log_probability = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-        for position, (before, token) in enumerate(zip(window, window[1:], strict=False)):
+        for position, (before, token) in enumerate(itertools.pairwise(window)):
             if before != finished.end:
                 nats -= log_probability[position, token]
                 tokens += 1

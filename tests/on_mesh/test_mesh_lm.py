@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+import train_lm as program
 from lm_runs import config_of, last_state, metrics, run, the_one_line, write_text
 
 # AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
@@ -45,8 +46,6 @@ def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
 
 
 def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
-    import train_lm as program
-
     save = program.Checkpoints.save
 
     def stops(self, step, state):
