@@ -11,23 +11,7 @@ from _config import read
 from _lm_checkpoint import Checkpoints
 from _lm_config import DEFAULT_CONFIG, Config
 
-WORDS = ("the", "a", "cat", "dog", "sees", "likes", "old", "red", "house", "and", "under", "über", "naïve", "東京")
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sees",
-    "likes",
-    "old",
-    "red",
-    "house",
-    "and",
-    "or",
-    "under",
-    "über",
-    "naïve",
-    "東京",
-)
+WORDS = "the a cat dog sees likes old red house and under über naïve 東京".split()  # noqa: SIM905
 TINY = {
     "pattern": "*.txt",
     "test_fraction": 0.3,
