@@ -42,9 +42,13 @@ class Block(eqx.Module):
     def attend(self, x: Float[Array, "positions features"]) -> Float[Array, "positions features"]:
         mixed = jax.vmap(self.attention_in)(x).reshape(len(x), 3, self.heads, -1)
         query, key, value = mixed[:, 0], mixed[:, 1], mixed[:, 2]  # [positions, heads, features of a head]
-        rotate = jax.vmap(self.rotary, in_axes=1, out_axes=1)
-        heard = jax.nn.dot_product_attention(rotate(query), rotate(key), value, is_causal=True)
+        heard = jax.nn.dot_product_attention(self.turn(query), self.turn(key), value, is_causal=True)
         return jax.vmap(self.attention_out)(heard.reshape(x.shape))
+
+    def turn(self, x: Float[Array, "positions heads size"]) -> Float[Array, "positions heads size"]:
+        # In float32 whatever the type: bfloat16 cannot tell the angles of distant positions apart.
+        turned = jax.vmap(self.rotary, in_axes=1, out_axes=1)(x.astype(jnp.float32))
+        return turned.astype(x.dtype)
 
     def feed_forward(self, x: Float[Array, "positions features"]) -> Float[Array, "positions features"]:
         gate, value = jnp.split(jax.vmap(self.feedforward_in)(x), 2, axis=-1)

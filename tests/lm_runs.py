@@ -36,7 +36,7 @@ def write_text(folder: Path, files=12):
     generator = random.Random(0)
     for number in range(files):
         words = generator.choices(WORDS, k=generator.randrange(20, 400))
-        (folder / f"{number}.txt").write_text(" ".join(words) + ".\n", encoding="utf-8")
+        (folder / f"{number}.txt").write_text("# " + " ".join(words) + ".\n", encoding="utf-8")
     return folder
 
 

@@ -54,7 +54,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
                 tokens += 1
                 foretold.append(token)
     size = len(corpus.tokenizer.decode([token for token in foretold if token != finished.end]).encode())
-    # A character may be cut where a file begins; there are none such here.
+    # The first token of a file is not foretold: it is `#`, and not a part of a longer character.
     numbers = {"tokens": tokens, "bytes": size, "nats_per_token": nats / tokens}
     numbers |= {"bits_per_byte": nats / math.log(2) / size, "perplexity": math.exp(nats / tokens)}
     assert metrics(finished.output)["test"] == pytest.approx(numbers, rel=1e-5)
