@@ -16,7 +16,8 @@ class Checkpoints:
     """In `folder`, one folder for each step. One that is cut short is not counted, and the next run removes it."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised, too
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what Orbax tells of here, it raises too
         self.folder = folder.resolve()
         self._settings = settings
         # In the foreground: what fails is known before the run goes on.

@@ -9,7 +9,7 @@ from _figures import BLUE, GREY, ORANGE, STYLE, png
 from _lm_evaluation import Evaluation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 NAMES = ("curves.png", "positions.png")
 
@@ -112,21 +112,23 @@ def draw_routes(cases: Sequence[Mapping[str, Any]]) -> bytes:
                 steps = np.arange(1, len(route["losses"]) + 1)
                 curve.plot(steps, route["losses"], label=name, **_ROUTES[name])
             curve.set(xlabel="step", ylabel="nats a token")
+            curve.xaxis.set_major_locator(MaxNLocator(integer=True))
             curve.set_title(f"{case['tokens']:,} tokens a step, {case['vocabulary']:,} entries", loc="left")
             curve.grid(alpha=0.25)
             curve.legend()
             _bars(time, case["routes"], "seconds", 1, "seconds", ".2f")
             _bars(memory, case["routes"], "temporary_bytes", 1e6, "MB", ",.0f")
         grid[0, 1].set_title("Time of a step")
-        grid[0, 2].set_title("Temporary memory of a step")
+        grid[0, 2].set_title("Temporary memory")
         return png(figure)
 
 
 def _bars(axes: Axes, routes: Mapping[str, Any], key: str, unit: float, label: str, form: str) -> None:
     values = [(route[key] or 0) / unit for route in routes.values()]
     bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.6)
-    axes.bar_label(bars, [format(value, form) for value in values], padding=2)
+    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white")
     if key == "seconds":
         spread = np.array([np.abs(np.array(route["quartiles"]) - route[key]) for route in routes.values()]).T
         axes.errorbar(list(routes), values, yerr=spread, fmt="none", ecolor=GREY, elinewidth=1.2)
-    axes.set(ylabel=label, ylim=(0, 1.15 * max(values)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set(ylabel=label)

@@ -145,6 +145,8 @@ def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path,
     assert "lower `learning_rate`; there is no checkpoint yet" in line
 
 
+# Threads of Orbax outlive the loop that they report to.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, monkeypatch, capsys):
     config = config_of(tmp_path / "run", text)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
