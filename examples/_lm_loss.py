@@ -22,22 +22,25 @@ def token_losses(
     weights = inputs != config.end
     model = jax.tree.map(lambda p: p.astype(config.compute_dtype), model)
     hidden = jax.vmap(model)(inputs)
+    # One axis of samples: of logits with two, XLA on a CPU makes the gradient twice. The fused route does not care.
+    samples = (array.reshape(-1, *array.shape[2:]) for array in (hidden, labels, weights))
     options = {"z_loss": z_loss, "reduction": reduction, **config.axis_names}
-    return ROUTES[config.loss](hidden, model.kernel, labels, weights, **options)
+    losses = ROUTES[config.loss](model.kernel, *samples, **options)
+    return losses.reshape(inputs.shape) if reduction == "none" else losses
 
 
-def fused(hidden: Array, kernel: Array, labels: Array, weights: Bool[Array, "..."], **options: Any) -> Array:
+def fused(kernel: Array, hidden: Array, labels: Array, weights: Bool[Array, "..."], **options: Any) -> Array:
     return softjax.linear_cross_entropy(hidden, kernel, labels, weights=weights, base=math.e, **options)
 
 
-def on_logits(hidden: Array, kernel: Array, labels: Array, weights: Bool[Array, "..."], **options: Any) -> Array:
+def on_logits(kernel: Array, hidden: Array, labels: Array, weights: Bool[Array, "..."], **options: Any) -> Array:
     logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
     return softjax.cross_entropy(logits, labels, weights=weights, base=math.e, **options)
 
 
 def with_optax(
-    hidden: Array,
     kernel: Array,
+    hidden: Array,
     labels: Array,
     weights: Bool[Array, "..."],
     *,
