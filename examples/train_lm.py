@@ -139,7 +139,9 @@ def train(state: State, corpus: Corpus, config: Config, checkpoints: Checkpoints
         meter = Meter(progress, corpus, config, int(state.step))
         for step in range(int(state.step) + 1, config.steps + 1):
             state = train_step(state, batches[step - 1], config)
-            at_rest = step in evaluations or step % config.checkpoint_every == 0 or stopped()
+            stopping = stopped()
+            saving = stopping or step % config.checkpoint_every == 0 or step == config.steps
+            at_rest = saving or step in evaluations
             if at_rest or step % REPORT_EVERY == 0:
                 refuse_divergence(state, checkpoints)
                 meter.show(state)
@@ -147,9 +149,9 @@ def train(state: State, corpus: Corpus, config: Config, checkpoints: Checkpoints
                 loss = evaluate(state.model, corpus, config).nats_per_token
                 curve = state.curves["test_loss"].at[evaluations.index(step)].set(loss)
                 state = state._replace(curves=state.curves | {"test_loss": curve})
-            if step % config.checkpoint_every == 0 or step == config.steps or stopped():
+            if saving:
                 checkpoints.save(step, state)
-            if stopped() and step < config.steps:
+            if stopping and step < config.steps:
                 raise KeyboardInterrupt
             if at_rest:
                 meter.restart(step)
