@@ -1,5 +1,23 @@
 """Everything runs under JAX's strict promotion rules; warnings are errors (pyproject.toml)."""
 
+import itertools
+import os
+import sys
+import tempfile
+
+# Most of the time of these tests is the compiler's, and a program runs once or twice: LLVM need not optimise it. Also
+# for the processes that tests start, whose results are compared bit for bit with those of this one.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# What one process has compiled, the others of this run load, workers of xdist among them; so does a process that has
+# dropped it (below). The folder is new in each run, and gone after it.
+if "SOFTJAX_TESTS_CACHE" not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="softjax-tests-")
+    os.environ["SOFTJAX_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# A process that a test starts imports the softjax that this one does.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+
 import jax
 import pytest
 
@@ -10,6 +28,45 @@ collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Modules that read what the compiler made of a program: its text, its memory, its work. They have it optimised.
+OF_THE_COMPILED = {
+    "test_cross_entropy",
+    "test_differentiable",
+    "test_layer",
+    "test_log_sum",
+    "test_mesh_cost",
+    "test_statistics",
+}
+
+
+# The modules that take longest, the longest first: with `--dist=loadfile` no worker is left with one at the end.
+LONGEST = ["test_mesh", "test_linear", "test_edges", "test_transforms", "test_train_lm", "test_lm_loss"]
+LONGEST += ["test_benchmark", "test_processes", "test_law", "test_train_classifier", "test_softmax"]
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_one_module(request):
+    """What is compiled for one module is compiled as it needs, and does not stay in memory for the next."""
+    jax.config.update("jax_disable_most_optimizations", request.path.stem not in OF_THE_COMPILED)
+    yield
+    jax.clear_caches()
+
+
+_tests = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _programs_of_a_few_tests():
+    """Nor, in a long module, for all of its tests: a program of any size takes a megabyte."""
+    yield
+    if next(_tests) % 20 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture(params=["one CPU", "elsewhere"])

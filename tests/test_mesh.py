@@ -14,18 +14,23 @@ from softjax import _mesh
 FILES = sorted(Path(__file__).with_name("on_mesh").glob("test_*.py"))
 
 
-def eight_devices(file):
+def run(file, *options):
+    """Compiled as conftest says, which the processes read too."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    if "cost" not in file.stem:  # what is computed, not how: a quarter less time
-        flags += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_on_eight_devices(file):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
-    done = subprocess.run(command, env=eight_devices(file), capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
+    run(file)
+
+
+@pytest.mark.slow
+def test_other_sizes_on_eight_devices():
+    run(FILES[0].parent, "-m", "slow")
 
 
 def test_without_axes_nothing_is_summed():

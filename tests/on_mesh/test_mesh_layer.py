@@ -21,19 +21,23 @@ def example(dtype=jnp.float32, spread=3.0):
 
 
 def run(world, shape, loss, arrays, specs=SPECS, out=worlds.SAME, moving=(0, 1, 2)):
-    """The value of a loss and its gradients."""
+    """The value of a loss and its gradients, by one program."""
     f = worlds.split(world, shape, loss, specs, out)
     with worlds.context(world, shape):
         arrays = worlds.placed(world, shape, arrays, specs)
         g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
         (g,) = worlds.placed(world, shape, [g], [out])
-        fixed = dict(enumerate(arrays))
 
-        def of(*moved):
-            return f(*(fixed | dict(zip(moving, moved, strict=True))).values())
+        @jax.jit
+        def both(g, *arrays):
+            def of(*moved):
+                return f(*(dict(enumerate(arrays)) | dict(zip(moving, moved, strict=True))).values())
 
-        value, pull = jax.vjp(of, *(arrays[i] for i in moving))
-        return np.asarray(value), [np.asarray(d, np.float64) for d in pull(g.astype(value.dtype))]
+            value, pull = jax.vjp(of, *(arrays[i] for i in moving))
+            return value, pull(g.astype(value.dtype))
+
+        value, gradients = both(g, *arrays)
+        return np.asarray(value), [np.asarray(d, np.float64) for d in gradients]
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -83,9 +87,11 @@ def test_soft_labels_of_a_layer(world):
         return softjax.linear_cross_entropy(h, k, p, bias=b, weights=w, block_size=3, label_smoothing=0.1, **NAMES)
 
     value, gradients = run(world, (2, 4), loss, (h, k, b, p, w), specs, moving=(0, 1, 2, 3))
-    alone = jax.value_and_grad(
-        lambda *a: softjax.linear_cross_entropy(a[0], a[1], a[3], bias=a[2], weights=w, label_smoothing=0.1),
-        (0, 1, 2, 3),
+    alone = jax.jit(
+        jax.value_and_grad(
+            lambda *a: softjax.linear_cross_entropy(a[0], a[1], a[3], bias=a[2], weights=w, label_smoothing=0.1),
+            (0, 1, 2, 3),
+        )
     )(h, k, b, p)
     close((value, gradients), (alone[0], list(alone[1])))
 
@@ -116,7 +122,7 @@ def test_a_loss_of_the_statistics(world, route):
     arrays = (h, k, b, y, w, advantages, scale)
     # JAX does not let a `shard_map` close over what it has under Explicit axes
     moving = (0, 1, 2, 4, 5) if world == "Explicit" else (0, 1, 2, 4, 5, 6)
-    expected = jax.value_and_grad(loss, moving)(*arrays)
+    expected = jax.jit(jax.value_and_grad(loss, moving))(*arrays)
 
     def named(*arrays):
         return loss(*arrays, **NAMES)
@@ -135,7 +141,9 @@ def test_a_tied_embedding(world):
 
     specs = [SPECS[0], P("classes", None), ROWS, ROWS]
     value, gradients = run(world, (2, 4), loss, (h, embedding, y, w), specs, moving=(0, 1))
-    alone = jax.value_and_grad(lambda h, e: softjax.linear_cross_entropy(h, e.T, y, weights=w), (0, 1))(h, embedding)
+    alone = jax.jit(jax.value_and_grad(lambda h, e: softjax.linear_cross_entropy(h, e.T, y, weights=w), (0, 1)))(
+        h, embedding
+    )
     close((value, gradients), (alone[0], list(alone[1])))
 
 
@@ -155,12 +163,14 @@ def test_forward_mode(world, reduction):
         return softjax.linear_cross_entropy(h, k, y, bias=b, weights=w, block_size=3, reduction=reduction, **names)
 
     along = tuple(jnp.cos(a) for a in (h, k, b))
-    expected = jax.jvp(lambda h, k, b: loss(h, k, b, y, w), (h, k, b), along)
+    expected = jax.jit(lambda *moved: jax.jvp(lambda *a: loss(*a, y, w), moved, along))(h, k, b)
     f = worlds.split(world, (2, 4), lambda *a: loss(*a, **NAMES), SPECS, ROWS if reduction == "none" else P())
     with worlds.context(world, (2, 4)):
         *moved, y, w = worlds.placed(world, (2, 4), (h, k, b, y, w), SPECS)
         along = worlds.placed(world, (2, 4), along, SPECS[:3])
-        actual = jax.jvp(lambda h, k, b: f(h, k, b, y, w), tuple(moved), tuple(along))
+        actual = jax.jit(lambda moved, along, y, w: jax.jvp(lambda *a: f(*a, y, w), moved, along))(
+            tuple(moved), tuple(along), y, w
+        )
     close(actual, expected, 1e-4)
 
 
@@ -177,7 +187,7 @@ def test_a_bias_of_minus_infinity_fills_up(world):
         return loss(*arrays, **NAMES)
 
     value, (dh, dk, db) = run(world, (2, 4), named, (h, k, jnp.where(exist, b, -jnp.inf), y, w))
-    expected = jax.value_and_grad(loss, (0, 1, 2))(h, k[:, :19], b[:19], y, w)
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(h, k[:, :19], b[:19], y, w)
     close((value, [dh, dk[:, :19], db[:19]]), (expected[0], list(expected[1])))
     assert not dk[:, 19:].any()
     assert not db[19:].any()

@@ -22,15 +22,20 @@ def example(spread=3.0, soft=False):
 
 
 def derivatives(world, shape, loss, arrays, specs, out=worlds.SAME):
-    """The value of a loss of the first array, its gradient, and its derivative along that array."""
+    """The value of a loss of the first array, its gradient, and its derivative along its cosine, by one program."""
     f = worlds.split(world, shape, loss, specs, out)
     with worlds.context(world, shape):
         first, *rest = worlds.placed(world, shape, arrays, specs)
-        value, pull = jax.vjp(lambda x: f(x, *rest), first)
         g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
         (g,) = worlds.placed(world, shape, [g], [out])
-        tangent = jax.jvp(lambda x: f(x, *rest), (first,), (jnp.cos(first),))[1]
-        return np.asarray(value), np.asarray(pull(g.astype(value.dtype))[0]), np.asarray(tangent)
+
+        @jax.jit
+        def all_three(g, first, *rest):
+            value, pull = jax.vjp(lambda x: f(x, *rest), first)
+            tangent = jax.jvp(lambda x: f(x, *rest), (first,), (jnp.cos(first),))[1]
+            return value, pull(g.astype(value.dtype))[0], tangent
+
+        return jax.tree.map(np.asarray, all_three(g, first, *rest))
 
 
 def check(world, shape, x, y, w, where=None, **options):
@@ -116,9 +121,14 @@ def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
     f = worlds.split(world, (2, 4), loss, [LOGITS, ROWS], ROWS)
     with worlds.context(world, (2, 4)):
         x, y = worlds.placed(world, (2, 4), (x, y.at[5].set(invalid)), [LOGITS, ROWS])
-        rows, pull = jax.vjp(lambda x: f(x, y), x)
         (g,) = worlds.placed(world, (2, 4), [jnp.ones(SAMPLES)], [ROWS])
-        gradient = np.asarray(pull(g)[0])
+
+        @jax.jit
+        def both(x, y, g):
+            rows, pull = jax.vjp(lambda x: f(x, y), x)
+            return rows, pull(g)[0]
+
+        rows, gradient = map(np.asarray, both(x, y, g))
     assert np.isnan(rows).tolist() == [i == 5 for i in range(SAMPLES)]
     assert not gradient[5].any()
     assert np.isfinite(gradient).all()
@@ -129,14 +139,17 @@ def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
 def test_softmax(world, function):
     x, _, _ = example()
     g = cases.logits(CLASSES, 1.0, SAMPLES, seed=1)
-    expected, pull = jax.vjp(function, x)
-    gradient, moved = pull(g)[0], jax.jvp(function, (x,), (g,))[1]
+
+    def all_of(f, x, g):
+        value, pull = jax.vjp(f, x)
+        return value, pull(g)[0], jax.jvp(f, (x,), (g,))[1]
+
+    expected, gradient, moved = jax.jit(lambda x, g: all_of(function, x, g))(x, g)
     f = worlds.split(world, (2, 4), lambda x: function(x, axis_name="classes"), [LOGITS], LOGITS)
     with worlds.context(world, (2, 4)):
         x, g = worlds.placed(world, (2, 4), (x, g), [LOGITS, LOGITS])
-        q, pull = jax.vjp(f, x)
-        tangent = jax.jvp(f, (x,), (g,))[1]
-        for actual, right in ((q, expected), (pull(g)[0], gradient), (tangent, moved)):
+        q, pulled, tangent = jax.jit(lambda x, g: all_of(f, x, g))(x, g)
+        for actual, right in ((q, expected), (pulled, gradient), (tangent, moved)):
             np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
 
 
@@ -154,7 +167,12 @@ def test_statistics(world, number):
     f = worlds.split(world, (2, 4), of, [LOGITS, ROWS], ROWS)
     with worlds.context(world, (2, 4)):
         x, y, ct = worlds.placed(world, (2, 4), (x, y, jnp.asarray(g)), [LOGITS, ROWS, ROWS])
-        value, pull = jax.vjp(lambda x: f(x, y), x)
-        gradient = pull(ct)[0]
+
+        @jax.jit
+        def both(x, y, ct):
+            value, pull = jax.vjp(lambda x: f(x, y), x)
+            return value, pull(ct)[0]
+
+        value, gradient = both(x, y, ct)
     np.testing.assert_allclose(value, values[number], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradient, gradients[number] * g[:, None], rtol=1e-5, atol=1e-5)
