@@ -18,6 +18,15 @@ SHAPES = [[8, 5], [3, 7]]
 QUICK = ["--shapes", "8", "5", "3", "7", "--rounds", "2", "--at-least-ms", "0.01"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect():
+    """The timing collects garbage before each round, and would walk through all that pytest and JAX hold."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
