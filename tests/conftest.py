@@ -8,13 +8,17 @@ import tempfile
 # Most of the time of these tests is the compiler's, and a program runs once or twice: LLVM need not optimise it. Also
 # for the processes that tests start, whose results are compared bit for bit with those of this one.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# What one process has compiled, the others of this run load, workers of xdist among them; so does a process that has
-# dropped it (below). The folder is new in each run, and gone after it.
+# What a process has compiled, it loads where it has dropped it (below) or traced it anew; so do those that it starts.
+# JAX does not write its cache in one move, so that no two that run at once share one: each worker of xdist has its own.
+# The folder is new in each run, and gone after it.
 if "SOFTJAX_TESTS_CACHE" not in os.environ:
-    _folder = tempfile.TemporaryDirectory(prefix="softjax-tests-")
-    os.environ["SOFTJAX_TESTS_CACHE"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _folder.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    _cache = tempfile.TemporaryDirectory(prefix="softjax-tests-")
+    os.environ["SOFTJAX_TESTS_CACHE"] = _cache.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+    f"{os.environ['SOFTJAX_TESTS_CACHE']}/{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # A process that a test starts imports the softjax that this one does.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
