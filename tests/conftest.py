@@ -4,10 +4,14 @@ import itertools
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 
 # Most of the time of these tests is the compiler's, and a program runs once or twice: LLVM need not optimise it. Also
 # for the processes that tests start, whose results are compared bit for bit with those of this one.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# XLA's older emitter of loops takes a third of the time. A jaxlib that does not know the flag would end the process.
+if version("jaxlib").startswith("0.10.") and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
 # What a process has compiled, it loads where it has dropped it (below) or traced it anew; so do those that it starts.
 # JAX does not write its cache in one move, so that no two that run at once share one: each worker of xdist has its own.
 # The folder is new in each run, and gone after it.
@@ -22,6 +26,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # A process that a test starts imports the softjax that this one does.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
+import as_users
 import jax
 import pytest
 
@@ -33,7 +38,7 @@ collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Modules that read what the compiler made of a program: its text, its memory, its work. They have it optimised.
+# Modules that read what the compiler made of a program: its text, its memory, its work. They read what users have.
 OF_THE_COMPILED = {
     "test_cross_entropy",
     "test_differentiable",
@@ -42,7 +47,6 @@ OF_THE_COMPILED = {
     "test_mesh_cost",
     "test_statistics",
 }
-
 
 # The modules that take longest, the longest first: with `--dist=loadfile` no worker is left with one at the end.
 LONGEST = ["test_mesh", "test_linear", "test_edges", "test_transforms", "test_train_lm", "test_lm_loss"]
@@ -56,9 +60,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_module(request):
-    """What is compiled for one module is compiled as it needs, and does not stay in memory for the next."""
-    jax.config.update("jax_disable_most_optimizations", request.path.stem not in OF_THE_COMPILED)
-    yield
+    """Programs do not stay in memory for the next module, and those that are read are compiled as users have them."""
+    compile_quickly = jax.stages.Lowered.compile
+
+    def compile_as_users(lowered, compiler_options=None):
+        return compile_quickly(lowered, {**as_users.OPTIONS, **(compiler_options or {})})
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.stem in OF_THE_COMPILED:
+            patch.setattr(jax.stages.Lowered, "compile", compile_as_users)
+        yield
     jax.clear_caches()
 
 

@@ -2,6 +2,7 @@
 
 import sys
 
+import as_users
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +19,6 @@ SOFT = jnp.asarray(RNG.dirichlet(np.ones(64), 16), jnp.float32)
 WHERE = jnp.arange(64) < 60
 W = jnp.asarray(RNG.uniform(size=16), jnp.float32).at[::4].set(0)
 OPTIONS = [{"label_smoothing": 0.1, "z_loss": 0.01}, {"weights": W, "where": WHERE}]
-
-# The tests compile without optimisation (conftest.py), but not what is read.
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
 
 
 def functions():
@@ -60,7 +58,7 @@ def main(shape):
             for _, dx, *_ in (*jitted, *eager):
                 assert dx.sharding.spec == x.sharding.spec
             lowered = jax.jit(jax.value_and_grad(softjax.cross_entropy)).lower(x, jnp.asarray(Y))
-            hlo = lowered.compile(compiler_options=OPTIMISED).as_text()
+            hlo = lowered.compile(compiler_options=as_users.OPTIONS).as_text()
             assert "all-gather" not in hlo
             assert "all-to-all" not in hlo
 
