@@ -1,12 +1,12 @@
 """Softmax and cross-entropy for JAX, with analytic gradients in every mode of differentiation."""
 
 from softjax._cross_entropy import cross_entropy as cross_entropy
+from softjax._cross_entropy import statistics as statistics
+from softjax._distribution import distribution_cross_entropy as distribution_cross_entropy
 from softjax._labels import validate_labels as validate_labels
 from softjax._linear import linear_cross_entropy as linear_cross_entropy
 from softjax._linear import linear_loss as linear_loss
 from softjax._linear import linear_statistics as linear_statistics
-from softjax._losses import distribution_cross_entropy as distribution_cross_entropy
+from softjax._rows import Statistics as Statistics
 from softjax._softmax import log_softmax as log_softmax
 from softjax._softmax import softmax as softmax
-from softjax._statistics import Statistics as Statistics
-from softjax._statistics import statistics as statistics

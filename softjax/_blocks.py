@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softjax import _placement as placement
+from softjax._classes import like
 from softjax._types import Array, Bool
 
 _CPU = (2**24, 256, 8)
@@ -32,8 +32,12 @@ def block_rows(samples: int, features: int, classes: int, itemsize: int, platfor
     rows = max(least, target // max(classes * itemsize, 1))
     if rows >= samples:
         return max(samples, 1)
-    even = math.ceil(samples / math.ceil(samples / rows))
-    return min(samples, multiple * math.ceil(even / multiple))
+    return min(samples, multiple * math.ceil(_even(samples, rows) / multiple))
+
+
+def _even(length: int, part: int) -> int:
+    """At most `part`, so that the parts of the length are about the same."""
+    return math.ceil(length / math.ceil(length / part))
 
 
 def split(arrays: Any, samples: int, rows: int) -> Any:
@@ -73,7 +77,7 @@ def walk(
 
     def skip(carry: Any, block: Any) -> tuple[Any, Any]:
         _, out = jax.eval_shape(step, carry, block)
-        return carry, jax.tree.map(lambda to: placement.like(jnp.zeros(to.shape, to.dtype), *every), out)
+        return carry, jax.tree.map(lambda to: like(jnp.zeros(to.shape, to.dtype), *every), out)
 
     def at(carry: Any, here: tuple[Any, Any]) -> tuple[Any, Any]:
         block, taken = here

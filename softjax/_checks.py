@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from softjax._reduce import REDUCTIONS
 from softjax._types import Array
 
+REDUCTIONS = ("mean", "sum", "none")
 _SCALARS = (bool, int, float, complex)
 
 
@@ -43,6 +43,9 @@ def floating(name: str, value: Any) -> Array:
     array = _array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a real floating array, got {array.dtype}.")
+    if array.dtype.itemsize < 2:
+        cast = f"{name}.astype(jnp.bfloat16)"
+        raise TypeError(f"`{name}` must be a floating array of 16 bits or more, got {array.dtype}; cast it: {cast}.")
     return array
 
 
@@ -156,19 +159,6 @@ def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     if array.ndim != 0:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
     return array if isinstance(array, Tracer) else coefficient(name, array.item(), most)
-
-
-def names(argument: str, value: Any) -> tuple[Any, ...]:
-    """The names of mesh axes: one, or several in a tuple or a list, none for None."""
-    if value is None:
-        return ()
-    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    for name in each:
-        if not isinstance(name, str):
-            raise TypeError(f"`{argument}` must name mesh axes by strings, got {type(name).__name__}: {name!r:.60}.")
-    if len(set(each)) < len(each):
-        raise ValueError(f"`{argument}` must name each mesh axis once, got {each}.")
-    return each
 
 
 def reduction(value: Any) -> str:

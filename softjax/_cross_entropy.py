@@ -1,20 +1,20 @@
-"""The cross-entropy of labels and softmax(logits)."""
+"""The cross-entropy of labels and softmax(logits), and the numbers of a row that it is made of."""
 
+import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks as checks
-from softjax import _labels
-from softjax import _mesh as mesh
-from softjax._reduce import reduce
-from softjax._row_loss import row_cross_entropy
+from softjax._block import block_of
+from softjax._cpu import wide
+from softjax._reduce import from_nats, reduce
+from softjax._rows import Row, Statistics, rows, without_classes
 from softjax._split import Split, split_of_logits
-from softjax._statistics import Wanted, exists, row_statistics
-from softjax._types import Array, ArrayLike, Axis, AxisName, Number, Reduction
+from softjax._types import Array, ArrayLike, Axis, AxisName, Float, Number, Reduction
 
 
 def cross_entropy(
@@ -73,57 +73,127 @@ def cross_entropy(
     """
     logits, axis = checks.logits(logits, axis)
     labels = checks.labels(labels, logits.shape, axis)
-    return _cross_entropy(
-        logits,
-        labels,
-        checks.where(where, logits),
-        checks.weights(weights, checks.samples(logits.shape, axis)),
-        checks.coefficient("label_smoothing", label_smoothing, most=1.0),
-        checks.coefficient("z_loss", z_loss),
-        static=_Static(
-            axis,
-            checks.base(base),
-            checks.reduction(reduction),
-            split_of_logits(axis_name, batch_axis_name, logits, axis),
-        ),
-    )
+    where, weights = checks.where(where, logits), checks.weights(weights, checks.samples(logits.shape, axis))
+    coefficients = Coefficients.checked(label_smoothing, z_loss)
+    split = split_of_logits(axis_name, batch_axis_name, logits, axis)
+    static = _Static(axis, split, checks.base(base), checks.reduction(reduction))
+    return _cross_entropy(static, logits, labels, where, weights, coefficients)
 
 
 class _Static(NamedTuple):
     axis: int
-    base: float
-    reduction: str
     split: Split
+    base: float = math.e
+    reduction: str = "none"
 
 
-@partial(jax.jit, static_argnames="static")
-def _cross_entropy(logits, labels, where, weights, smoothing, z_loss, *, static):
+@partial(jax.jit, static_argnums=0)
+def _cross_entropy(static, logits, labels, where, weights, coefficients):
     split, axis = static.split, static.axis
-    specs = (
-        split.of_logits(logits, axis),
-        split.of_labels(labels, axis),
-        split.of_logits(where, axis),
-        split.of_samples(weights),
-        P(),
-        P(),
-    )
+    specs = (*split.of_dense(logits, labels, where, axis), split.of_samples(weights))
+    specs = (*specs, jax.tree.map(lambda _: P(), coefficients))
     out = split.result if static.reduction == "none" else P()
-    return split.over(partial(_local, static), (logits, labels, where, weights, smoothing, z_loss), specs, out)
+    return split.over(partial(_local, static), specs, out)(logits, labels, where, weights, coefficients)
 
 
-def _local(static, logits, labels, where, weights, smoothing, z_loss):
-    axis, names = static.axis, static.split.classes
-    logits, where = static.split.gathered(logits, axis), static.split.gathered(where, axis)
-    labels = labels if _labels.is_ids(labels) else static.split.gathered(labels, axis)
-    wanted = Wanted(axis, mean=smoothing is not None, names=names)
+def _local(static, logits, labels, where, weights, coefficients):
+    samples = checks.samples(logits.shape, static.axis)
+    classes, logits, target, where = static.split.dense(logits, labels, where, static.axis)
     if weights is not None:
-        weights = jnp.broadcast_to(weights, checks.samples(logits.shape, axis))
-    weighted = None if weights is None else weights.astype(bool)
-    if _labels.is_ids(labels):
-        labels = _labels.canonical(labels, logits.shape[axis] * mesh.size(names))
-    rows = row_statistics(wanted, logits, labels, where, weighted)
-    loss = row_cross_entropy(rows, labels, smoothing, z_loss, static.base)
+        weights = jnp.broadcast_to(weights, samples).astype(wide(logits, *jax.tree.leaves(target)))
     if where is not None:
-        loss = jnp.where(jnp.squeeze(exists(where, axis, names), axis), loss, 0)
-    weights = None if weights is None else weights.astype(loss.dtype)
-    return reduce(loss, weights, static.reduction, static.split.samples)
+        exists = jnp.broadcast_to(jnp.squeeze(classes.any(where), static.axis), samples)
+        weights = exists.astype(wide(logits)) if weights is None else jnp.where(exists, weights, 0)
+    counted = None if weights is None else jnp.expand_dims(weights != 0, static.axis)
+    row = rows(classes, block_of(classes, logits, target, where, counted))
+    return reduce(loss_of_row(row, coefficients, static.base), weights, static.reduction, static.split.samples)
+
+
+def statistics(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> Statistics:
+    """The numbers of each sample that the losses of this package are arithmetic on: ln Σ exp x, −ln q_y, the entropy …
+
+    Read them by name. What is not used costs nothing under `jit`, forward or backward; an eager call computes all. The
+    log-probability of the label is −`cross_entropy`, exact for confident rows and near logits of 1e4, where
+    `label_logit` − `log_normalizer` loses its digits.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        labels: integer class ids `[*samples]`, or a floating distribution of the shape of `logits`.
+        axis: the class axis of `logits`.
+        where: boolean, broadcastable to `logits`: the classes that exist.
+        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
+            the call, else of the mesh in context. Class ids stay global.
+
+    Returns:
+        `Statistics`, each `[*samples]`, in nats, float32, or float64 if `logits` or a distribution are float64; the
+        `prediction` and the `label_rank` are int32. For a class id out of range `label_logit` and `cross_entropy` are
+        NaN, with slope 0, and the rank is −1; for a class that `where` leaves out they are −inf, +inf and 2³¹ − 1. A
+        row without classes has `log_normalizer` and `max_logit` −inf, prediction and rank −1, and 0 elsewhere.
+
+    Raises:
+        TypeError: `logits` that are not real floating, labels neither integer nor floating, `where` not boolean.
+        ValueError: a shape or an axis that does not fit.
+
+    Source: the cross-entropy and its gradient q_j P − p_j are those of the DeepLibs softmax document; each field's
+    formula and derivative stand in `Statistics` and at the head of `softjax/_rows.py`.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> s = softjax.statistics(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array(4))
+    >>> print(f"{-s.cross_entropy:.4f} {s.mean_logit:.1f} {s.entropy:.4f} {s.prediction} {s.label_rank}")
+    -0.1329 12.6 0.3998 4 0
+    """
+    logits, axis = checks.logits(logits, axis)
+    labels = checks.labels(labels, logits.shape, axis)
+    static = _Static(axis, split_of_logits(axis_name, None, logits, axis))
+    return _statistics(static, logits, labels, checks.where(where, logits))
+
+
+@partial(jax.jit, static_argnums=0)
+def _statistics(static, logits, labels, where):
+    split, axis = static.split, static.axis
+
+    def local(logits: Array, labels: Array, where: Array | None) -> Statistics:
+        classes, logits, target, where = split.dense(logits, labels, where, axis)
+        block = block_of(classes, logits, target, where, None if where is None else classes.any(where))
+        row = rows(classes, block).statistics
+        return row if where is None else without_classes(row, classes.number(~classes.any(where)))
+
+    return split.over(local, split.of_dense(logits, labels, where, axis), split.result)(logits, labels, where)
+
+
+class Coefficients(NamedTuple):
+    """Numbers, or traced scalars; None for 0."""
+
+    smoothing: Any
+    z_loss: Any
+
+    @classmethod
+    def checked(cls, label_smoothing: Any, z_loss: Any) -> "Coefficients":
+        smoothing = checks.coefficient("label_smoothing", label_smoothing, most=1.0)
+        return cls(smoothing, checks.coefficient("z_loss", z_loss))
+
+
+def loss_of_row(row: Row, coefficients: Coefficients, base: float) -> Float[Array, "*samples"]:
+    """The loss of each row: (1 − ε) h + ε u in units of the base, and its penalty c z²."""
+    (smoothing, z_loss), hard = coefficients, row.statistics.cross_entropy
+    loss = hard
+    if smoothing is not None:
+        smoothing = jnp.asarray(smoothing, loss.dtype)
+        loss = _times(1 - smoothing, loss) + _times(smoothing, row.uniform)
+    loss = from_nats(loss, base)
+    if z_loss is not None:
+        loss = loss + _times(jnp.asarray(z_loss, loss.dtype), row.statistics.log_normalizer**2)
+    # an id that is no class has NaN and gradient 0, whatever else is added
+    return loss if coefficients == Coefficients(None, None) else jnp.where(jnp.isnan(hard), hard, loss)
+
+
+def _times(coefficient: Array, number: Array) -> Array:
+    """The product, where 0 · inf is 0: at a coefficient of 0 the number takes no part, but moves as it changes."""
+    return coefficient * jnp.where((coefficient == 0) & jnp.isinf(number), 0, number)

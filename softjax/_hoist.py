@@ -1,11 +1,15 @@
-"""A function of arrays as data: what it closes over becomes arguments, and what it reads can be seen."""
+"""A function as data: what it closes over becomes arguments, so that it may stand in a custom derivative."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
+from softjax._layer import Parameters
+from softjax._rows import Row, Statistics
+from softjax._samples import Samples, Static, number_like
 from softjax._types import Array
 
 
@@ -19,10 +23,6 @@ class Hoisted(NamedTuple):
         flat = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, closed_over))(*jax.tree.leaves(args))
         return jax.tree.unflatten(self.out, flat)
 
-    def reads(self) -> list[bool]:
-        """Which leaves of the arguments the result depends on."""
-        return _reads(self.jaxpr, [True] * len(self.jaxpr.outvars))
-
 
 def hoist(function: Callable[..., Any], *like: Any) -> tuple[Hoisted, tuple[Array, ...]]:
     """The function, traced for arguments like these, and the arrays that it closes over, tracers among them."""
@@ -30,14 +30,21 @@ def hoist(function: Callable[..., Any], *like: Any) -> tuple[Hoisted, tuple[Arra
     return Hoisted(closed.jaxpr, jax.tree.structure(out)), tuple(closed.consts)
 
 
-def _reads(jaxpr: core.Jaxpr, wanted: list[bool]) -> list[bool]:
-    live = {id(v) for v, w in zip(jaxpr.outvars, wanted, strict=True) if w}
-    for equation in reversed(jaxpr.eqns):
-        outs = [id(v) in live for v in equation.outvars]
-        if any(outs) or equation.effects:
-            inner = equation.params.get("jaxpr")
-            reads = [True] * len(equation.invars)
-            if equation.primitive.name in ("jit", "pjit") and isinstance(inner, core.ClosedJaxpr):
-                reads = _reads(inner.jaxpr, outs)
-            live |= {id(v) for v, read in zip(equation.invars, reads, strict=True) if read}
-    return [id(v) in live for v in jaxpr.invars]
+class RowLoss(NamedTuple):
+    """A caller's loss of the statistics of rows and of their arguments, as `loss_sum` takes it."""
+
+    function: Hoisted
+
+    def __call__(self, closed_over: tuple[Array, ...], row: Row, row_args: list[Array]) -> Array:
+        return self.function(closed_over, row.statistics, row_args)
+
+
+def hoisted_row_loss(
+    static: Static, of_row: Callable[..., Array], parameters: Parameters, samples: Samples
+) -> tuple[RowLoss, tuple[Array, ...]]:
+    """The row loss of a block, traced with arrays that vary over the mesh as the numbers and the arguments will."""
+    number = jnp.broadcast_to(number_like(static, parameters, samples), samples.hidden.shape[1])
+    integer = number.astype(jnp.int32)
+    row = Statistics._make([number] * 8 + [integer] * 2)
+    function, closed_over = hoist(jax.vmap(of_row), row, [jnp.zeros_like(a[0]) for a in samples.row_args])
+    return RowLoss(function), closed_over

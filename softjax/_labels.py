@@ -1,6 +1,6 @@
-"""Labels: what a class id picks out of a row, and the check that says which label is wrong."""
+"""Labels: what the target of a loss is, and the check that says which label is wrong."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +8,31 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from softjax import _checks as checks
-from softjax import _mesh as mesh
-from softjax import _placement as placement
-from softjax._types import Array, ArrayLike, Bool, Count, Float, Integer
-from softjax._widen import widen
+from softjax._types import Array, ArrayLike, Count, Float, Integer
+
+
+class Ids(NamedTuple):
+    """A class id for each row, −1 for one that is no class, the class axis kept at length 1."""
+
+    ids: Integer[Array, "..."]
+
+
+class Distribution(NamedTuple):
+    """The probability of each class, in each row."""
+
+    probabilities: Float[Array, "..."]
 
 
 def is_ids(labels: Array) -> bool:
     """Whether the labels are class ids, not distributions."""
     return jnp.issubdtype(labels.dtype, jnp.integer)
+
+
+def target_of(labels: Array, classes: int, axis: int) -> Ids | Distribution:
+    """The labels as what they are; `classes` counts those of all devices."""
+    if is_ids(labels):
+        return Ids(jnp.expand_dims(canonical(labels, classes), axis))
+    return Distribution(labels)
 
 
 def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
@@ -27,26 +43,6 @@ def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array
     if not isinstance(classes, int) or classes <= jnp.iinfo(labels.dtype).max:
         valid &= labels < classes
     return jnp.where(valid, labels.astype(jnp.int32), -1)
-
-
-def matches(ids: Integer[Array, "*rows"], logits: Array, axis: int, names: mesh.Names) -> Bool[Array, "..."]:
-    """[j = y]: compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded."""
-    local = ids - mesh.first(names, logits.shape[axis])
-    return local == placement.class_ids(logits, axis, local)
-
-
-def pick(
-    x: Float[Array, "..."], ids: Integer[Array, "*rows"], axis: int, dense: bool, names: mesh.Names
-) -> Float[Array, "*rows"]:
-    """x_y, widened, NaN for an id that is no class; `dense` says that `x` lies in memory and need not be computed."""
-    if dense and placement.on_one_cpu(x) and x.shape[axis] > 0:
-        local = ids - mesh.first(names, x.shape[axis])
-        picked = jnp.take_along_axis(x, jnp.clip(local, 0, x.shape[axis] - 1), axis, mode="clip")
-        if names:
-            picked = jnp.where((local >= 0) & (local < x.shape[axis]), picked, 0)
-    else:
-        picked = jnp.sum(jnp.where(matches(ids, x, axis, names), x, 0), axis, keepdims=True)
-    return jnp.where(ids < 0, jnp.nan, mesh.total(widen(picked), names))
 
 
 def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike | None = None) -> None:

@@ -1,20 +1,22 @@
 """The last linear layer for a block of samples: its logits, and their pull-back to what they were made from.
 
-Every product takes its operands in the type they came in and accumulates in float32 or wider.
+Every product takes its operands in the type they came in and accumulates in float32 or wider; float16 operands are
+widened for the products of the pull-back, since gradients of logits would underflow in float16.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softjax import _placement as placement
+from softjax import _cpu as cpu
 from softjax._types import Array, Float
-from softjax._widen import wide
 
-_TILE = 2**23  # bytes of the kernel gradient that a CPU adds to at a time: they stay in cache
+
+class Parameters(NamedTuple):
+    kernel: Float[Array, "_ _"]
+    bias: Float[Array, " classes"] | None
 
 
 class Layer(NamedTuple):
@@ -31,98 +33,90 @@ class Layer(NamedTuple):
         """The axes of the features and of the classes in the kernel."""
         return (1, 0) if self.turned else (0, 1)
 
-    def logits(
-        self, hidden: Float[Array, "rows features"], kernel: Float[Array, "_ _"], bias: Float[Array, " classes"] | None
-    ) -> Float[Array, "rows classes"]:
-        x = _product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
+    def classes(self, parameters: Parameters) -> int:
+        return parameters.kernel.shape[self.axes[1]]
+
+    def tile(self, parameters: Parameters, start: Array, length: int) -> Parameters:
+        """The parameters of `length` classes."""
+        kernel, bias = parameters
+        bias = None if bias is None else lax.dynamic_slice_in_dim(bias, start, length)
+        return Parameters(lax.dynamic_slice_in_dim(kernel, start, length, self.axes[1]), bias)
+
+    def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
+        kernel, bias = parameters
+        x = product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
             x = x + bias.astype(x.dtype)[None, :]
-        return x if self.softcap is None else self.softcap * jnp.tanh(x / self.softcap)
+        # a class that −inf leaves out stays out, where tanh(−inf) would be −1
+        return x if self.softcap is None else jnp.where(x == -jnp.inf, x, self.softcap * jnp.tanh(x / self.softcap))
 
     def uncapped(
         self, dx: Float[Array, "rows classes"], x: Float[Array, "rows classes"]
     ) -> Float[Array, "rows classes"]:
         """The cotangent of h W + b from that of the logits."""
         # x = cap · tanh(u / cap)  ⇒  ∂x/∂u = 1 − (x / cap)²
-        return dx if self.softcap is None else dx * (1 - (x / self.softcap) ** 2)
+        return dx if self.softcap is None else dx * (1 - (jnp.where(x == -jnp.inf, 0, x) / self.softcap) ** 2)
+
+    def hidden_gradient(self, du: Float[Array, "rows classes"], kernel: Array) -> Float[Array, "rows features"]:
+        """dh = du Wᵀ"""
+        classes = self.axes[1]
+        if kernel.dtype == du.dtype:
+            return product(du, kernel, 1, classes)
+        cast = _operands(kernel, du)
+        nothing = lax.pad(du[:, :0], jnp.zeros((), du.dtype), [(0, 0, 0), (0, kernel.shape[1 - classes], 0)])
+        return _both_ways(
+            lambda y, du: y + product(*cast(du), 1, classes).astype(du.dtype),
+            lambda y: product(*cast(y), 1, 1 - classes).astype(du.dtype),
+            nothing,
+            du,
+        )
 
 
-class Sums(NamedTuple):
-    """What is summed over blocks; None where it is not wanted, or where the first block will be the only one."""
+def add_kernel_gradient(
+    total: Float[Array, "classes features"], du: Float[Array, "rows classes"], hidden: Float[Array, "rows features"]
+) -> Float[Array, "classes features"]:
+    """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]."""
+    cast = _operands(hidden, du)
 
-    kernel: Any
-    bias: Any
+    def add(total: Array, du: Array) -> Array:
+        du, h = cast(du)
+        return cpu.add_in_tiles(total, lambda du: product(du, h, 0, 0).astype(total.dtype), du)
 
+    def back(total: Array) -> Array:
+        total, h = cast(total)
+        return product(h, total, 1, 1).astype(du.dtype)
 
-HIDDEN, KERNEL, BIAS, LABELS = range(4)
-"""Positions among the arrays that may be differentiated by."""
-
-
-def empty_sums(
-    layer: Layer, moving: Sequence[int], hidden: Float[Array, "blocks rows features"], kernel: Array
-) -> Sums:
-    features, classes = (kernel.shape[axis] for axis in layer.axes)
-    dkernel = jnp.zeros((classes, features), wide(hidden)) if KERNEL in moving and len(hidden) > 1 else None
-    dbias = jnp.zeros(classes, layer.dtype) if BIAS in moving else None
-    return jax.tree.map(lambda zeros: placement.like(zeros, hidden), Sums(dkernel, dbias))
+    return _both_ways(add, back, total, du)
 
 
-def pull_back(
-    layer: Layer,
-    moving: Sequence[int],
-    sums: Sums,
-    du: Float[Array, "rows classes"],
-    hidden: Float[Array, "rows features"],
-    kernel: Float[Array, "_ _"],
-) -> tuple[Sums, Float[Array, "rows features"] | None]:
-    """The sums with what this block adds to them, and the gradient of its hidden vectors, from du of h W + b."""
-    dkernel = dbias = dhidden = None
-    if HIDDEN in moving:
-        # dh = du Wᵀ
-        dhidden = _product(du.astype(kernel.dtype), kernel, 1, layer.axes[1]).astype(hidden.dtype)
-    if KERNEL in moving:
-        # dW = hᵀ du
-        dkernel = _add_kernel_gradient(layer, sums.kernel, du.astype(hidden.dtype), hidden)
-    if BIAS in moving:
-        # db = Σ du
-        dbias = sums.bias + jnp.sum(du, 0)
-    return Sums(dkernel, dbias), dhidden
+def _operands(other: Array, du: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """A cotangent in the type of the other operand; for float16, in which it would underflow, that one is widened."""
+    if other.dtype == jnp.float16:
+        return lambda cotangent: (cotangent, other.astype(du.dtype))
+    return lambda cotangent: (cotangent.astype(other.dtype), other)
 
 
-def layouts(layer: Layer, sums: Sums, blocks: int) -> Sums:
-    """The sums over all blocks in the layout of the layer's parameters."""
-    return sums if sums.kernel is None or layer.turned or blocks == 1 else sums._replace(kernel=sums.kernel.T)
+def _both_ways(add: Callable[[Array, Array], Array], back: Callable[[Array], Array], total: Array, x: Array) -> Array:
+    """`add(total, x)` = total + P x, with the transpose of P given: `back(y)` = Pᵀ y.
 
-
-def of_logits(moving: Sequence[int]) -> tuple[int, ...]:
-    """Which arguments of a block of statistics move: its logits, and its labels if the layer's do."""
-    return (0, 1) if LABELS in moving else (0,)
-
-
-def _add_kernel_gradient(layer: Layer, total: Array | None, du: Array, hidden: Array) -> Array:
-    """total + duᵀ h, or what stands alone, in the layout of the kernel, if the only block is this one.
-
-    A sum over blocks is kept as [classes, features], whatever the layout of the kernel: that product is up to twice as
-    fast on a CPU. There it is added tile by tile, since a product of the size of the kernel would go to memory and
-    come back to be added.
+    Reverse mode transposes the pull-back twice. JAX's own transposes of the products would widen their operands, and of
+    the sum that is added to piece by piece they would make copies. (x, y) with y = total + P x is the solution of a
+    linear system, for which JAX takes the transpose that it is given, in every mode.
     """
-    if total is None:
-        return _product(du, hidden, 0, 0) if layer.turned else _product(hidden, du, 0, 0)
-    classes, features = total.shape
-    tile = max(1, _TILE // max(features * total.dtype.itemsize, 1))
-    if not placement.on_one_cpu(du) or tile >= classes:
-        return total + _product(du, hidden, 0, 0)
 
-    def add(total: Array, start: Array | int, length: int) -> Array:
-        part = _product(lax.dynamic_slice_in_dim(du, start, length, 1), hidden, 0, 0)
-        old = lax.dynamic_slice_in_dim(total, start, length)
-        return lax.dynamic_update_slice_in_dim(total, old + part, start, 0)
+    def nothing(x: Array) -> Array:
+        """0, the sum of no entry of x: so that whatever is transposed depends on both parts of the system."""
+        return jnp.sum(x[:0])
 
-    whole = classes - classes % tile
-    total, _ = lax.scan(lambda total, start: (add(total, start, tile), None), total, jnp.arange(0, whole, tile))
-    return total if whole == classes else add(total, whole, classes - whole)
+    same, result = lax.custom_linear_solve(
+        lambda z: (z[0], z[1] - add(jnp.zeros_like(total), z[0])),
+        (x, total + nothing(x)),
+        lambda _, b: (b[0], add(b[1], b[0])),
+        lambda _, b: (b[0] + back(b[1]), b[1]),
+    )
+    return result + nothing(same)
 
 
-def _product(a: Array, b: Array, i: int, j: int) -> Array:
+def product(a: Array, b: Array, i: int, j: int) -> Array:
     """Σ over axis i of a and axis j of b."""
-    return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=wide(a, b))
+    return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=cpu.wide(a, b))

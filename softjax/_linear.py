@@ -1,6 +1,5 @@
 """The last linear layer and its loss, without the logits."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,21 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from softjax import _blocks as blocks
 from softjax import _checks as checks
-from softjax._hoist import Hoisted, hoist
-from softjax._linear_problem import (
-    Problem,
-    arranged,
-    labels_of,
-    on_mesh,
-    rows_of,
-    sum_of,
-    varying_as_rows,
-    weights_of,
-)
+from softjax import _classes as mesh
+from softjax._cross_entropy import Coefficients, loss_of_row
+from softjax._hoist import hoisted_row_loss
+from softjax._loss_sum import loss_sum
+from softjax._problem import Plan, Problem, arranged
 from softjax._reduce import mean_of, reduce
-from softjax._row_loss import row_cross_entropy
-from softjax._statistics import Rows, Statistics, Wanted
+from softjax._row_blocks import rows_of_blocks
+from softjax._rows import Row, Statistics
+from softjax._samples import Static
 from softjax._types import Array, ArrayLike, AxisName, Count, Function, Number, Reduction
 
 
@@ -72,8 +67,7 @@ def linear_cross_entropy(
         TypeError: `hidden`, `kernel` or `bias` that are not real floating, or another wrong dtype.
         ValueError: shapes that do not fit, or a value out of range.
 
-    Under `vmap` each example has a block, and with "mean" or "sum" a kernel gradient, of its own: rather call it once
-    with leading axes.
+    Under `vmap` each example has a block and a kernel gradient of its own: rather call it once with leading axes.
 
     Source: the gradient is that of the DeepLibs softmax document. Gradients taken in the forward pass: Hsu et al. 2024,
     arXiv:2410.10989; logit softcap: Gemma Team 2024, arXiv:2408.00118.
@@ -83,14 +77,11 @@ def linear_cross_entropy(
     >>> print(softjax.linear_cross_entropy(hidden, kernel, jnp.array([2, 1])).round(4))
     1.0872
     """
-    problem, plan = arranged(
-        hidden, kernel, labels, bias, weights, logit_softcap, block_size, axis_name, batch_axis_name
-    )
-    smoothing = checks.coefficient("label_smoothing", label_smoothing, most=1.0)
-    penalty = checks.coefficient("z_loss", z_loss)
-    return _linear_cross_entropy(
-        problem, smoothing, penalty, plan=plan, base=checks.base(base), reduction=checks.reduction(reduction)
-    )
+    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
+    plan, problem = arranged(hidden, kernel, labels, bias=bias, weights=weights, names=names, **options)
+    coefficients = Coefficients.checked(label_smoothing, z_loss)
+    static = _Static(plan, checks.base(base), checks.reduction(reduction))
+    return _linear_cross_entropy(static, problem, coefficients)
 
 
 def linear_statistics(
@@ -106,8 +97,7 @@ def linear_statistics(
 ) -> Statistics:
     """`statistics(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
 
-    A loss that is arithmetic on them needs four matrix products with its gradient: the backward pass computes the
-    logits again. `linear_loss` needs three.
+    A loss of them takes four matrix products with its gradient, since logits are computed again; `linear_loss` three.
 
     Args:
         hidden: `[*samples, features]`, real floating.
@@ -129,11 +119,12 @@ def linear_statistics(
 
     >>> import jax.numpy as jnp, softjax
     >>> s = softjax.linear_statistics(jnp.eye(2), jnp.array([[0.0, 1.0], [2.0, 5.0]]), jnp.array([1, 0]))
-    >>> print(*(f"{log_q:.4f}" for log_q in s.label_logit - s.log_normalizer))
-    -0.3133 -3.0486
+    >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
+    0.3133 3.0486
     """
-    problem, plan = arranged(hidden, kernel, labels, bias, None, logit_softcap, block_size, axis_name, batch_axis_name)
-    return _linear_statistics(problem, plan=plan)
+    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
+    plan, problem = arranged(hidden, kernel, labels, bias=bias, names=names, **options)
+    return _linear_statistics(plan, problem)
 
 
 def linear_loss(
@@ -151,13 +142,13 @@ def linear_loss(
 ) -> Array:
     """Σ weight · row_loss(statistics, *row_args), of the statistics of hidden @ kernel + bias, without the logits.
 
-    Any loss of a policy, a distillation or a classifier that is a function of the four `Statistics` of a row, with
-    its gradient, at the price of three matrix products. Statistics that `row_loss` does not read are not computed.
+    Any loss of a policy or a classifier that is a function of the `Statistics` of a row, with its gradient, for three
+    matrix products. What `row_loss` does not read is not computed.
 
     Args:
         row_loss: a function of one sample: `Statistics` of scalars, and the sample's entry of each of `row_args`, to a
-            real scalar. It is mapped over the samples. It may close over arrays, and derivatives reach these (under
-            Explicit axes JAX lets it close over concrete arrays only: pass traced ones as `row_args`).
+            real scalar, mapped over the samples. Derivatives reach arrays that it closes over (under Explicit axes JAX
+            allows concrete ones only: pass traced ones as `row_args`).
         hidden: `[*samples, features]`, real floating.
         kernel: `[features, classes]`; `embedding.T` for tied embeddings.
         labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
@@ -181,7 +172,7 @@ def linear_loss(
 
     >>> import jax, jax.numpy as jnp, softjax
     >>> def policy_gradient(s, advantage):
-    ...     return -advantage * (s.label_logit - s.log_normalizer) - 0.01 * s.entropy
+    ...     return advantage * s.cross_entropy - 0.01 * s.entropy
     >>> kernel, labels, advantages = jnp.array([[0.0, 1.0], [2.0, 5.0]]), jnp.array([1, 0]), jnp.array([1.0, -1.0])
     >>> loss = jax.jit(lambda h: softjax.linear_loss(policy_gradient, h, kernel, labels, advantages))
     >>> print(loss(jnp.eye(2)).round(4))
@@ -189,79 +180,71 @@ def linear_loss(
     """
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    problem, plan = arranged(
-        hidden, kernel, labels, bias, weights, logit_softcap, block_size, axis_name, batch_axis_name
-    )
+    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
+    plan, problem = arranged(hidden, kernel, labels, bias=bias, weights=weights, names=names, **options)
     leaves, tree = checks.row_args(row_args, problem.shape)
 
-    def rows_loss(rows: Statistics, args: list[Array]) -> Array:
-        return jax.vmap(lambda row, args: checks.row_loss_result(row_loss(row, *jax.tree.unflatten(tree, args))))(
-            rows, args
-        )
-
-    def local(problem: Problem, _: Any, leaves: list[Array]) -> Array:
-        # traced with arrays that vary over the mesh as the statistics and the arguments will
-        number = jnp.zeros(plan.rows, plan.layer.dtype)
-        like = [jnp.zeros((plan.rows, *a.shape[len(problem.shape) :]), a.dtype) for a in leaves]
-        number, *like = varying_as_rows(problem, plan, leaves, [number, *like])
-        function, shared = hoist(rows_loss, Statistics(*[number] * 4), like)
-        _, label, mean, entropy = function.reads()[:4]
-        names = plan.split.classes
-        wanted = Wanted(-1, relative=False, label=label, mean=mean, entropy=entropy, names=names)
-        return sum_of(problem, plan, wanted, _OfStatistics(function), shared, leaves)
+    def of_row(row: Statistics, args: list[Array]) -> Array:
+        return checks.row_loss_result(row_loss(row, *jax.tree.unflatten(tree, args)))
 
     # compiled for this call alone, since the row loss may close over anything
-    return jax.jit(lambda problem, leaves: on_mesh(local, problem, plan, (), leaves, P()))(problem, leaves)
+    return jax.jit(partial(_linear_loss, plan, of_row))(problem, leaves)
 
 
-@partial(jax.jit, static_argnames=("plan", "base", "reduction"))
-def _linear_cross_entropy(problem, smoothing, penalty, *, plan, base, reduction):
-    rows_loss = _CrossEntropy(base, smoothing is not None, penalty is not None)
-    shared = [jnp.asarray(a).astype(plan.layer.dtype) for a in (smoothing, penalty) if a is not None]
-    wanted = Wanted(-1, mean=smoothing is not None, names=plan.split.classes)
-
-    def local(problem: Problem, shared: Sequence[Array], _: Any) -> Array:
-        if reduction == "none":
-            rows = rows_of(problem, plan, wanted)
-            loss = rows_loss(shared, rows, labels_of(problem, plan), ())
-            return reduce(loss, weights_of(problem, plan), "none")
-        total = sum_of(problem, plan, wanted, rows_loss, shared, ())
-        if reduction == "sum":
-            return total
-        return mean_of(total, weights_of(problem, plan), problem.samples, plan.split.samples)
-
-    out = plan.split.result if reduction == "none" else P()
-    return on_mesh(local, problem, plan, shared, (), out)
+class _Static(NamedTuple):
+    plan: Plan
+    base: float
+    reduction: str
 
 
-@partial(jax.jit, static_argnames="plan")
-def _linear_statistics(problem, *, plan):
-    def local(problem: Problem, *_: Any) -> Statistics:
-        names = plan.split.classes
-        wanted = Wanted(-1, relative=False, label=True, mean=True, entropy=True, names=names)
-        return Statistics(*rows_of(problem, plan, wanted)[:4])
+@partial(jax.jit, static_argnums=0)
+def _linear_cross_entropy(static, problem, coefficients):
+    coefficients = jax.tree.map(lambda a: jnp.asarray(a).astype(static.plan.layer.dtype), coefficients)
+    out = static.plan.split.result if static.reduction == "none" else P()
+    local = _local_losses if static.reduction == "none" else _local_sum
+    over = static.plan.over_devices(partial(local, static), problem, (coefficients, ()), out)
+    return over(problem, coefficients, ())
 
-    return on_mesh(local, problem, plan, (), (), plan.split.result)
+
+def _local_losses(static, problem, coefficients, _):
+    losses = loss_of_row(_rows(static.plan, problem), coefficients, static.base)
+    return reduce(losses, static.plan.weights(problem), "none")
+
+
+def _local_sum(static, problem, coefficients, _):
+    (plan, base, reduction), samples = static, static.plan.split.samples
+    summed = Static(plan.layer, plan.classes, mesh.bound(samples), _CrossEntropy(base))
+    total = mesh.total(loss_sum(summed, *plan.filled(problem), coefficients), mesh.unbound(samples))
+    return total if reduction == "sum" else mean_of(total, plan.weights(problem), problem.samples, samples)
 
 
 class _CrossEntropy(NamedTuple):
-    """The loss of the rows of `linear_cross_entropy`; smoothing and penalty, where there are any, are shared."""
-
     base: float
-    smoothed: bool
-    penalised: bool
 
-    def __call__(self, shared: Sequence[Array], rows: Rows, labels: Array, row_args: Sequence[Array]) -> Array:
-        smoothing = shared[0] if self.smoothed else None
-        penalty = shared[-1] if self.penalised else None
-        return row_cross_entropy(rows, labels, smoothing, penalty, self.base)
+    def __call__(self, coefficients: Coefficients, row: Row, _: Any) -> Array:
+        return loss_of_row(row, coefficients, self.base)
 
 
-class _OfStatistics(NamedTuple):
-    """The caller's row loss, of `Statistics`; what it does not read is not there, and 0 stands for it."""
+def _rows(plan: Plan, problem: Problem) -> Row:
+    """The numbers of each row, in the shape of the samples."""
+    row = rows_of_blocks(Static(plan.layer, plan.classes), *plan.blocks(problem))
+    return jax.tree.map(lambda number: blocks.merge(number, problem.shape), row)
 
-    function: Hoisted
 
-    def __call__(self, shared: Sequence[Array], rows: Rows, labels: Array, row_args: Sequence[Array]) -> Array:
-        numbers = (jnp.zeros_like(rows.log_normalizer) if number is None else number for number in rows[:4])
-        return self.function(tuple(shared), Statistics(*numbers), list(row_args))
+@partial(jax.jit, static_argnums=0)
+def _linear_statistics(plan, problem):
+    def local(problem: Problem, *_: Any) -> Statistics:
+        return _rows(plan, problem).statistics
+
+    return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
+
+
+def _linear_loss(plan, of_row, problem, row_args):
+    def local(problem: Problem, _: Any, row_args: list[Array]) -> Array:
+        parameters, samples = plan.filled(problem, row_args)
+        static = Static(plan.layer, plan.classes, mesh.bound(plan.split.samples))
+        function, closed_over = hoisted_row_loss(static, of_row, parameters, samples)
+        total = loss_sum(static._replace(row_loss=function), parameters, samples, closed_over)
+        return mesh.total(total, mesh.unbound(plan.split.samples))
+
+    return plan.over_devices(local, problem, ((), row_args), P())(problem, (), row_args)

@@ -1,11 +1,16 @@
-"""Weights and reductions: from one loss for each sample to what the caller asked for."""
+"""From nats in each row to what the caller asked for: the base, the weights, the reduction."""
+
+import math
 
 import jax.numpy as jnp
 
-from softjax import _mesh as mesh
+from softjax import _classes as mesh
 from softjax._types import Array, Float
 
-REDUCTIONS = ("mean", "sum", "none")
+
+def from_nats(nats: Array, base: float) -> Array:
+    """log_b x = ln x / ln b: a number of nats (base e) in bits (2), hartleys (10) or another unit."""
+    return nats if base == math.e else nats / math.log(base)
 
 
 def reduce(

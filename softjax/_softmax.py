@@ -1,7 +1,5 @@
 """softmax and log-softmax, with their analytic pull-backs."""
 
-import math
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _checks as checks
-from softjax import _log_sum
-from softjax import _mesh as mesh
-from softjax import _placement as placement
-from softjax import _units as units
-from softjax._differentiable import differentiable
+from softjax import _cpu as cpu
+from softjax._classes import Classes, aligned
+from softjax._every_mode import in_every_mode
+from softjax._log_sum import below, log_sum
+from softjax._reduce import from_nats
 from softjax._split import Split, split_of_logits
-from softjax._types import Array, ArrayLike, Axis, AxisName, Bool, Number
+from softjax._types import Array, ArrayLike, Axis, AxisName, Number
 
 
 def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
@@ -44,7 +42,7 @@ def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = Non
     """
     logits, axis = checks.logits(logits, axis)
     exist = checks.where(where, logits)
-    return _softmax(_Static(axis, split_of_logits(axis_name, None, logits, axis)), logits, exist)
+    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis)), logits, exist)
 
 
 def log_softmax(
@@ -81,97 +79,77 @@ def log_softmax(
     """
     logits, axis = checks.logits(logits, axis)
     base, exist = checks.base(base), checks.where(where, logits)
-    return _log_softmax(_Static(axis, split_of_logits(axis_name, None, logits, axis), base), logits, exist)
+    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis), base), logits, exist)
 
 
 class _Static(NamedTuple):
     axis: int
     split: Split
-    base: float = math.e
-
-    @property
-    def core(self) -> tuple[int, mesh.Names]:
-        """What the custom derivatives need to know."""
-        return self.axis, self.split.classes
-
-    def arranged(self, *arrays: Array | None) -> list[Array | None]:
-        """One device's arrays, as the custom derivatives need them."""
-        return placement.aligned(self.split.classes, [self.split.gathered(a, self.axis) for a in arrays])[0]
-
-    def over(self, function: Callable[..., Array], *arrays: Array | None) -> Array:
-        """The function of arrays of the rank of the logits, on each device's part of them."""
-        specs = [self.split.of_logits(array, self.axis) for array in arrays]
-        return self.split.over(function, arrays, specs, specs[0])
-
-
-class _Residuals(NamedTuple):
-    logits: Array
-    where: Bool[Array, "..."] | None
-    log_sum: _log_sum.LogSum
-
-
-def _probabilities(residuals: _Residuals) -> Array:
-    # q_j = exp(x_j − peak) / mass, and 0 for a class that does not exist, also where none does
-    x, where, pair = residuals
-    q = _log_sum.shifted_exp(_log_sum.existing(x, where), pair.peak) / pair.mass
-    return q if where is None else jnp.where(where, q, 0)
+    base: float | None = None
+    """That of log_b q, None for q."""
 
 
 @partial(jax.jit, static_argnums=0)
-def _softmax(static, logits, where):
-    def local(logits: Array, where: Array | None) -> Array:
-        q = _wide_softmax(static.core, *static.arranged(logits, where)).astype(logits.dtype)
-        return static.split.scattered(q, static.axis)
-
-    return static.over(local, logits, where)
+def _over_devices(static, logits, where):
+    specs = [static.split.of_logits(array, static.axis) for array in (logits, where)]
+    return static.split.over(partial(_local, static), specs, specs[0])(logits, where)
 
 
-def _softmax_forward(static, logits, where, *, moving):
-    axis, names = static
-    residuals = _Residuals(logits, where, _log_sum.log_sum(logits, where, axis, names, bool(moving)))
-    return _probabilities(residuals), residuals
+def _local(static, logits, where):
+    axis, split, base = static
+    (x, where), _ = aligned(split.classes, tuple(split.gathered(a, axis) for a in (logits, where)))
+    classes = Classes(axis, split.classes)
+    if where is not None:
+        x = jnp.where(where, x, -jnp.inf)
+    number = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
+    if where is not None:
+        number = jnp.where(where, number, 0 if base is None else -jnp.inf)  # a constant, to every derivative
+    return split.scattered(number.astype(logits.dtype), axis)
 
 
-def _softmax_backward(static, residuals, g, *, moving):
-    axis, names = static
-    # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx = q · (g − Σ_i q_i g_i)
-    q = _probabilities(residuals)
-    g = _reaching(residuals, g)
-    return (q * (g - mesh.total(jnp.sum(q * g, axis, keepdims=True), names))).astype(residuals.logits.dtype), None
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(classes, x):
+    return _softmax_forward(classes, x)[0]
 
 
-_wide_softmax = differentiable(_softmax_forward, _softmax_backward)
+def _softmax_forward(classes, x):
+    s = log_sum(classes, x, None)
+    return jnp.exp(below(classes, cpu.widen(x), s)) / s.mass, (x, s)
 
 
-@partial(jax.jit, static_argnums=0)
-def _log_softmax(static, logits, where):
-    def local(logits: Array, where: Array | None) -> Array:
-        nats = _wide_log_softmax(static.core, *static.arranged(logits, where))
-        return static.split.scattered(units.from_nats(nats, static.base).astype(logits.dtype), static.axis)
-
-    return static.over(local, logits, where)
-
-
-def _log_softmax_forward(static, logits, where, *, moving):
-    axis, names = static
-    pair = _log_sum.log_sum(logits, where, axis, names, bool(moving))
-    x = _log_sum.existing(logits, where) - _log_sum.origin(pair.peak)
-    nats = x - pair.log_mass
-    nats = nats if where is None else jnp.where(where, nats, -jnp.inf)
-    return nats, _Residuals(logits, where, pair)
+def _softmax_backward(classes, residuals, g):
+    # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx_j = q_j (g_j − Σ_i q_i g_i)
+    # and for a class alone at the peak q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels
+    x, s = residuals
+    e = jnp.exp(below(classes, cpu.widen(x), s))
+    q, alone = e / s.mass, s.alone(cpu.widen(x))
+    apart = g * s.others(e) - classes.total(jnp.where(alone, 0, q * g))
+    return ((q * jnp.where(alone, apart, g - classes.total(q * g))).astype(x.dtype),)
 
 
-def _log_softmax_backward(static, residuals, g, *, moving):
-    axis, names = static
-    # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx = g − q · Σ_i g_i
-    g = _reaching(residuals, g)
-    dx = g - _probabilities(residuals) * mesh.total(jnp.sum(g, axis, keepdims=True), names)
-    return dx.astype(residuals.logits.dtype), None
+_softmax.defvjp(_softmax_forward, _softmax_backward)
+_probabilities = in_every_mode(_softmax)
 
 
-_wide_log_softmax = differentiable(_log_softmax_forward, _log_softmax_backward)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_softmax(classes, x):
+    return _log_softmax_forward(classes, x)[0]
 
 
-def _reaching(residuals: _Residuals, g: Array) -> Array:
-    """The cotangent where classes exist: elsewhere the value is a constant."""
-    return g if residuals.where is None else jnp.where(residuals.where, g, 0)
+def _log_softmax_forward(classes, x):
+    s = log_sum(classes, x, None)
+    return below(classes, cpu.widen(x), s) - s.log_mass, (x, s)
+
+
+def _log_softmax_backward(classes, residuals, g):
+    # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx_j = g_j − q_j Σ_i g_i
+    # and for a class alone at the peak g_j (1 − q_j) − q_j Σ_{i≠j} g_i
+    x, s = residuals
+    e = jnp.exp(below(classes, cpu.widen(x), s))
+    q, alone = e / s.mass, s.alone(cpu.widen(x))
+    apart = g * s.others(e) - q * classes.total(jnp.where(alone, 0, g))
+    return (jnp.where(alone, apart, g - q * classes.total(g)).astype(x.dtype),)
+
+
+_log_softmax.defvjp(_log_softmax_forward, _log_softmax_backward)
+_log_probabilities = in_every_mode(_log_softmax)

@@ -14,8 +14,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks as checks
-from softjax import _mesh as mesh
-from softjax._mesh import Names
+from softjax import _labels
+from softjax._classes import Classes, Names, size
 from softjax._types import Array
 
 
@@ -45,8 +45,15 @@ class Split(NamedTuple):
         """Of an array with the classes of all examples, those of this one."""
         if not self.mapped:
             return array
-        length = array.shape[axis] // mesh.size(self.mapped)
-        return lax.dynamic_slice_in_dim(array, mesh.first(self.mapped, length), length, axis)
+        length = array.shape[axis] // size(self.mapped)
+        return lax.dynamic_slice_in_dim(array, lax.axis_index(self.mapped) * length, length, axis)
+
+    def dense(self, logits: Array, labels: Array, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
+        """One device's class axis, logits, target and mask."""
+        logits, where = self.gathered(logits, axis), self.gathered(where, axis)
+        labels = labels if _labels.is_ids(labels) else self.gathered(labels, axis)
+        classes = Classes(axis, self.classes)
+        return classes, logits, _labels.target_of(labels, classes.count(logits), axis), where
 
     @property
     def own(self) -> set[Hashable]:
@@ -75,6 +82,9 @@ class Split(NamedTuple):
         """Where class ids, or distributions over the classes, lie."""
         return self.of_samples(labels) if labels.ndim == len(self.rows) else self.of_logits(labels, axis)
 
+    def of_dense(self, logits: Array, labels: Array, where: Any, axis: int) -> tuple[P, P, P]:
+        return self.of_logits(logits, axis), self.of_labels(labels, axis), self.of_logits(where, axis)
+
     def share(self, samples: tuple[int, ...], classes: int) -> tuple[int, int]:
         """How many samples and how many classes one device holds, of so many of the call's arrays."""
         on = self.mesh or jax.sharding.get_abstract_mesh()
@@ -82,24 +92,18 @@ class Split(NamedTuple):
         *local, columns = (length // part for length, part in zip((*samples, classes), parts, strict=True))
         return math.prod(local), columns
 
-    def over(self, function: Callable[..., Any], arrays: Sequence[Any], specs: Sequence[Any], out: P) -> Any:
-        """`function(*arrays)` on each device's part."""
+    def over(self, function: Callable[..., Any], specs: Sequence[Any], out: P) -> Callable[..., Any]:
+        """The function of global arrays that is `function` on each device's part of them."""
         if not self.own:
-            return function(*arrays)
-        placed = jax.tree.map(self._placed, tuple(arrays), tuple(specs), is_leaf=lambda leaf: leaf is None)
-        wrapped = jax.shard_map(
-            function,
-            mesh=self.mesh,
-            in_specs=tuple(specs),
-            out_specs=out,
-            axis_names=self.own,
-        )
-        return wrapped(*placed)
+            return function
+        specs = tuple(specs)
+        local = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, axis_names=self.own)
+        return lambda *arrays: local(*jax.tree.map(self._placed, arrays, specs, is_leaf=lambda leaf: leaf is None))
 
-    def _placed(self, array: Array | None, spec: P) -> Array | None:
+    def _placed(self, array: Array | None, spec: P | None) -> Array | None:
         on = self.mesh or jax.sharding.get_abstract_mesh()
         types = dict(zip(on.axis_names, on.axis_types, strict=True))
-        if array is None or AxisType.Explicit not in types.values():
+        if array is None or spec is None or AxisType.Explicit not in types.values():
             return array
         entries = [tuple(name for name in _names(entry) if types[name] == AxisType.Explicit) for entry in spec]
         return jax.sharding.reshard(array, NamedSharding(on, P(*(entry or None for entry in entries))))
@@ -120,14 +124,12 @@ def split(
             and the mesh.
         always: take what the types say also if no axis is named.
     """
-    named, batch = checks.names("axis_name", axis_name), checks.names("batch_axis_name", batch_axis_name)
-    both = set(named) & set(batch)
-    if both:
+    named, batch = _checked("axis_name", axis_name), _checked("batch_axis_name", batch_axis_name)
+    if both := set(named) & set(batch):
         raise ValueError(f"`axis_name` and `batch_axis_name` must not share a mesh axis, got {sorted(map(str, both))}.")
     columns = tuple(name for name in named if not _bound(name))
     leading = tuple(name for name in batch if not _bound(name))
-    rows: tuple[Names, ...] = ((),) * len(samples)
-    context_mesh = None
+    rows, context_mesh = ((),) * len(samples), None
     if columns or leading or always:
         rows, typed, context_mesh = placed()
         columns, named = (columns, named) if named else (typed, typed)
@@ -141,14 +143,21 @@ def split(
     if missing:
         rows = (missing + rows[0], *rows[1:])
     here = context_mesh or context
-    _check("axis_name", columns, classes, "classes", here)
     for axis, length in zip(rows, samples, strict=True):
         _check("batch_axis_name", axis, length, "samples", here)
+    _check("axis_name", columns, classes, "classes", here)
     batch = batch + tuple(name for axis in rows for name in axis if name not in batch)
-    mapped = tuple(name for name in named if name not in columns and name not in context.manual_axes)
+    mapped = _of_a_vmap(named, columns)
+    return Split(() if mapped else named, mapped, batch, rows, columns, context_mesh)
+
+
+def _of_a_vmap(named: Names, columns: Names) -> Names:
+    """The axes that a `vmap` binds: all of the named ones, or none."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    mapped = tuple(name for name in named if name not in columns and name not in manual)
     if mapped and mapped != named:
         raise ValueError(f"`axis_name` {named} must not mix axes of a `vmap`, {mapped}, with those of a mesh.")
-    return Split(() if mapped else named, mapped, batch, rows, columns, context_mesh)
+    return mapped
 
 
 def split_of_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: int) -> Split:
@@ -190,6 +199,19 @@ def _names(entry: Any) -> Names:
 
 def _entry(names: Names, length: int) -> Names | None:
     return names if names and length != 1 else None
+
+
+def _checked(argument: str, value: Any) -> tuple[Any, ...]:
+    """The names of mesh axes: one, or several in a tuple or a list, none for None."""
+    if value is None:
+        return ()
+    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for name in each:
+        if not isinstance(name, str):
+            raise TypeError(f"`{argument}` must name mesh axes by strings, got {type(name).__name__}: {name!r:.60}.")
+    if len(set(each)) < len(each):
+        raise ValueError(f"`{argument}` must name each mesh axis once, got {each}.")
+    return each
 
 
 def _bound(name: Hashable) -> bool:

@@ -30,7 +30,7 @@ import as_users
 import jax
 import pytest
 
-from softjax import _placement
+from softjax import _cpu
 
 # These need eight devices; test_mesh.py runs them in processes that simulate as many.
 collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
@@ -40,12 +40,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that read what the compiler made of a program: its text, its memory, its work. They read what users have.
 OF_THE_COMPILED = {
+    "test_cpu",
     "test_cross_entropy",
-    "test_differentiable",
+    "test_every_mode",
     "test_layer",
-    "test_log_sum",
     "test_mesh_cost",
-    "test_statistics",
+    "test_rows",
 }
 
 # The modules that take longest, the longest first: with `--dist=loadfile` no worker is left with one at the end.
@@ -88,7 +88,7 @@ def _programs_of_a_few_tests():
 def route(request, monkeypatch):
     """The two ways that rows are summed and labels picked: on one CPU device, and wherever else."""
     here = request.param == "one CPU"
-    monkeypatch.setattr(_placement, "on_one_cpu", lambda x: here)
+    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: here)
     # What JAX has traced for one route must not serve the other. A setting that nothing here depends on (there is no
     # matrix product) tells its caches apart, and so leaves each route what it has compiled.
     with jax.default_matmul_precision("default" if here else "highest"):

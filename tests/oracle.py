@@ -63,12 +63,22 @@ def mean(loss, weights, samples):
 
 
 def statistics(logits, labels):
-    """z, a, m, H of each row and their gradients, each `[samples, classes]`."""
+    """The value of each floating number of a row, `[samples]`, and its slope, `[samples, classes]`, by its name."""
     x, y = np.asarray(logits).astype(np.float64), np.asarray(labels)
+    classes = x.shape[1]
     log_q = np.stack([log_softmax(row) for row in x])
     q = np.exp(log_q)
-    onehot = np.arange(x.shape[1]) == y[:, None]
-    entropy = -(q * log_q).sum(1)
-    values = (x[:, 0] - log_q[:, 0], x[onehot], x.mean(1), entropy)
-    gradients = (q, onehot * 1.0, np.full_like(x, 1 / x.shape[1]), -q * (log_q + entropy[:, None]))
-    return values, gradients
+    p = np.eye(classes)[y] if y.dtype.kind in "iu" else y.astype(np.float64)
+    z, mass = x[:, 0] - log_q[:, 0], p.sum(1, keepdims=True)
+    entropy, collision = -(q * log_q).sum(1), (q**2).sum(1)
+    peak = np.eye(classes)[x.argmax(1)]
+    return {
+        "log_normalizer": (z, q),
+        "label_logit": ((p * x).sum(1), p),
+        "mean_logit": (x.mean(1), np.full_like(x, 1 / classes)),
+        "entropy": (entropy, -q * (log_q + entropy[:, None])),
+        "cross_entropy": (-(p * log_q).sum(1), q * mass - p),
+        "collision": (collision, 2 * q * (q - collision[:, None])),
+        "max_logit": (x.max(1), peak),
+        "peak_entropy": (-(peak * log_q).sum(1), q - peak),
+    }

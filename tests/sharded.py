@@ -26,7 +26,7 @@ def functions():
         for options in OPTIONS:
             yield lambda x, y, o=options: softjax.cross_entropy(x, y, **o), labels
     yield lambda x, y: (softjax.softmax(x) ** 2).sum() + (softjax.log_softmax(x) ** 2).mean(), Y
-    yield lambda x, y: sum(s.sum() for s in softjax.statistics(x, y)), Y
+    yield lambda x, y: sum(s.sum() for s in softjax.statistics(x, y)[:8]), Y
 
 
 def tangent(f):

@@ -26,17 +26,13 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_cross_entropy", "_softmax", "_losses", "_linear"},
-    {"_linear_problem"},
-    {"_linear_sum"},
-    {"_linear_rows"},
-    {"_row_loss"},
-    {"_statistics"},
-    {"_labels", "_log_sum", "_split"},
-    {"_blocks", "_checks", "_layer"},
-    {"_reduce"},
-    {"_mesh", "_widen"},
-    {"_differentiable", "_hoist", "_placement", "_units"},
+    {"_linear"},
+    {"_cross_entropy", "_softmax", "_distribution", "_hoist", "_problem"},
+    {"_loss_sum", "_row_blocks"},
+    {"_rows", "_samples", "_split"},
+    {"_block", "_log_sum", "_reduce", "_blocks", "_layer"},
+    {"_classes", "_labels"},
+    {"_checks", "_cpu", "_every_mode"},
     {"_types"},
 ]
 

@@ -136,3 +136,23 @@ def test_a_schedule_may_start_at_0():
     np.testing.assert_array_equal(traced, loss(x, 0.0, 0.0))
     gradient = jax.jit(jax.grad(lambda *a: loss(*a)[0]))(x, 0.0, 0.0)
     np.testing.assert_allclose(gradient[0], jax.grad(lambda *a: loss(*a)[0])(x, 0.0, 0.0)[0], atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_slope_of_a_schedule_at_its_ends(fused):
+    """∂/∂ε at 0 and 1, ∂/∂c at 0: what the coefficient multiplies, though it multiplies it by 0."""
+    x, y = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([0])
+
+    def loss(smoothing, z_loss):
+        options = {"label_smoothing": smoothing, "z_loss": z_loss, "base": np.e}
+        if fused:
+            return softjax.linear_cross_entropy(x, jnp.eye(3), y, **options)
+        return softjax.cross_entropy(x, y, **options)
+
+    z = np.log(np.exp([1.0, 2.0, 4.0]).sum())
+    hard, uniform = z - 1, z - 7 / 3
+    for mode in (jax.grad, jax.jacfwd):
+        for smoothing in (0.0, 0.3, 1.0):
+            np.testing.assert_allclose(mode(loss, 0)(smoothing, 0.0), uniform - hard, rtol=1e-6)
+            np.testing.assert_allclose(mode(loss, 1)(smoothing, 0.0), z**2, rtol=1e-6)  # 17.3876
+    np.testing.assert_allclose(jax.grad(loss, 1)(0.0, 0.5), 17.3876, rtol=1e-5)

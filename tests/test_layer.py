@@ -2,15 +2,13 @@
 
 import re
 
-import cases
 import jax
 import jax.numpy as jnp
 import jaxprs
-import numpy as np
 import pytest
 
 import softjax
-from softjax import _layer, _placement
+from softjax import _cpu
 
 N, F, C = 192, 40, 1000
 LABELS = jax.ShapeDtypeStruct((N,), jnp.int32)
@@ -34,13 +32,16 @@ def layer(dtype, turned=False):
 
 
 def products(function, *args):
-    return [e for e in jaxprs.equations(jax.make_jaxpr(function)(*args)) if e.primitive.name == "dot_general"]
+    """The types of the operands and of the result of each matrix product of the program that XLA is given."""
+    text = jax.jit(function).lower(*args).as_text()
+    return re.findall(r"stablehlo.dot_general.*: \(tensor<\w*x(\w+)>, tensor<\w*x(\w+)>\) -> tensor<\w*x(\w+)>", text)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}])
 @pytest.mark.parametrize(("reduction", "count"), [("mean", 3), ("sum", 3), ("none", 4)])
 def test_the_count_of_products_and_the_types_of_their_operands(dtype, reduction, count, options):
+    """Those that they come in, but for the gradients of float16 logits, which would underflow."""
     hidden, kernel = layer(dtype)
     options = options | {"reduction": reduction, "weights": jnp.ones(N)}
 
@@ -49,16 +50,21 @@ def test_the_count_of_products_and_the_types_of_their_operands(dtype, reduction,
 
     assert len(products(function, hidden, kernel, LABELS)) == 1
     found = products(jax.value_and_grad(function, (0, 1)), hidden, kernel, LABELS)
-    assert len(found) == count
-    for product in found:
-        assert [v.aval.dtype for v in product.invars] == [dtype, dtype]
-        assert product.outvars[0].aval.dtype == jnp.float32
+    came = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[jnp.dtype(dtype).name]
+    pulled = "f32" if dtype == jnp.float16 else came
+    assert sorted(found) == sorted([(came, came, "f32")] * (count - 2) + [(pulled, pulled, "f32")] * 2)
 
 
-def test_what_is_not_differentiated_by_costs_no_product():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_not_differentiated_by_costs_no_product(reduction):
     hidden, kernel = layer(jnp.float32)
+
+    def function(*args):
+        return loss(*args, reduction=reduction)
+
     for argument in (0, 1):
-        assert len(products(jax.grad(loss, argument), hidden, kernel, LABELS)) == 2
+        found = products(jax.grad(function, argument), hidden, kernel, LABELS)
+        assert len(found) == (2 if reduction == "mean" else 3)
 
 
 def test_a_linear_loss_takes_three_products():
@@ -149,17 +155,5 @@ def test_on_one_cpu_a_block_is_one_array(weighted, classes):
         return softjax.linear_cross_entropy(h, k, y, weights=y if weighted else None, block_size=rows)
 
     block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
-    arrays = 1.1 if _placement.on_one_cpu(jnp.zeros(())) else 5
+    arrays = 1.1 if _cpu.on_one_cpu(jnp.zeros(())) else 5
     assert temporary(ours, samples, features, classes) < arrays * block + kernel + 4 * hidden
-
-
-@pytest.mark.parametrize("tile", [1, 2**12, 2**30])
-@pytest.mark.parametrize("classes", [1, 7, 129])
-def test_the_kernel_gradient_is_added_tile_by_tile(tile, classes, route, monkeypatch):
-    monkeypatch.setattr(_layer, "_TILE", tile)
-    hidden, _, _ = cases.layer(classes)
-    du = cases.logits(classes, seed=2)
-    total = cases.logits(13, samples=classes, seed=3)
-    plan = _layer.Layer(False, None, jnp.dtype(jnp.float32))
-    added = _layer._add_kernel_gradient(plan, total, du, hidden)
-    np.testing.assert_allclose(added, total + du.T @ hidden, rtol=1e-4, atol=1e-5)

@@ -281,7 +281,7 @@ def test_every_mode_of_differentiation(reduction):
 def test_the_statistics():
     hidden, kernel, bias = cases.layer(9, spread=3.0)
     labels = cases.class_ids(9)
-    for i in range(4):
+    for i in range(8):
         for block_size in (None, 4):
 
             def ours(h, k, b, i=i, block_size=block_size):
@@ -294,3 +294,54 @@ def test_the_statistics():
             np.testing.assert_allclose(value, expected, rtol=RTOL, atol=1e-6)
             for a, b in zip(pull(cases.cotangent()), back(cases.cotangent()), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, block_size):
+    """tanh(−inf) is −1: the class must not come back to life, forward or backward."""
+    hidden, kernel, bias = cases.layer(9)
+    labels = cases.class_ids(9) % 7
+
+    def loss(h, k, b):
+        rows = softjax.linear_cross_entropy(
+            h, k, labels, bias=b, logit_softcap=5.0, reduction=reduction, block_size=block_size
+        )
+        return rows.sum()
+
+    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel, bias.at[7:].set(-jnp.inf))
+    expected, right = jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel[:, :7], bias[:7])
+    np.testing.assert_allclose(value, expected, rtol=RTOL)
+    for ours, theirs in zip(
+        gradients, (right[0], jnp.pad(right[1], ((0, 0), (0, 2))), jnp.pad(right[2], (0, 2))), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=RTOL, atol=1e-6)
+    tangent = jax.jvp(lambda k: loss(hidden, k, bias.at[7:].set(-jnp.inf)), (kernel,), (kernel,))[1]
+    np.testing.assert_allclose(tangent, jnp.vdot(kernel[:, :7], right[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("route", ["mean", "sum", "none", "loss"])
+def test_gradients_of_float16_outlive_the_loss_scale(route):
+    """Gradients of confident logits are below the least float16: the scale must reach them before they are rounded."""
+    h, k, y = jnp.array([[4.0]], jnp.float16), jnp.array([[4.75, 0.0]], jnp.float16), jnp.array([0])
+
+    def loss(h, k):
+        if route == "loss":
+            return 2.0**15 * softjax.linear_loss(lambda s: s.cross_entropy, h, k, y)
+        return 2.0**15 * softjax.linear_cross_entropy(h, k, y, reduction=route, base=np.e).sum()
+
+    rest = np.exp(-19.0)
+    dh, dk = jax.grad(loss, (0, 1))(h, k)
+    np.testing.assert_allclose(dk[0].astype(jnp.float32), [-(2**15) * 4 * rest, 2**15 * 4 * rest], rtol=2e-3)  # 7.34e-4
+    np.testing.assert_allclose(dh[0, 0].astype(jnp.float32), -(2**15) * 4.75 * rest, rtol=2e-3)
+
+
+def test_every_number_of_a_layer():
+    """Statistics of the layer are those of its logits, integers too."""
+    hidden, kernel, bias = cases.layer(9, spread=3.0)
+    labels = cases.class_ids(9)
+    for block_size in (None, 4):
+        ours = softjax.linear_statistics(hidden, kernel, labels, bias=bias, block_size=block_size)
+        dense = softjax.statistics(hidden @ kernel + bias[None], labels)
+        for name, number in ours._asdict().items():
+            np.testing.assert_allclose(number, getattr(dense, name), rtol=RTOL, atol=1e-5, err_msg=name)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from softjax import _mesh
+from softjax import _classes
 
 FILES = sorted(Path(__file__).with_name("on_mesh").glob("test_*.py"))
 
@@ -35,9 +35,11 @@ def test_other_sizes_on_eight_devices():
 
 def test_without_axes_nothing_is_summed():
     x = jnp.arange(3.0)
-    assert _mesh.total(x, ()) is x
-    assert _mesh.whole((x, None), ())[0] is x
-    assert _mesh.size(()) == 1
-    assert _mesh.first((), 5) == 0
-    jaxpr = jax.make_jaxpr(lambda x: _mesh.most(x, ()))(x)
-    assert "pmax" not in str(jaxpr)
+    classes = _classes.Classes(-1)
+    assert _classes.total(x, ()) is x
+    assert classes.whole((x, None))[0] is x
+    assert classes.count(x) == 3
+    assert classes.first(x) is None
+    jaxpr = str(jax.make_jaxpr(lambda x: (classes.most(x), classes.total(x), classes.any(x > 1)))(x))
+    assert "pmax" not in jaxpr
+    assert "psum" not in jaxpr

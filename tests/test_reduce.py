@@ -1,11 +1,13 @@
-"""Weights and reductions."""
+"""nats, bits and hartleys; weights and reductions."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax._reduce import reduce
+from softjax._reduce import from_nats, reduce
 
 LOSS = jnp.array([1.0, 2.0, 4.0])
 
@@ -48,3 +50,13 @@ def test_a_finite_loss_of_weight_0_keeps_its_derivative():
 def test_no_samples():
     assert reduce(jnp.zeros((0, 3)), None, "mean") == 0
     assert reduce(jnp.zeros(0), jnp.zeros(0), "mean") == 0
+
+
+@pytest.mark.parametrize(("base", "expected"), [(math.e, 3.0), (2.0, 3 / math.log(2)), (10.0, 3 / math.log(10))])
+def test_divides_by_ln_b(base, expected):
+    np.testing.assert_allclose(from_nats(jnp.float32(3), base), expected, rtol=2 * 2.0**-23)
+    np.testing.assert_allclose(jax.grad(lambda x: from_nats(x, base))(jnp.float32(3)), expected / 3, rtol=2 * 2.0**-23)
+
+
+def test_nats_are_left_alone():
+    assert "div" not in str(jax.make_jaxpr(lambda x: from_nats(x, math.e))(jnp.float32(3)))

@@ -57,7 +57,9 @@ def test_the_layer_sums_each_gradient_once_and_sends_a_few_numbers_a_sample(comp
 @pytest.mark.parametrize("mesh", MESHES)
 def test_each_device_does_its_share_of_three_products(compiled, mesh):
     share = 3 * 2 * SAMPLES * FEATURES * CLASSES / math.prod(mesh)
-    assert share <= compiled(mesh, "mean", None).cost_analysis()["flops"] <= 1.06 * share
+    assert (
+        share <= compiled(mesh, "mean", None).cost_analysis()["flops"] <= 1.08 * share
+    )  # 96 features are few beside a softmax
 
 
 @pytest.mark.parametrize("mesh", MESHES)

@@ -1,12 +1,14 @@
 """Losses of logits split over samples and classes, in every world, against the float64 oracle."""
 
 import cases
+import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
 import worlds
+from closeness import EPS
 from jax.sharding import PartitionSpec as P
 from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
@@ -153,26 +155,65 @@ def test_softmax(world, function):
             np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("world", "number"), [*((world, 3) for world in worlds.WORLDS), *(("Explicit", n) for n in range(3))]
-)
-def test_statistics(world, number):
-    x, y, _ = example()
-    values, gradients = oracle.statistics(x, y)
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("soft", [False, True])
+def test_statistics(world, soft):
+    """Every number, each pulled back alone, of logits with ties across the shards."""
+    x, y, _ = example(soft=soft)
+    x = x.at[3].set(jnp.round(x[3])).at[4].set(0.5)
+    floating = oracle.statistics(x, y)
+    expected = jax.jit(softjax.statistics)(x, y)
     g = np.asarray(cases.cotangent(SAMPLES))
 
     def of(x, y):
-        return softjax.statistics(x, y, axis_name="classes")[number]
+        return softjax.statistics(x, y, axis_name="classes")
 
-    f = worlds.split(world, (2, 4), of, [LOGITS, ROWS], ROWS)
+    specs = [LOGITS, LOGITS if soft else ROWS]
+    each = [
+        worlds.split(world, (2, 4), lambda x, y, n=n: getattr(of(x, y), n), specs, ROWS)
+        for n in softjax.Statistics._fields
+    ]
     with worlds.context(world, (2, 4)):
-        x, y, ct = worlds.placed(world, (2, 4), (x, y, jnp.asarray(g)), [LOGITS, ROWS, ROWS])
+        x, y, ct = worlds.placed(world, (2, 4), (x, y, jnp.asarray(g)), [*specs, ROWS])
 
         @jax.jit
-        def both(x, y, ct):
-            value, pull = jax.vjp(lambda x: f(x, y), x)
-            return value, pull(ct)[0]
+        def all_of_them(x, y, ct):
+            found = {}
+            for name, f in zip(softjax.Statistics._fields, each, strict=True):
+                if name in floating:
+                    value, pull = jax.vjp(lambda x, f=f: f(x, y), x)
+                    found[name] = value, pull(ct)[0]
+                else:
+                    found[name] = f(x, y), None
+            return found
 
-        value, gradient = both(x, y, ct)
-    np.testing.assert_allclose(value, values[number], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(gradient, gradients[number] * g[:, None], rtol=1e-5, atol=1e-5)
+        found = all_of_them(x, y, ct)
+    for name, (value, slope) in floating.items():
+        np.testing.assert_allclose(found[name][0], value, rtol=1e-5, atol=1e-5, err_msg=name)
+        at_ties = (
+            slice(4, 5) if name in ("max_logit", "peak_entropy") else slice(0, 0)
+        )  # the oracle's argmax, in float64
+        gradient = np.delete(np.asarray(found[name][1]) - slope * g[:, None], at_ties, 0)
+        np.testing.assert_allclose(gradient, 0, atol=1e-5, err_msg=name)
+    np.testing.assert_array_equal(found["prediction"][0], expected.prediction)
+    np.testing.assert_array_equal(found["label_rank"][0], expected.label_rank)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("gap", [17.0, 40.0, 80.0])
+def test_confident_rows_are_exact(world, gap):
+    """The peak on any shard, the label on it or not, and a gradient whose rows sum to 0."""
+    x = np.asarray(cases.logits(CLASSES, 0.5, SAMPLES), np.float64)
+    peak = np.arange(SAMPLES) * 5 % CLASSES
+    x[np.arange(SAMPLES), peak] = x.max(1) + gap
+    x, y = jnp.asarray(x, jnp.float32), jnp.asarray(np.where(np.arange(SAMPLES) % 3, peak, 0), jnp.int32)
+
+    def loss(x, y):
+        return softjax.cross_entropy(x, y, reduction="sum", base=np.e, **NAMES)
+
+    f = worlds.split(world, (2, 4), loss, [LOGITS, ROWS], P())
+    with worlds.context(world, (2, 4)):
+        x_, y_ = worlds.placed(world, (2, 4), (x, y), [LOGITS, ROWS])
+        gradient = np.asarray(jax.jit(jax.grad(f))(x_, y_))
+    _, expected, sizes = exact.cross_entropy(x, y)
+    assert (np.abs(gradient - expected) <= (8 + gap + 3) * EPS * sizes).all()

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _checks as checks
-from softjax import _units as units
-from softjax._differentiable import differentiable
+from softjax._cpu import wide
+from softjax._every_mode import in_every_mode
+from softjax._reduce import from_nats
 from softjax._types import Array, ArrayLike, Axis, Number
-from softjax._widen import wide
 
 
 def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: Number = 10.0, axis: Axis = -1) -> Array:
@@ -48,25 +48,29 @@ def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: Number = 10.
 @partial(jax.jit, static_argnums=0)
 def _distribution_cross_entropy(static, p, q):
     axis, base = static
-    return units.from_nats(_nats(axis, p, q), base)
+    return from_nats(_nats(axis, p, q), base)
 
 
-def _forward(axis, p, q, *, moving):
-    dtype = wide(p, q)
-    ps, qs = p.astype(dtype), q.astype(dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(axis, p, q):
+    return _forward(axis, p, q)[0]
+
+
+def _forward(axis, p, q):
+    ps, qs = (a.astype(wide(p, q)) for a in (p, q))
     massive = ps != 0
     return -jnp.sum(ps * jnp.log(jnp.where(massive, qs, 1)), axis), (p, q)
 
 
-def _backward(axis, residuals, g, *, moving):
+def _backward(axis, residuals, g):
     p, q = residuals
-    ps, qs = p.astype(g.dtype), q.astype(g.dtype)
+    ps, qs, g = p.astype(g.dtype), q.astype(g.dtype), jnp.expand_dims(g, axis)
     massive = ps != 0
-    g = jnp.expand_dims(g, axis)
     # ∂H/∂p_i = −ln q_i    ∂H/∂q_i = −p_i / q_i, and 0 where p_i is 0
     dp = -jnp.log(qs) * g
     dq = -jnp.where(massive, ps / jnp.where(massive, qs, 1), 0) * g
     return dp.astype(p.dtype), dq.astype(q.dtype)
 
 
-_nats = differentiable(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward)
+_nats = in_every_mode(_cross_entropy)

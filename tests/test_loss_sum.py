@@ -15,18 +15,47 @@ ADVANTAGE = cases.cotangent(seed=1)
 
 def policy_gradient(stats, advantage, old, *, clip=0.2, bonus=0.01):
     """PPO's clipped objective with an entropy bonus (Schulman et al. 2017, arXiv:1707.06347)."""
-    ratio = jnp.exp(stats.label_logit - stats.log_normalizer - old)
+    ratio = jnp.exp(-stats.cross_entropy - old)
     clipped = jnp.clip(ratio, 1 - clip, 1 + clip)
     return -jnp.minimum(ratio * advantage, clipped * advantage) - bonus * stats.entropy
 
 
 def on_logits(row_loss, hidden, kernel, *row_args, weights=None):
-    q = jax.nn.log_softmax(hidden @ kernel + BIAS[None])
     x = hidden @ kernel + BIAS[None]
-    z = jax.nn.logsumexp(x, -1)
-    stats = softjax.Statistics(z, x[jnp.arange(len(x)), LABELS], x.mean(-1), -(jnp.exp(q) * q).sum(-1))
+    log_q, z, a = jax.nn.log_softmax(x), jax.nn.logsumexp(x, -1), x[jnp.arange(len(x)), LABELS]
+    stats = softjax.Statistics(
+        log_normalizer=z,
+        label_logit=a,
+        mean_logit=x.mean(-1),
+        entropy=-(jnp.exp(log_q) * log_q).sum(-1),
+        cross_entropy=z - a,
+        collision=(jnp.exp(log_q) ** 2).sum(-1),
+        max_logit=x.max(-1),
+        peak_entropy=-log_q.max(-1),
+        prediction=x.argmax(-1),
+        label_rank=(x > a[:, None]).sum(-1),
+    )
     losses = jax.vmap(row_loss)(stats, *row_args)
     return jnp.sum(losses if weights is None else weights * losses)
+
+
+@pytest.mark.parametrize("weights", [None, W])
+def test_every_number(weights):
+    def row_loss(s, scale):
+        floating = s.entropy * s.cross_entropy + s.collision - s.max_logit * s.peak_entropy + s.mean_logit
+        counted = (s.prediction == 3).astype(jnp.float32) + 0.5 * s.label_rank.astype(jnp.float32)
+        return scale * (floating + s.label_logit * s.log_normalizer) * (1 + counted)
+
+    def ours(h, k, a):
+        return softjax.linear_loss(row_loss, h, k, LABELS, a, bias=BIAS, weights=weights, block_size=4)
+
+    def plain(h, k, a):
+        return on_logits(row_loss, h, k, a, weights=weights)
+
+    for mode in (lambda f: jax.value_and_grad(f, (0, 1, 2))(HIDDEN, KERNEL, ADVANTAGE),
+                 lambda f: jax.jvp(f, (HIDDEN, KERNEL, ADVANTAGE), (HIDDEN, -KERNEL, ADVANTAGE))):  # fmt: skip
+        for a, b in zip(jax.tree.leaves(mode(ours)), jax.tree.leaves(mode(plain)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-6 * np.abs(b).max() + 1e-4 * (np.ndim(b) == 0))
 
 
 @pytest.mark.parametrize("block_size", [None, 1, 3, 100])

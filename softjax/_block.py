@@ -1,0 +1,105 @@
+"""A block of logits and what belongs to them: made, and asked for its classes."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softjax import _cpu as cpu
+from softjax._classes import NOWHERE, Classes, aligned, present, total
+from softjax._labels import Distribution, Ids
+from softjax._types import Array, Bool, Float, Integer
+
+
+class Block(NamedTuple):
+    """Logits and what belongs to them. Numbers of a row keep the class axis at length 1."""
+
+    logits: Float[Array, "..."]
+    target: Ids | Distribution
+    exists: Bool[Array, "..."] | None
+    """The classes that exist, None for all."""
+    counted: Bool[Array, "*rows"] | None
+    """The rows that are counted, None for all. The others may hold anything."""
+    first: Integer[Array, ""] | None
+    """The id of the first class here, None for 0."""
+
+    def wide_logits(self, absent: Bool[Array, "*rows"] | None = None) -> Float[Array, "..."]:
+        """The logits in the type that they are accumulated in, −inf where no class is, 0 in the absent rows."""
+        x = present(self.logits, self.exists)
+        if absent is None:
+            return x
+        # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
+        return jnp.where(absent, jnp.where(absent, 0, jnp.ones_like(absent, x.dtype)), x)
+
+    def wide_probabilities(self) -> Float[Array, "..."]:
+        """The target distribution likewise, 0 where no class is, and finite in rows that are not counted."""
+        (p,) = self.target
+        return harmless(self.existing(cpu.widen(p)), self.counted)
+
+    def existing(self, x: Array) -> Array:
+        """`x`, 0 for the classes that do not exist."""
+        return x if self.exists is None else jnp.where(self.exists, x, 0)
+
+    def finite(self, classes: Classes, numbers: Any) -> Any:
+        """Numbers of the rows, with 0 for what is not finite in a row that is not counted."""
+        counted = None if self.counted is None else classes.number(self.counted)
+        return jax.tree.map(lambda number: harmless(number, counted), numbers)
+
+    def class_count(self, classes: Classes) -> Float[Array, "*rows"]:
+        """C of each row, at least 1."""
+        dtype = cpu.wide(self.logits)
+        if self.exists is None:
+            row = list(self.logits.shape)
+            row[classes.axis] = 1
+            return jnp.full(row, max(classes.count(self.logits), 1), dtype)
+        exists = jnp.broadcast_to(self.exists, self.logits.shape)
+        return jnp.maximum(classes.total(exists), 1).astype(dtype)
+
+    def class_ids(self, classes: Classes, beside: Array) -> Integer[Array, "..."]:
+        """The id of each class, to be used beside these numbers of the rows."""
+        return classes.ids(self.logits, beside, self.first)
+
+    def at(self, classes: Classes, ids: Integer[Array, "*rows"]) -> Float[Array, "*rows"]:
+        """x_y, and 0 for an id that is no class here.
+
+        Ids are compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded.
+        """
+        local = ids if self.first is None else ids - self.first
+        hit = self.class_ids(classes, ids) == ids
+        logits = self.logits if self.exists is None else jnp.where(self.exists, self.logits, -jnp.inf)
+        return total(cpu.widen(cpu.picked(logits, local, classes.axis, hit)), classes.names)
+
+    def first_equal(self, classes: Classes, x: Array, most: Array) -> Integer[Array, "*rows"]:
+        """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
+        return classes.first_equal(x, most, self.exists, self.first)
+
+    def rank(self, classes: Classes, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
+        """How many classes come before the label, the larger logits first, equal ones by class."""
+        ids = self.class_ids(classes, label)
+        a = classes.total(jnp.where(ids == label, x, 0))
+        before = (x > a) | ((x == a) & (ids < label))
+        rank = classes.total(before if self.exists is None else before & self.exists)
+        if self.exists is not None:
+            rank = jnp.where(classes.any(self.exists & (ids == label)), rank, NOWHERE)
+        return jnp.where((label < 0) | jnp.isnan(classes.most(x)), -1, rank)
+
+
+def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
+    """The block of logits of one device."""
+    if isinstance(target, Ids):
+        (logits, where), (target, counted) = aligned(classes.names, (logits, where), (target, counted))
+        return Block(logits, target, where, counted, classes.first(logits))
+    if cpu.wide(logits) != cpu.wide(target.probabilities):
+        logits, target = jax.tree.map(lambda a: a.astype(jnp.float64), (logits, target))
+    (logits, target, where), counted = aligned(classes.names, (logits, target, where), counted)
+    return Block(logits, target, where, counted, classes.first(logits))
+
+
+def harmless(array: Array, counted: Bool[Array, "..."] | None) -> Array:
+    """`array`, with 0 for what is not finite in a row that is not counted: 0 · NaN and 0 · inf would be NaN.
+
+    What is finite there stays, so that a row keeps its derivative by its weight.
+    """
+    if counted is None or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    return jnp.where(counted | jnp.isfinite(array), array, 0)

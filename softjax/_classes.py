@@ -1,0 +1,163 @@
+"""The class axis: where it lies, and sums and maxima over it and over the mesh axes that share it.
+
+The mesh axes are bound by a `shard_map`: the caller's, or that of `_split`. `()` means that nothing is split.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Set
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from softjax import _cpu as cpu
+from softjax._types import Array, Bool, Integer
+
+Names = tuple[Hashable, ...]
+NOWHERE = 2**31 - 1
+"""Stands for a class that is none of a row."""
+
+
+class Classes(NamedTuple):
+    """The class axis, counted from the end, and the mesh axes over which the classes are split."""
+
+    axis: int
+    names: Names = ()
+
+    def total(self, x: Array) -> Array:
+        """Σ_j, the class axis kept at length 1."""
+        dtype = jnp.int32 if x.dtype == jnp.bool_ else x.dtype
+        return total(jnp.sum(x, self.axis, keepdims=True, dtype=dtype), self.names)
+
+    def number(self, x: Array) -> Array:
+        """A number of each row, without the class axis."""
+        return jnp.squeeze(x, self.axis)
+
+    def sum(self, x: Array) -> Array:
+        """Σ_j, without the class axis. A CPU takes four times as long for a logarithm of what ends in an axis of 1."""
+        return self.number(self.total(x))
+
+    def most(self, x: Array) -> Array:
+        """max_j; over devices a constant to every derivative."""
+        x = jnp.max(x, self.axis, keepdims=True, initial=-jnp.inf)
+        return lax.pmax(lax.stop_gradient(x), self.names) if self.names else x
+
+    def least(self, ids: Integer[Array, "..."]) -> Array:
+        """min_j of class ids."""
+        ids = jnp.min(ids, self.axis, keepdims=True, initial=NOWHERE)
+        return lax.pmin(ids, self.names) if self.names else ids
+
+    def any(self, condition: Bool[Array, "..."]) -> Array:
+        found = jnp.any(condition, self.axis, keepdims=True)
+        return total(found.astype(jnp.int32), self.names) > 0 if self.names else found
+
+    def count(self, x: Array) -> int:
+        """How many classes there are, on all devices."""
+        return x.shape[self.axis] * size(self.names)
+
+    def first(self, x: Array) -> Array | None:
+        """The id of the first class that this device holds, None for 0."""
+        return lax.axis_index(self.names) * x.shape[self.axis] if self.names else None
+
+    def ids(self, x: Array, beside: Array, first: Array | None = None) -> Integer[Array, "..."]:
+        """The id of each class, to be used beside these numbers of the rows; `first` is that of the first one here."""
+        ids, first = cpu.class_ids(x, self.axis, beside), self.first(x) if first is None else first
+        return ids if first is None else ids + first
+
+    def first_equal(
+        self, x: Array, most: Array, exists: Array | None = None, first: Array | None = None
+    ) -> Integer[Array, "*rows"]:
+        """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
+        found = x == most if exists is None else (x == most) & exists
+        found_first = self.least(jnp.where(found, self.ids(x, most, first), NOWHERE))
+        return jnp.where(found_first == NOWHERE, -1, found_first)
+
+    def whole(self, cotangents: Any) -> Any:
+        """The cotangents of numbers that are the same on all devices that share the classes."""
+        return whole(cotangents, self.names)
+
+    def share(self, cotangent: Array) -> Array:
+        """A device's share of what `whole` gives back."""
+        return cotangent / size(tuple(name for name in self.names if name not in _typed(self.names)))
+
+
+def present(x: Array, exists: Bool[Array, "..."] | None) -> Array:
+    """The logits in the type that they are accumulated in, −inf for the classes that do not exist."""
+    return cpu.widen(x) if exists is None else jnp.where(exists, cpu.widen(x), -jnp.inf)
+
+
+def total(x: Any, names: Names) -> Any:
+    """The sum over the devices."""
+    return lax.psum(x, names) if names else x
+
+
+def size(names: Names) -> int:
+    """How many devices share."""
+    return math.prod(lax.axis_size(name) for name in names)
+
+
+def bound(names: Names) -> Names:
+    """Those that a `shard_map` binds, not a `vmap`, whose sums must stand outside of custom derivatives."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return tuple(name for name in names if name in manual)
+
+
+def unbound(names: Names) -> Names:
+    """The others."""
+    return tuple(name for name in names if name not in bound(names))
+
+
+def whole(cotangents: Any, names: Names) -> Any:
+    """The cotangents of numbers that are the same on all devices.
+
+    Where JAX types what varies over the devices (`check_vma=True`), a number that does not has one cotangent. Elsewhere
+    each device has a share of it, as the transpose of `psum` has it.
+    """
+    typed = _typed(names)
+
+    def one(cotangent: Array) -> Array:
+        if cotangent.dtype == jax.dtypes.float0:
+            return cotangent
+        varies = varying(cotangent)
+        return total(cotangent, tuple(name for name in names if name not in typed or name in varies))
+
+    return jax.tree.map(one, cotangents)
+
+
+def aligned(names: Names, split: Any, shared: Any = ()) -> tuple[Any, Any]:
+    """Two pytrees of arrays, varying over the same mesh axes inside a `shard_map` that types what varies.
+
+    Those that are `split` over the classes vary over `names`, too; what is `shared` by all classes does not, unless it
+    comes so. Done outside the custom derivative, so that it is JAX that sums the cotangent of what was the same on each
+    device.
+    """
+    common = _union(shared)
+    every = _union(split) | common
+    rows, columns = (every - set(names)) | common, every | _typed(names)
+    return jax.tree.map(lambda a: _over(columns, a), split), jax.tree.map(lambda a: _over(rows, a), shared)
+
+
+def like(array: Array, *others: Any) -> Array:
+    """`array`, varying over every mesh axis that one of the others varies over."""
+    return _over(_union(others), array)
+
+
+def varying(array: Array) -> frozenset[Hashable]:
+    """The mesh axes over which the type of the array says that it varies."""
+    kind: Any = jax.typeof(array)
+    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+
+
+def _typed(names: Iterable[Hashable]) -> set[Hashable]:
+    """Those of the bound axes over which JAX types what varies, which it does not under `vmap` or `check_vma=False`."""
+    return {name for name in names if name in varying(lax.axis_index(name))}
+
+
+def _union(arrays: Any) -> frozenset[Hashable]:
+    return frozenset().union(*(varying(array) for array in jax.tree.leaves(arrays)))
+
+
+def _over(axes: Set[Hashable], array: Array) -> Array:
+    missing = tuple(axes - varying(array))
+    return lax.pcast(array, missing, to="varying") if missing else array

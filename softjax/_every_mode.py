@@ -1,0 +1,55 @@
+"""A `custom_vjp` in forward mode, too."""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
+
+from softjax._types import Array
+
+
+def in_every_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(static, *arrays)`, a `custom_vjp`, in forward mode and to every order as well.
+
+    A `custom_vjp` refuses forward mode. So a `custom_jvp` stands around it, whose tangent map is the linear transpose
+    of the pull-back that `jax.vjp` makes of `function`: the analytic gradient stands in one place. Reverse mode
+    transposes this map once more, and an output that nobody reads has no cotangent there, so that its part of the rule
+    is not in the program at all. Each of `arrays` may be a pytree; integer outputs have no derivative.
+    """
+
+    @partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def every(static: Hashable, *arrays: Any) -> Any:
+        return function(static, *arrays)
+
+    @partial(every.defjvp, symbolic_zeros=True)
+    def push(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
+        arrays, tree = jax.tree.flatten(primals)
+        steps = dict(enumerate(jax.tree.leaves(tangents)))
+        moving = {i: step for i, step in steps.items() if not isinstance(step, SymbolicZero)}
+
+        def of(moved: dict[int, Array]) -> tuple[list[Array], Any]:
+            out = function(static, *jax.tree.unflatten(tree, (dict(enumerate(arrays)) | moved).values()))
+            return [number for number in jax.tree.leaves(out) if _has_derivative(number)], out
+
+        numbers, pull, out = jax.vjp(of, {i: arrays[i] for i in moving}, has_aux=True)
+
+        @partial(jax.checkpoint, prevent_cse=False)  # so that nothing of the size of the arrays is kept
+        def along(pull: Any, moving: dict[int, Array]) -> list[Array]:
+            return jax.linear_transpose(pull, numbers)((moving,))[0]
+
+        return out, _with_derivatives(out, along(pull, moving) if moving else [jnp.zeros_like(n) for n in numbers])
+
+    return every
+
+
+def _has_derivative(number: Array) -> bool:
+    return jnp.issubdtype(number.dtype, jnp.inexact)
+
+
+def _with_derivatives(out: Any, derivatives: list[Array]) -> Any:
+    """The derivatives in the structure of the output, with zeros for its integers."""
+    each = iter(derivatives)
+    return jax.tree.map(lambda n: next(each) if _has_derivative(n) else zero_from_primal(n, symbolic_zeros=True), out)

@@ -1,0 +1,128 @@
+"""Σ weight · row_loss over the rows of hidden @ kernel, with its gradients taken while a block's logits are at hand.
+
+The weights are known, so that the gradient of a block of logits is, up to the one scalar that comes from outside.
+Three matrix products in all, the least possible; the value alone takes one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softjax import _blocks as blocks
+from softjax import _classes as mesh
+from softjax import _cpu as cpu
+from softjax._block import block_of, harmless
+from softjax._classes import like
+from softjax._every_mode import in_every_mode
+from softjax._reduce import reduce
+from softjax._rows import rows
+from softjax._samples import Samples, Static, added, as_kept, no_gradients, number_like
+from softjax._types import Array, Bool, Float
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sum(static, parameters, samples, shared):
+    logits = partial(static.layer.logits, parameters=parameters)
+    total, _ = blocks.walk(
+        lambda total, block: (total + _block_loss(static, logits(block.harmless_hidden), block, shared), None),
+        number_like(static, parameters, samples), samples, samples.occupied,
+    )  # fmt: skip
+    return mesh.total(total, static.samples)
+
+
+def _forward(static, parameters, samples, shared):
+    layer = static.layer
+
+    def step(carry: Any, block: Samples) -> tuple[Any, Any]:
+        total, dparameters, dshared = carry
+        hidden = block.harmless_hidden
+        x = layer.logits(hidden, parameters)
+        moved, of, gradients = _floating((block._replace(hidden=None), shared))
+        part, pull = jax.vjp(lambda x, moved: _block_loss(static, x, *of(moved)), x, moved)
+        dx, dmoved = cpu.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
+        du = layer.uncapped(dx, x)
+        dblock, dshared_part = gradients(dmoved)
+        dhidden = layer.hidden_gradient(du, parameters.kernel)
+        dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
+        carry = total + part, added(dparameters, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
+        return carry, dblock._replace(hidden=dhidden)
+
+    moved, _, gradients = _floating(shared)
+    dshared = gradients({i: like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
+    carry = number_like(static, parameters, samples), no_gradients(layer, parameters, samples), dshared
+    (total, dparameters, dshared), dsamples = blocks.walk(step, carry, samples, samples.occupied)
+    types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
+    return mesh.total(total, static.samples), ((as_kept(layer, dparameters), dsamples, dshared), types)
+
+
+def _backward(static, residuals, g):
+    gradients, types = residuals
+    return _scaled(static.classes.whole(mesh.whole(g, static.samples)), gradients, types)
+
+
+_loss_sum.defvjp(_forward, _backward)
+loss_sum = in_every_mode(_loss_sum)
+"""`loss_sum(static, parameters, samples, shared)`: Σ weight · row_loss, in float32 or wider.
+
+`shared` are arrays that all rows use.
+"""
+
+
+def _block_loss(static: Static, x: Array, block: Samples, shared: Any) -> Float[Array, ""]:
+    counted = block.counted
+    row = rows(static.classes, block_of(static.classes, x, block.target, None, counted))
+    row_args = block.row_args
+    if counted is not None:
+        row, row_args = jax.tree.map(lambda a: _guarded(a, counted), (row, row_args))
+    loss = static.row_loss(shared, row, row_args).astype(x.dtype)
+    weights = cpu.weights_of_one(x) if block.weights is None else block.weights[:, 0].astype(x.dtype)
+    return reduce(loss, weights, "sum")
+
+
+def _guarded(array: Array, counted: Bool[Array, "rows 1"]) -> Array:
+    """`array`, finite in rows that are not counted, as is its cotangent, which a caller's loss may make 0 · inf."""
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array
+    counted = counted.reshape((-1, *(1,) * (array.ndim - 1)))
+    return _guard(harmless(array, counted), counted)
+
+
+@jax.custom_vjp
+def _guard(array, counted):
+    return array
+
+
+_guard.defvjp(
+    lambda array, counted: (array, counted),
+    lambda counted, g: (jnp.where(counted | jnp.isfinite(g), g, 0), None),
+)
+
+
+class _Floating(NamedTuple):
+    """The floating leaves of a pytree by their number, and the pytree of others in their place, or of gradients."""
+
+    leaves: dict[int, Array]
+    of: Callable[[dict[int, Array]], Any]
+    gradients: Callable[[dict[int, Array]], Any]
+
+
+def _floating(tree: Any) -> _Floating:
+    leaves, structure = jax.tree.flatten(tree)
+    every = dict(enumerate(leaves))
+    return _Floating(
+        {i: leaf for i, leaf in every.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)},
+        lambda moved: jax.tree.unflatten(structure, (every | moved).values()),
+        lambda moved: jax.tree.unflatten(structure, [moved.get(i) for i in every]),
+    )
+
+
+def _scaled(g: Array, gradients: Any, types: Any) -> Any:
+    """g · gradient in the type of the argument; the scalar comes before the cast, which might lose a small gradient."""
+
+    def one(gradient: Any, kind: Any) -> Any:
+        return None if gradient is None else (g * gradient.astype(g.dtype)).astype(kind.dtype)
+
+    return jax.tree.map(one, gradients, types, is_leaf=lambda gradient: gradient is None)

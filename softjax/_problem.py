@@ -1,0 +1,124 @@
+"""The arguments of a linear layer and its loss: checked, laid over the devices, and cut into blocks."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from softjax import _blocks as blocks
+from softjax import _checks as checks
+from softjax import _classes as mesh
+from softjax import _cpu as cpu
+from softjax import _labels
+from softjax._classes import Classes
+from softjax._layer import Layer, Parameters
+from softjax._samples import Samples, aligned_samples
+from softjax._split import Split, split_of_layer
+from softjax._types import Array, Float
+
+
+class Problem(NamedTuple):
+    """The arrays, in the shapes that they came in; the kernel as a loop takes it."""
+
+    parameters: Parameters
+    hidden: Array
+    labels: Array
+    weights: Array | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the samples."""
+        return self.hidden.shape[:-1]
+
+    @property
+    def samples(self) -> int:
+        return math.prod(self.shape)
+
+
+class Plan(NamedTuple):
+    """What is static."""
+
+    layer: Layer
+    rows: int
+    """The samples of a block."""
+    split: Split
+
+    @property
+    def classes(self) -> Classes:
+        return Classes(-1, self.split.classes)
+
+    def over_devices(self, function: Callable[..., Any], problem: Problem, more: Any, out: P) -> Callable[..., Any]:
+        """`function(problem, shared, row_args)` as one of global arrays: on each device's part of them."""
+        split, columns = self.split, self.split.columns or None
+        specs = problem._replace(
+            parameters=problem.parameters._replace(
+                kernel=P(columns, None) if self.layer.turned else P(None, columns),
+                bias=None if problem.parameters.bias is None else P(columns),
+            ),
+            hidden=split.of_samples(problem.hidden),
+            labels=split.of_labels(problem.labels, -1),
+            weights=None if problem.weights is None else split.of_samples(problem.weights),
+        )
+        shared, row_args = more
+        rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.of_samples, row_args)
+        return split.over(function, (specs, *rest), out)
+
+    def weights(self, problem: Problem) -> Float[Array, "*samples"] | None:
+        if problem.weights is None:
+            return None
+        return jnp.broadcast_to(problem.weights, problem.shape).astype(self.layer.dtype)
+
+    def blocks(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """The samples cut into blocks; those that fill up the last one weigh nothing, if any sample has a weight."""
+        count, weights = problem.samples, self.weights(problem)
+
+        def cut(array: Array) -> Array:
+            return blocks.split(array.reshape((count, *array.shape[len(problem.shape) :])), count, self.rows)
+
+        hidden, target, row_args = jax.tree.map(cut, (problem.hidden, self._target(problem), row_args))
+        if weights is not None:
+            missing = math.prod(hidden.shape[:2]) - count
+            weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
+        # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
+        occupied = None if weights is None or self.split.classes else blocks.occupied(weights[..., 0])
+        kernel, bias = problem.parameters
+        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), self.split.gathered(bias, 0))
+        return aligned_samples(self.classes, parameters, Samples(hidden, target, weights, row_args, occupied))
+
+    def filled(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """The same, with weights wherever samples fill up the last block."""
+        if problem.weights is not None or (problem.samples % self.rows == 0 and problem.samples > 0):
+            return self.blocks(problem, row_args)
+        ones = jnp.ones(problem.shape, self.layer.dtype)
+        parameters, samples = self.blocks(problem._replace(weights=ones), row_args)
+        return parameters, samples._replace(occupied=None)
+
+    def _target(self, problem: Problem) -> _labels.Ids | _labels.Distribution:
+        if _labels.is_ids(problem.labels):
+            classes = self.layer.classes(problem.parameters)
+            every = classes * mesh.size(self.split.classes) * mesh.size(self.split.mapped)
+            return _labels.target_of(problem.labels, every, -1)
+        labels = self.split.gathered(problem.labels, -1)
+        return _labels.Distribution(labels.astype(jnp.float64) if self.layer.dtype == jnp.float64 else labels)
+
+
+def arranged(
+    hidden: Any, kernel: Any, labels: Any, *, names: tuple[Any, Any], weights: Any = None, **options: Any
+) -> tuple[Plan, Problem]:
+    """What the caller gave, refused by name if it does not fit."""
+    hidden, kernel, bias = checks.layer(hidden, kernel, options["bias"])
+    samples, (features, classes) = hidden.shape[:-1], kernel.shape
+    labels = checks.labels(labels, (*samples, classes), -1, "hidden @ kernel")
+    weights, cap = checks.weights(weights, samples), checks.softcap(options["logit_softcap"])
+    split = split_of_layer(*names, hidden, kernel)
+    count, classes = split.share(samples, classes)
+    dtype = jnp.dtype(cpu.wide(hidden, kernel, *([] if _labels.is_ids(labels) else [labels])))
+    rows = checks.block_size(options["block_size"])
+    if rows is None:
+        rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
+    turned = cpu.is_transpose(kernel)
+    plan = Plan(Layer(turned, cap, dtype), min(rows, max(count, 1)), split)
+    return plan, Problem(Parameters(kernel.T if turned else kernel, bias), hidden, labels, weights)

@@ -1,0 +1,82 @@
+"""Blocks of samples of a linear layer, as the sums and rows over them take them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softjax import _classes as mesh
+from softjax import _layer
+from softjax._block import harmless
+from softjax._classes import Classes, aligned, like
+from softjax._labels import Distribution, Ids
+from softjax._layer import Layer, Parameters
+from softjax._types import Array, Bool, Float
+
+
+class Static(NamedTuple):
+    layer: Layer
+    classes: Classes
+    samples: mesh.Names = ()
+    """The mesh axes over which the samples are split."""
+    row_loss: Any = None
+    """The loss of each row, of what all rows share, the numbers of the rows and their own arguments. It is a constant:
+    it closes over no array."""
+
+
+class Samples(NamedTuple):
+    """Each `[blocks, rows, …]`."""
+
+    hidden: Float[Array, "blocks rows features"]
+    target: Ids | Distribution
+    weights: Float[Array, "blocks rows 1"] | None
+    """None for 1."""
+    row_args: Any = ()
+    occupied: Bool[Array, " blocks"] | None = None
+    """Which blocks hold a sample whose weight is not 0, None for all."""
+
+    @property
+    def counted(self) -> Bool[Array, "..."] | None:
+        """The samples whose weight is not 0, None for all. The others may hold anything."""
+        return None if self.weights is None else self.weights != 0
+
+    @property
+    def harmless_hidden(self) -> Array:
+        return harmless(self.hidden, self.counted)
+
+
+def aligned_samples(classes: Classes, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
+    """Varying over the mesh as they must to meet in a custom derivative."""
+    hidden, target, *rest = samples
+    if isinstance(target, Ids):
+        (parameters, hidden), (target, *rest) = aligned(classes.names, (parameters, hidden), (target, *rest))
+    else:
+        (parameters, hidden, target), rest = aligned(classes.names, (parameters, hidden, target), rest)
+    return parameters, Samples(hidden, target, *rest)
+
+
+def number_like(static: Static, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
+    """0, varying over the mesh as a number of a row does."""
+    _, rest = aligned_samples(static.classes, parameters, samples)
+    rest = rest._replace(hidden=None, target=rest.target if isinstance(rest.target, Ids) else None)
+    zero = jnp.zeros((), static.layer.dtype)
+    return aligned(static.classes.names, (samples.hidden, parameters), (zero, rest))[1][0]
+
+
+def no_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> Parameters:
+    """Zeros, the kernel's as [classes, features]."""
+    classes, features = layer.classes(parameters), samples.hidden.shape[-1]
+    dkernel, dbias = jnp.zeros((classes, features), layer.dtype), jnp.zeros(classes, layer.dtype)
+    gradients = Parameters(dkernel, None if parameters.bias is None else dbias)
+    return jax.tree.map(lambda zeros: like(zeros, samples.hidden, parameters.kernel), gradients)
+
+
+def added(dparameters: Parameters, du: Float[Array, "rows classes"], hidden: Array) -> Parameters:
+    """dW + hᵀ du and db + Σ du"""
+    dkernel, dbias = dparameters
+    dbias = None if dbias is None else dbias + jnp.sum(du, 0)
+    return Parameters(_layer.add_kernel_gradient(dkernel, du, hidden), dbias)
+
+
+def as_kept(layer: Layer, dparameters: Parameters) -> Parameters:
+    return dparameters if layer.turned else dparameters._replace(kernel=dparameters.kernel.T)

@@ -1,0 +1,52 @@
+"""Sums, maxima and places along the class axis; over devices they are tested by test_mesh.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softjax import _classes
+from softjax._classes import NOWHERE, Classes
+
+X = jnp.array([[1.0, 3.0, 3.0], [2.0, -jnp.inf, 0.0]])
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_along_the_axis(axis, route):
+    classes, x = Classes(axis), X if axis == -1 else X.T
+    assert classes.count(x) == 3
+    np.testing.assert_array_equal(classes.number(classes.most(x)), [3, 2])
+    np.testing.assert_array_equal(classes.sum(jnp.where(x > -jnp.inf, x, 0)), [7, 2])
+    np.testing.assert_array_equal(classes.sum(x > 0), [3, 1])
+    np.testing.assert_array_equal(classes.number(classes.any(x < 0)), [False, True])
+    np.testing.assert_array_equal(classes.number(classes.first_equal(x, classes.most(x))), [1, 0])
+    ids = jnp.broadcast_to(classes.ids(x, classes.most(x)), x.shape)
+    np.testing.assert_array_equal(ids if axis == -1 else ids.T, [[0, 1, 2]] * 2)
+    np.testing.assert_array_equal(classes.number(classes.least(ids)), [0, 0])
+
+
+def test_the_first_of_those_that_exist():
+    classes, exists = Classes(-1), jnp.array([[True, False, True]])
+    most = classes.most(X)
+    np.testing.assert_array_equal(classes.first_equal(X, most, exists)[:, 0], [2, 0])
+    np.testing.assert_array_equal(classes.first_equal(X, jnp.full((2, 1), jnp.nan))[:, 0], [-1, -1])
+    np.testing.assert_array_equal(classes.first_equal(X, most, None, jnp.int32(10))[:, 0], [11, 10])
+    assert jnp.iinfo(jnp.int32).max == NOWHERE
+
+
+def test_no_classes():
+    empty = jnp.zeros((2, 0))
+    assert (Classes(-1).most(empty) == -jnp.inf).all()
+    assert not Classes(-1).total(empty).any()
+
+
+def test_present():
+    x = jnp.array([1.0, 2.0], jnp.bfloat16)
+    assert _classes.present(x, None).dtype == jnp.float32
+    np.testing.assert_array_equal(_classes.present(x, jnp.array([False, True])), [-jnp.inf, 2])
+
+
+def test_axes_that_a_vmap_binds_are_not_those_of_a_shard_map():
+    seen = []
+    jax.vmap(lambda x: seen.append((_classes.bound(("i",)), _classes.unbound(("i",)))) or x, axis_name="i")(X)
+    assert seen == [((), ("i",))]

@@ -1,0 +1,167 @@
+"""What is done on one CPU alone equals the plain line, is not done under a mesh, and keeps arrays out of memory."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import softjax
+from softjax import _cpu
+from softjax._classes import Classes
+from softjax._cpu import wide, widen
+from softjax._log_sum import log_sum
+
+CASES = Path(__file__).with_name("sharded.py")
+
+
+def test_on_one_cpu_here():
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
+    assert _cpu.on_one_cpu(jnp.zeros(3)) == alone
+
+
+@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
+@pytest.mark.parametrize("spec", [P("x", None), P(None, "x")])
+@pytest.mark.parametrize(("shape", "dtype"), [((8, 16), jnp.float32), ((64, 40000), jnp.bfloat16)])
+def test_under_a_mesh_of_one_device(kind, spec, shape, dtype):
+    x, y = jnp.ones(shape, dtype), jnp.zeros(shape[0], jnp.int32)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        assert not _cpu.on_one_cpu(placed)
+        value, gradient = jax.jit(jax.value_and_grad(softjax.cross_entropy))(placed, y)
+    assert gradient.shape == shape
+    np.testing.assert_allclose(value, np.log10(shape[1]), rtol=1e-6)
+
+
+def test_class_ids(route):
+    x, ids = jnp.zeros((2, 3)), jnp.ones((2, 1), jnp.int32)
+    assert ((_cpu.class_ids(x, -1, ids) == ids) == jnp.array([[False, True, False]] * 2)).all()
+    assert (jnp.broadcast_to(_cpu.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
+
+
+def test_sharded():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    done = subprocess.run([sys.executable, str(CASES), "2x4"], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_shard_map_arguments_may_be_the_same_on_every_device(check_vma):
+    x, y = jnp.arange(48.0).reshape(8, 6) / 10, jnp.zeros(8, jnp.int32)
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(x, y):
+        return jax.grad(lambda x: jax.lax.pmean(softjax.cross_entropy(x, y), "i"))(x)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("i")), out_specs=P(), check_vma=check_vma)
+    np.testing.assert_allclose(jax.jit(sharded)(x, y), jax.grad(softjax.cross_entropy)(x, y), atol=1e-7)
+    rows = jax.shard_map(softjax.softmax, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=check_vma)
+    assert jax.jit(rows)(jnp.ones((4096, 1024), jnp.bfloat16)).shape == (4096, 1024)
+
+
+def test_every_bfloat16(route):
+    every = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint32).astype(jnp.uint16), jnp.bfloat16)
+    expected = np.asarray(every).astype(np.float32)
+    numbers = ~np.isnan(expected) & ((np.abs(expected) >= 2.0**-126) | (expected == 0))  # a CPU may flush subnormals
+    widened = np.asarray(widen(every))
+    np.testing.assert_array_equal(widened[numbers], expected[numbers])
+    assert np.isnan(widened[np.isnan(expected)]).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_derivatives(dtype, route):
+    x = jnp.array([1.5, -2.0], dtype)
+    np.testing.assert_array_equal(jax.grad(lambda x: widen(x).sum())(x), jnp.ones(2, dtype))
+    np.testing.assert_array_equal(jax.jvp(widen, (x,), (x,))[1], [1.5, -2.0])
+
+
+def test_wide(x64):
+    assert wide(jnp.zeros(1, jnp.float16), jnp.zeros(1, jnp.bfloat16)) == jnp.float32
+    assert wide(jnp.zeros(1, jnp.float64), jnp.zeros(1, jnp.bfloat16)) == jnp.float64
+
+
+def test_a_transpose_is_seen_through_derivatives_and_casts():
+    seen = []
+
+    def see(matrix):
+        seen.append(_cpu.is_transpose(matrix))
+        return matrix.sum()
+
+    embedding = jnp.ones((3, 2))
+    jax.jit(lambda e: see(e.T))(embedding)
+    jax.jit(jax.grad(lambda e: see(e.T.astype(jnp.bfloat16).astype(jnp.float32))))(embedding)
+    jax.jit(jax.grad(lambda e: see(jnp.swapaxes(e, 0, 1))))(embedding)
+    assert all(seen)
+    jax.jit(lambda e: see(e))(embedding)
+    jax.jit(lambda e: see(e + 1))(embedding)
+    see(embedding.T)
+    assert seen[3:] == [False, False, False]
+
+
+LAST = Classes(-1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 11])
+def test_rows_a_few_at_a_time(rows, dtype):
+    x = cases.logits(129, 3.0, dtype=dtype).at[3, 5].set(-jnp.inf).at[4].set(jnp.nan).at[5].mul(9)
+    beside = jnp.arange(cases.SAMPLES)[:, None]
+    numbers, double = jax.jit(lambda x: _cpu.over_rows(lambda x, b: (log_sum(LAST, x, None), 2 * b), rows, x, beside))(
+        x
+    )
+    for a, b in zip(numbers, log_sum(LAST, x, None), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_array_equal(double, 2 * beside)
+
+
+def test_rows_of_a_batch_with_several_axes():
+    x = cases.logits(129, samples=12).reshape(3, 4, 129)
+    s = _cpu.over_rows(lambda x: log_sum(LAST, x, None), 5, x)
+    np.testing.assert_allclose(s.peak + s.log_mass, jax.nn.logsumexp(x, -1, keepdims=True), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 0.2), (jnp.float16, 0.2), (jnp.bfloat16, 2.2)])
+def test_temporary_memory_on_one_cpu(dtype, most, monkeypatch):
+    # float16 would be copied to float32 as a whole, 4 bytes a logit; bfloat16 has its bits copied, 2 bytes.
+    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: True)
+    x = jax.ShapeDtypeStruct((1024, 131072), dtype)
+    program = jax.jit(lambda x: log_sum(LAST, x, None).log_mass).lower(x).compile()
+    assert program.memory_analysis().temp_size_in_bytes / x.size < most
+
+
+def test_if_any_asks_where_there_is_work(route):
+    small, large = jnp.zeros(3), 2**18
+
+    def of(condition, work):
+        return jax.make_jaxpr(lambda x: _cpu.if_any(x < condition, lambda: x + 1, x, work))(small)
+
+    assert [e.primitive.name for e in of(1.0, large).eqns].count("cond") == (route == "one CPU")
+    assert "cond" not in str(of(1.0, 1))
+    for condition, right in ((1.0, 1), (-1.0, 0)):
+        if route == "one CPU" or condition > 0:
+            assert (_cpu.if_any(small < condition, lambda: small + 1, small, large) == right).all()
+
+
+@pytest.mark.parametrize("tile", [1, 2**12, 2**30])
+@pytest.mark.parametrize("rows", [1, 7, 129])
+def test_a_sum_is_added_to_tile_by_tile(tile, rows, route, monkeypatch):
+    monkeypatch.setattr(_cpu, "_TILE", tile)
+    hidden, _, _ = cases.layer(rows)
+    du, total = cases.logits(rows, seed=2), cases.logits(13, samples=rows, seed=3)
+    added = _cpu.add_in_tiles(total, lambda du: du.T @ hidden, du)
+    np.testing.assert_allclose(added, total + du.T @ hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_picked(route):
+    x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
+    ids = jnp.array([[0], [2], [-1]])
+    np.testing.assert_array_equal(_cpu.picked(x, ids, -1, jnp.arange(3)[None] == ids), [[1], [6], [0]])

@@ -1,0 +1,206 @@
+"""Confident rows are exact: the loss, its gradient and the entropy to every digit, at any gap and in every mode."""
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import EPS
+
+import softjax
+
+GAPS = [0.5, 5.0, 15.0, 17.0, 30.0, 37.0, 60.0, 85.0]
+NATS = {"base": np.e}
+
+
+def confident(gap, classes, ties=1, shift=0.0, samples=4, seed=0):
+    """Rows whose peak stands `gap` above the next, the others flat or spread; the labels: peak, second, others."""
+    rng = np.random.default_rng([seed, classes, ties])
+    x = rng.normal(size=(samples, classes)) * np.array([0.0, 0.1, 1.0, 2.0])[:, None]
+    x = np.round((x - x.max(1, keepdims=True)) * 2**10) / 2**10  # the same gaps beside 0 and beside 1e4
+    peaks = rng.permuted(np.arange(classes)[None].repeat(samples, 0), axis=1)[:, :ties]
+    np.put_along_axis(x, peaks, gap, axis=1)
+    labels = np.where(np.arange(samples) % 2 == 0, peaks[:, 0], (peaks[:, 0] + 1) % classes)
+    return jnp.asarray(x + shift, jnp.float32), jnp.asarray(labels, jnp.int32)
+
+
+def target(kind, labels, classes):
+    if kind == "ids":
+        return labels
+    p = jax.nn.one_hot(labels, classes)
+    other = np.random.default_rng(1).dirichlet(np.ones(classes), len(labels))
+    each = {"one-hot": p, "nearly one-hot": (1 - 1e-7) * p + 1e-7 * jnp.asarray(other, jnp.float32), "soft": other}
+    return jnp.asarray(each[kind], jnp.float32)
+
+
+def gaps(x):
+    """How far each logit stands below the peak; the peak's own is the row's largest."""
+    below = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
+    return np.where(below == 0, below.max(1, keepdims=True), below)
+
+
+def within(actual, expected, sizes, ulp):
+    error = np.abs(np.asarray(actual, np.float64) - expected)
+    tiny = 1e5 * 2.0**-126  # what underflows of a row's terms, times its gaps
+    assert (error <= ulp * EPS * sizes + tiny).all(), (error / (EPS * np.maximum(sizes, tiny)) - ulp).max()
+
+
+@jax.jit
+def both(x, labels):
+    loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, labels, reduction="none", **NATS), x)
+    value, back = jax.vjp(lambda x: softjax.statistics(x, labels).entropy, x)
+    return loss, pull(jnp.ones_like(loss))[0], value, back(jnp.ones_like(value))[0]
+
+
+def check(x, labels):
+    loss, gradient, entropy, slope = both(x, labels)
+    below, row = gaps(x), gaps(x).max(1)
+    expected, dx, sizes = exact.cross_entropy(x, labels)
+    within(loss, expected, expected, 8 + row)
+    within(gradient, dx, sizes, 8 + below)
+    expected, dx, sizes = exact.entropy(x)
+    within(entropy, expected, expected, 8 + row)
+    within(slope, dx, sizes, 8 + below)
+
+
+@pytest.mark.parametrize("kind", ["ids", "one-hot", "nearly one-hot", "soft"])
+@pytest.mark.parametrize("classes", [2, 3, 10, 129])
+def test_every_gap(classes, kind, route):
+    for gap in GAPS:
+        for ties in (1, 2):
+            for shift in (0.0, 1e4, -1e4):
+                x, labels = confident(gap, classes, ties, shift)
+                check(x, target(kind, labels, classes))
+
+
+@pytest.mark.parametrize("classes", [1000, 32769, pytest.param(131072, marks=pytest.mark.slow)])
+def test_many_classes(classes, route):
+    """Against sums that leave the label out by subtraction of what is no sum of it: the peak is the label."""
+    for gap in (5.0, 17.0, 40.0):
+        x, _ = confident(gap, classes)
+        x = jnp.tile(x, (16, 1))  # enough rows to be taken a few at a time
+        labels = jnp.argmax(x, -1)
+        loss, gradient, *_ = both(x, labels)
+        x64 = np.asarray(x, np.float64)
+        e = np.exp(x64 - x64.max(1, keepdims=True))
+        at = np.asarray(labels)[:, None]
+        np.put_along_axis(e, at, 0, 1)
+        rest = e.sum(1)
+        within(loss, np.log1p(rest), np.log1p(rest), 8 + gap + 14)
+        within(
+            np.take_along_axis(np.asarray(gradient), at, 1)[:, 0], -rest / (1 + rest), rest / (1 + rest), 8 + gap + 14
+        )
+        assert (np.abs(np.asarray(gradient, np.float64).sum(1)) <= (8 + gap + 14) * EPS * 2 * rest / (1 + rest)).all()
+
+
+def test_the_numbers_of_the_issue():
+    for gap, right in ((20.0, 4.1223073e-9), (15.0, 6.1180446e-7)):
+        x = jnp.array([[gap, 0.0, 0.0]])
+        loss, gradient = jax.value_and_grad(softjax.cross_entropy)(x, jnp.array([0]), **NATS)
+        np.testing.assert_allclose(loss, right, rtol=1e-6)
+        np.testing.assert_allclose(gradient[0], [-right, right / 2, right / 2], rtol=2e-6)
+        s = softjax.statistics(x[0], jnp.array(0))
+        np.testing.assert_allclose(s.peak_entropy, right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_in_16_bits(dtype):
+    for gap in (5.0, 10.0, 17.0, 30.0):
+        x, labels = confident(gap, 10)
+        x = x.astype(dtype)
+        loss, gradient, *_ = both(x, labels)
+        expected, dx, sizes = exact.cross_entropy(x, labels)
+        within(loss, expected, expected, 8 + gaps(x).max(1))
+        ulp = float(jnp.finfo(dtype).eps)
+        least = float(jnp.finfo(dtype).smallest_subnormal) if dtype == jnp.float16 else 0
+        assert (np.abs(np.asarray(gradient, np.float64) - dx) <= (ulp + 1e-5) * sizes + least).all()
+
+
+def test_in_float64(x64):
+    mp = {40.0: 8.496708510e-18, 300.0: 2 * np.exp(-300.0), 700.0: 2 * np.exp(-700.0)}
+    for gap, right in mp.items():
+        x = jnp.array([[gap, 0.0, 0.0]], jnp.float64)
+        loss, gradient = jax.value_and_grad(softjax.cross_entropy)(x, jnp.array([0]), **NATS)
+        np.testing.assert_allclose(loss, right, rtol=1e-9)
+        np.testing.assert_allclose(gradient[0], [-right, right / 2, right / 2], rtol=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [1e-9, 1e-3, 0.1])
+def test_smoothing(smoothing):
+    for gap in GAPS:
+        x, labels = confident(gap, 10)
+        loss, gradient = jax.vmap(
+            jax.value_and_grad(lambda x, y: softjax.cross_entropy(x, y, label_smoothing=smoothing, **NATS))
+        )(x, labels)
+        expected, dx, sizes = exact.cross_entropy(x, labels, smoothing)
+        within(loss, expected, expected, 12 + gaps(x).max(1))
+        within(gradient, dx, sizes, 12 + gaps(x))
+
+
+def test_softmax_and_log_softmax(route):
+    for gap in GAPS:
+        for ties in (1, 2):
+            x, _ = confident(gap, 10, ties)
+            q, others, log_q = exact.rows(x)
+            within(softjax.log_softmax(x, **NATS), log_q, -log_q, 8 + gaps(x))
+            within(softjax.softmax(x), q, q, 8 + gaps(x))
+            jacobian = jax.vmap(jax.jacrev(lambda x: softjax.log_softmax(x, **NATS)))(x)
+            eye = np.eye(10)[None]
+            slopes = np.where(eye == 1, others[:, :, None], -q[:, None, :])
+            within(jacobian, slopes, np.abs(slopes), 10 + gaps(x)[:, None, :].max(2, keepdims=True))
+            jacobian = jax.vmap(jax.jacrev(softjax.softmax))(x)
+            slopes = q[:, :, None] * slopes
+            within(jacobian, slopes, np.abs(slopes), 12 + 2 * gaps(x).max())
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_forward_mode_and_hessian_vector_products(reduction):
+    v = jnp.asarray(np.random.default_rng(3).normal(size=(4, 10)), jnp.float32)
+    for gap in (5.0, 17.0, 40.0, 80.0):
+        x, labels = confident(gap, 10)
+
+        def loss(x, labels=labels):
+            return softjax.cross_entropy(x, labels, reduction=reduction, **NATS).sum()
+
+        q, others, _ = exact.rows(x)
+        _, dx, _ = exact.cross_entropy(x, labels)
+        v64 = np.asarray(v, np.float64)
+        terms = dx * v64
+        np.testing.assert_allclose(
+            jax.jvp(loss, (x,), (v,))[1], terms.sum(), rtol=0, atol=(16 + 2 * gap) * EPS * np.abs(terms).sum()
+        )
+        # (H v)_j = q_j (v_j − Σ_i q_i v_i), of which the peak's is q_j Σ_{i≠j} q_i (v_j − v_i)
+        spread = q[:, None, :] * (v64[:, :, None] - v64[:, None, :])
+        expected, sizes = q * spread.sum(2), q * np.abs(spread).sum(2)
+        for hvp in (jax.jvp(jax.grad(loss), (x,), (v,))[1], jax.grad(lambda x: jax.jvp(loss, (x,), (v,))[1])(x)):
+            within(hvp, expected, sizes + q * others, 24 + 3 * gap)
+
+
+def test_a_linear_layer_before_its_products_round():
+    """Logits that a product makes exactly: one feature a class, in float32."""
+    for gap in (5.0, 17.0, 40.0, 80.0):
+        for block_size in (None, 3):
+            x, labels = confident(gap, 10, samples=4)
+
+            def total(h, labels=labels, block_size=block_size):
+                return softjax.linear_cross_entropy(
+                    h, jnp.eye(10), labels, reduction="sum", block_size=block_size, **NATS
+                )
+
+            def each(h, labels=labels, block_size=block_size):
+                return softjax.linear_cross_entropy(
+                    h, jnp.eye(10), labels, reduction="none", block_size=block_size, **NATS
+                ).sum()
+
+            loss, expected, sizes = exact.cross_entropy(x, labels)
+            for f in (total, each):
+                value, gradient = jax.value_and_grad(f)(x)
+                np.testing.assert_allclose(value, loss.sum(), rtol=(8 + gap) * EPS * 2)
+                within(gradient, expected, sizes, 8 + gaps(x))
+
+
+def test_the_losses_of_confident_rows_still_fall():
+    """What the digits are for: a step of plain descent moves a separable problem that float32 calls solved."""
+    x, labels = jnp.array([[17.5, 0.0]]), jnp.array([0])
+    gradient = jax.grad(softjax.cross_entropy)(x, labels, **NATS)
+    assert gradient[0, 0] == -gradient[0, 1] != 0

@@ -1,0 +1,240 @@
+"""The numbers of a row and their slopes, each alone, against the float64 oracle; what is not read costs nothing."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+import softjax
+
+FLOATING = [name for name in softjax.Statistics._fields if name not in ("prediction", "label_rank")]
+KINDS = ["ids", "one-hot", "distribution", "distribution of mass 3"]
+
+
+def labels_of(kind, classes):
+    ids, p = cases.class_ids(classes), cases.distribution(classes)
+    each = {"ids": ids, "one-hot": jax.nn.one_hot(ids, classes), "distribution": p, "distribution of mass 3": 3 * p}
+    return each[kind]
+
+
+def pulled(function, x, g):
+    """Each floating number of `function(x)`, and its pull-back of g alone, in one program."""
+
+    @jax.jit
+    def of(x):
+        stats, pull = jax.vjp(lambda x: tuple(getattr(function(x), name) for name in FLOATING), x)
+        alone = [[g if i == j else jnp.zeros_like(g) for i in range(len(FLOATING))] for j in range(len(FLOATING))]
+        return stats, [pull(tuple(cotangents))[0] for cotangents in alone]
+
+    values, gradients = of(x)
+    return dict(zip(FLOATING, zip(values, gradients, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spread", cases.SPREADS)
+@pytest.mark.parametrize("classes", [1, 5, 129])
+def test_each_number_pulled_back_alone(classes, spread, kind):
+    x, g, labels = cases.logits(classes, spread), cases.cotangent(), labels_of(kind, classes)
+    actual = pulled(lambda x: softjax.statistics(x, labels), x, g)
+    for name, (value, slope) in oracle.statistics(x, labels).items():
+        number, gradient = actual[name]
+        size = max(1, spread) * max(1, np.abs(value).max())
+        np.testing.assert_allclose(number, value, rtol=3e-6, atol=3e-7 * size, err_msg=name)
+        expected = np.asarray(g, np.float64)[:, None] * slope
+        size = np.abs(g).max() * max(1, np.abs(slope).max())
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=4e-6 * size, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["ids", "distribution"])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_of_the_classes_that_exist(kind, axis, route):
+    """Masked is deleted, by row."""
+    x, labels = cases.logits(9, 3.0), labels_of(kind, 9)
+    where = np.random.default_rng(0).random(x.shape) < 0.6
+    where[:, 0] = True
+    where[np.arange(len(x)), np.asarray(cases.class_ids(9))] = True
+    turned = (lambda a: a.T) if axis == 0 else (lambda a: a)
+    stats, pull = jax.vjp(
+        lambda x: softjax.statistics(
+            turned(x), labels if kind == "ids" else turned(labels), where=turned(jnp.asarray(where)), axis=axis
+        )[:8],
+        x,
+    )
+    gradient = pull(tuple(jnp.ones(len(x)) for _ in stats))[0]
+    every = softjax.statistics(x, labels, where=jnp.asarray(where))
+    for i, exists in enumerate(where):
+        kept = np.flatnonzero(exists)
+        target = jnp.asarray(np.searchsorted(kept, labels[i])) if kind == "ids" else labels[i][kept]
+        alone = softjax.statistics(x[i][kept], target)
+        for number, expected in zip(stats, alone[:8], strict=True):
+            np.testing.assert_allclose(number[i], expected, rtol=1e-6, atol=1e-6)
+        assert every.prediction[i] == kept[int(alone.prediction)]
+        assert every.label_rank[i] == alone.label_rank
+        dx = jax.grad(lambda x, t=target: sum(softjax.statistics(x, t)[:8]))(x[i][kept])
+        np.testing.assert_allclose(gradient[i][kept], dx, rtol=1e-5, atol=1e-5)
+        assert not gradient[i][~exists].any()
+
+
+def test_all_numbers_together():
+    x, ids = cases.logits(7, 2.0), cases.class_ids(7)
+    cotangents = [cases.cotangent(seed=s) for s in range(len(FLOATING))]
+    _, pull = jax.vjp(lambda x: softjax.statistics(x, ids)[:8], x)
+    slopes = oracle.statistics(x, ids)
+    each = [np.asarray(g, np.float64)[:, None] * slopes[n][1] for n, g in zip(FLOATING, cotangents, strict=True)]
+    np.testing.assert_allclose(pull(tuple(cotangents))[0], sum(each), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ids", "one-hot", "distribution"])
+@pytest.mark.parametrize("classes", [1, 2, 9, 129])
+def test_prediction_and_rank_are_those_of_top_k(kind, classes, route):
+    x = jnp.round(cases.logits(classes, 2.0)) + 0.0  # full of ties, none of −0 and 0, which top_k tells apart
+    labels = labels_of(kind, classes)
+    stats = jax.jit(softjax.statistics)(x, labels)
+    _, order = jax.lax.top_k(x, classes)
+    label = labels if kind == "ids" else jnp.argmax(labels, -1)
+    np.testing.assert_array_equal(stats.prediction, order[:, 0])
+    np.testing.assert_array_equal(stats.label_rank, np.argmax(np.asarray(order) == np.asarray(label)[:, None], 1))
+    assert stats.prediction.dtype == stats.label_rank.dtype == jnp.int32
+
+
+def test_prediction_and_rank_at_the_edges(route):
+    inf, nan = jnp.inf, jnp.nan
+    x = jnp.array([[1.0, 3, 2], [1, inf, inf], [nan, 1, 2], [-inf, 0, -inf], [0, 0, 0], [1, 2, 3]])
+    stats = softjax.statistics(x, jnp.array([0, 2, 1, 2, 3, -1]))
+    np.testing.assert_array_equal(stats.prediction, [1, 1, -1, 1, 0, 2])
+    np.testing.assert_array_equal(stats.label_rank, [2, 1, -1, 2, -1, -1])
+    left_out = softjax.statistics(x[0], jnp.array(1), where=jnp.array([True, False, True]))
+    assert (left_out.prediction, left_out.label_rank) == (2, 2**31 - 1)
+    p = jnp.array([[0.0, 0, 0], [0.4, 0.2, 0.4], [nan, 0, 1]])
+    np.testing.assert_array_equal(softjax.statistics(x[:1].repeat(3, 0), p).label_rank, [-1, 2, -1])
+
+
+def test_the_label_logit_is_the_logit_itself():
+    x = jnp.array([[1e8, 1e-3, 3.0], [-1e8, 0.5, 1e4]])
+    for labels in (jnp.array([1, 0]), jax.nn.one_hot(jnp.array([1, 0]), 3)):
+        np.testing.assert_array_equal(softjax.statistics(x, labels).label_logit, x[jnp.arange(2), [1, 0]])
+
+
+def test_labels_that_name_no_class_or_a_left_out_one():
+    x = cases.logits(5, samples=3)
+    where = jnp.array([False, True, True, True, True])
+    stats, pull = jax.vjp(lambda x: softjax.statistics(x, jnp.array([-1, 0, 5]), where=where)[:8], x)
+    stats = dict(zip(FLOATING, stats, strict=True))
+    np.testing.assert_array_equal(np.asarray(stats["label_logit"]), [np.nan, -np.inf, np.nan])
+    np.testing.assert_array_equal(np.asarray(stats["cross_entropy"]), [np.nan, np.inf, np.nan])
+    assert np.isfinite(stats["log_normalizer"]).all()
+    of_the_label = [jnp.ones(3) if n in ("label_logit", "cross_entropy") else jnp.zeros(3) for n in FLOATING]
+    assert not pull(tuple(of_the_label))[0][np.array([0, 2])].any()
+
+
+def test_minus_inf_has_no_part_in_the_entropy():
+    def entropy(x):
+        return softjax.statistics(x, jnp.array(0)).entropy
+
+    x = jnp.array([0.0, -jnp.inf, 1.0])
+    for derivative in (lambda f: f, jax.grad, jax.jacfwd, jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        actual, expected = derivative(entropy)(x), derivative(entropy)(x[::2])
+        kept = actual[tuple(slice(None, None, 2) for _ in range(actual.ndim))]
+        np.testing.assert_allclose(kept, expected, rtol=1e-5, atol=1e-7)
+        assert np.isfinite(actual).all()
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("row", [[0.3, -0.2, 1.1, 0.0], [2.0, 2.0, -1.0, 0.5], [30.0, 0.0, 1.0, -2.0]])
+def test_higher_derivatives(order, row):
+    """Also where logits tie at the peak, whose number does not move, and beside a peak that leaves nothing over."""
+    x, p = jnp.array(row), jnp.array([0.1, 0.4, 0.3, 0.2])
+
+    def ours(x, labels):
+        s = softjax.statistics(x, labels)
+        return s.log_normalizer + s.cross_entropy + s.entropy + 2 * s.collision + s.mean_logit
+
+    def plain(x, labels):
+        log_q = x - jnp.log(jnp.sum(jnp.exp(x - row[0]))) - row[0]  # no peak that could have a derivative
+        q = jnp.exp(log_q)
+        h = -jnp.sum(labels * log_q) if labels.ndim else -log_q[labels]
+        return x[0] - log_q[0] + h - jnp.sum(q * log_q) + 2 * jnp.sum(q**2) + jnp.mean(x)
+
+    for labels in (jnp.array(0), jnp.array(2), p):
+        f, g = (lambda x, f=f, y=labels: f(x, y) for f in (ours, plain))
+        for _ in range(order - 1):
+            f, g = jax.jacrev(f), jax.jacrev(g)
+        for outer in (jax.jacfwd, jax.jacrev):
+            np.testing.assert_allclose(outer(f)(x), outer(g)(x), rtol=2e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
+def test_a_class_of_no_mass_and_no_probability(mode):
+    """−inf · 0: in the labels' derivative, in forward mode, and through labels that depend on the logits."""
+    x = jnp.array([-jnp.inf, 0.0, 1.0])
+    through = mode(lambda x: softjax.cross_entropy(x, softjax.softmax(x), base=np.e))(x)
+    np.testing.assert_allclose(through, [0, 0.19661193, -0.19661193], rtol=1e-5)
+    p = jnp.array([0.0, 0.25, 0.75])
+    np.testing.assert_allclose(
+        mode(lambda x: softjax.cross_entropy(x, p, base=np.e))(x), [0, 0.01894142, -0.01894142], rtol=1e-5
+    )
+    mass = jax.grad(lambda p: softjax.cross_entropy(x, p))(jnp.array([0.1, 0.4, 0.5]))
+    assert mass[0] == jnp.inf
+    assert np.isfinite(mass[1:]).all()
+    with jax.debug_nans(False):
+        assert softjax.cross_entropy(x, jnp.array([0.1, 0.4, 0.5])) == jnp.inf
+
+
+X, Y = cases.logits(2049), cases.class_ids(2049)
+
+
+def program(function, *args):
+    return jax.jit(function).lower(*args).compile().as_text()
+
+
+def arrays_of(hlo, operation):
+    """How many times the compiled program computes this for every logit."""
+    return sum(
+        f" {operation}(" in line and "2049]" in line.split("=")[1][:40] for line in hlo.splitlines() if "=" in line
+    )
+
+
+def test_plain_cross_entropy_computes_one_exp_an_element_and_one_for_confident_rows():
+    """The value one, and one more where a row is confident; the gradient, whose numbers are those, one more."""
+
+    def count(f):
+        return arrays_of(program(f, X), "exponential")
+
+    plain = count(lambda x: softjax.cross_entropy(x, Y))
+    assert plain <= 2
+    assert count(jax.value_and_grad(lambda x: softjax.cross_entropy(x, Y))) <= plain + 1
+    smoothed = jax.value_and_grad(lambda x: softjax.cross_entropy(x, Y, label_smoothing=0.1, z_loss=0.1))
+    assert count(smoothed) <= plain + 1
+
+
+@pytest.mark.parametrize("name", FLOATING)
+def test_what_is_not_read_is_not_in_the_program(name):
+    """Neither forward nor backward: not an operation more than of the number alone."""
+
+    def of(x):
+        return getattr(softjax.statistics(x, Y), name).sum()
+
+    def with_all_at_hand(x):
+        stats = softjax.statistics(x, Y)
+        return getattr(stats, name).sum() + 0 * jnp.sum(X[0])
+
+    for function in (of, with_all_at_hand):
+        value, gradient = program(function, X), program(jax.grad(function), X)
+        logarithms = {"log_normalizer", "entropy", "cross_entropy", "peak_entropy"}
+        assert (" log(" in value or "log-plus-one" in value) == (name in logarithms)
+        assert " log(" not in gradient or name in logarithms
+    assert program(jax.grad(of), X).count(" reduce(") <= 5
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}, {"weights": cases.weights()}])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_residuals_are_the_logits_and_a_few_numbers_a_row(options, dtype):
+    x = X.astype(dtype)
+    _, pull = jax.vjp(lambda x: softjax.cross_entropy(x, Y, **options), x)
+    kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size")]
+    large = [leaf for leaf in kept if leaf.size >= x.size]
+    assert len(large) == 1
+    assert large[0].dtype == dtype
+    assert sum(leaf.size for leaf in kept) - x.size <= 16 * cases.SAMPLES

@@ -1,0 +1,45 @@
+"""Blocks of samples: what is counted, and the sums of a layer's gradients."""
+
+import cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from softjax._classes import Classes
+from softjax._labels import Ids
+from softjax._layer import Layer, Parameters
+from softjax._samples import Samples, Static, added, aligned_samples, as_kept, no_gradients, number_like
+
+SAMPLES = Samples(jnp.array([[[1.0, jnp.nan], [2.0, 3.0], [jnp.inf, 0.0]]]), Ids(jnp.zeros((1, 3, 1), jnp.int32)), None)
+
+
+def test_what_is_not_counted_is_harmless():
+    assert SAMPLES.counted is None
+    assert SAMPLES.harmless_hidden is SAMPLES.hidden
+    weighted = SAMPLES._replace(weights=jnp.array([[[0.0], [0.0], [2.0]]]))
+    assert weighted.counted.tolist() == [[[False], [False], [True]]]
+    np.testing.assert_array_equal(weighted.harmless_hidden, [[[1, 0], [2, 3], [jnp.inf, 0]]])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_sums_of_gradients(turned):
+    hidden, kernel, bias = cases.layer(7)
+    du = cases.logits(7, seed=2)
+    layer = Layer(turned, None, jnp.dtype(jnp.float32))
+    parameters = Parameters(kernel.T if turned else kernel, bias)
+    samples = SAMPLES._replace(hidden=hidden[None])
+    gradients = added(added(no_gradients(layer, parameters, samples), du, hidden), du, hidden)
+    dkernel, dbias = as_kept(layer, gradients)
+    assert dkernel.shape == parameters.kernel.shape
+    np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)
+    assert no_gradients(layer, parameters._replace(bias=None), samples).bias is None
+
+
+def test_without_a_mesh_nothing_is_moved():
+    hidden, kernel, bias = cases.layer(7)
+    parameters, samples = Parameters(kernel, bias), SAMPLES._replace(hidden=hidden[None])
+    same = aligned_samples(Classes(-1), parameters, samples)
+    assert same[0].kernel is kernel
+    assert same[1].hidden is samples.hidden
+    assert number_like(Static(Layer(False, None, jnp.dtype(jnp.float32)), Classes(-1)), parameters, samples) == 0
