@@ -36,12 +36,6 @@ class Layer(NamedTuple):
     def classes(self, parameters: Parameters) -> int:
         return parameters.kernel.shape[self.axes[1]]
 
-    def tile(self, parameters: Parameters, start: Array, length: int) -> Parameters:
-        """The parameters of `length` classes."""
-        kernel, bias = parameters
-        bias = None if bias is None else lax.dynamic_slice_in_dim(bias, start, length)
-        return Parameters(lax.dynamic_slice_in_dim(kernel, start, length, self.axes[1]), bias)
-
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
         kernel, bias = parameters
         x = product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
