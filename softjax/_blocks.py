@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax._classes import like
-from softjax._types import Array, Bool
+from softjax._types import Array, Bool, Length, Shape
 
 _CPU = (2**24, 256, 8)
 _OTHER = (2**31, 1024, 128)
 
 
-def block_rows(samples: int, features: int, classes: int, itemsize: int, platform: str) -> int:
+def block_rows(samples: Length, features: int, classes: int, itemsize: int, platform: str) -> int:
     """The samples of a block whose logits, of `itemsize` bytes, are held at a time.
 
     1. If the logits of all samples take no more than half the kernel, one block: the sum over blocks that it saves
@@ -24,13 +24,15 @@ def block_rows(samples: int, features: int, classes: int, itemsize: int, platfor
        the matrix products slow down, and each block reads and writes the whole kernel gradient.
     3. Evened out, so that the last block is not nearly empty, and rounded up to a multiple of 8 or 128.
 
+    If the number of samples is open, as `jax.export` may leave it: as many as rule 2 gives.
+
     `examples/benchmark.py --part blocks` measures the choice. The figures for platforms other than CPUs are estimates.
     """
     target, least, multiple = _CPU if platform == "cpu" else _OTHER
-    if 2 * samples <= features:
-        return max(samples, 1)
     rows = max(least, target // max(classes * itemsize, 1))
-    if rows >= samples:
+    if not isinstance(samples, int):
+        return rows // multiple * multiple
+    if rows >= samples or 2 * samples <= features:
         return max(samples, 1)
     return min(samples, multiple * math.ceil(_even(samples, rows) / multiple))
 
@@ -40,22 +42,33 @@ def _even(length: int, part: int) -> int:
     return math.ceil(length / math.ceil(length / part))
 
 
-def split(arrays: Any, samples: int, rows: int) -> Any:
+def at_most(rows: int, samples: Length) -> int:
+    """A block is no larger than all samples, if their number is known."""
+    return min(rows, max(samples, 1)) if isinstance(samples, int) else rows
+
+
+def fit(samples: Length, rows: int) -> bool:
+    """Whether the samples are known to fill their blocks."""
+    return isinstance(samples, int) and samples % rows == 0 and samples > 0
+
+
+def split(arrays: Any, samples: Length, rows: int) -> Any:
     """Each `[samples, …]` as `[blocks, rows, …]`, filled up with the last sample, or with zeros if there is none."""
-    blocks = max(1, math.ceil(samples / rows))
+    known = isinstance(samples, int)
+    blocks = max(1, -(-samples // rows)) if known else -(-samples // rows)
 
     def one(array: Array) -> Array:
-        missing = blocks * rows - samples
-        if missing:
+        if not fit(samples, rows):
             # what a caller's function takes of a sample it takes of the last one again, as it might not of zeros
-            last = array[-1:] if samples else jnp.zeros((1, *array.shape[1:]), array.dtype)
-            array = jnp.concatenate([array, jnp.repeat(last, missing, axis=0)])
+            last = jnp.zeros((1, *array.shape[1:]), array.dtype) if known and samples == 0 else array[-1:]
+            missing = jnp.broadcast_to(last, (blocks * rows - samples, *array.shape[1:]))
+            array = jnp.concatenate([array, missing])
         return array.reshape((blocks, rows, *array.shape[1:]))
 
     return jax.tree.map(one, arrays)
 
 
-def merge(arrays: Any, shape: tuple[int, ...]) -> Any:
+def merge(arrays: Any, shape: Shape) -> Any:
     """Each `[blocks, rows, …]` as `[*shape, …]`, without what `split` filled in."""
 
     def one(array: Array) -> Array:

@@ -6,14 +6,16 @@ Each function takes what the caller gave and returns it as the code behind the d
 import math
 import numbers
 import operator
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
-from softjax._types import Array
+from softjax._types import Array, Shape
 
 REDUCTIONS = ("mean", "sum", "none")
 _SCALARS = (bool, int, float, complex)
@@ -68,13 +70,13 @@ def class_axis(name: str, array: Array, axis: Any) -> int:
     return index
 
 
-def samples(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def samples(shape: Shape, axis: int) -> Shape:
     """The shape of the logits without their class axis."""
     axis = axis % len(shape)
     return shape[:axis] + shape[axis + 1 :]
 
 
-def labels(value: Any, logits: tuple[int, ...], axis: int, name: str = "logits") -> Array:
+def labels(value: Any, logits: Shape, axis: int, name: str = "logits") -> Array:
     """Integer class ids of the shape of the samples, or a floating distribution of the shape of the logits."""
     array = _labels_array(value)
     ids, shape = samples(logits, axis), array.shape
@@ -101,7 +103,7 @@ def labels(value: Any, logits: tuple[int, ...], axis: int, name: str = "logits")
     raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
 
 
-def _broadcastable(name: str, array: Array, shape: tuple[int, ...], to: str) -> Array:
+def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
     """`array` with leading axes of length 1 up to the rank of `shape`, which it must broadcast to."""
     short = len(shape) - array.ndim
     padded = (1,) * short + array.shape
@@ -112,15 +114,25 @@ def _broadcastable(name: str, array: Array, shape: tuple[int, ...], to: str) -> 
 
 def where(value: Any, logits: Array) -> Array | None:
     """A boolean mask of the rank of the logits that broadcasts to them, or None."""
+    return None if value is None else _broadcastable("where", _boolean("where", value), logits.shape, "`logits`")
+
+
+def where_of_classes(value: Any, classes: int) -> Array | None:
+    """A boolean mask `[classes]`, or None."""
     if value is None:
         return None
-    array = _array("where", value)
+    mask = _broadcastable("where", _boolean("where", value), (classes,), "the classes of `kernel`")
+    return jnp.broadcast_to(mask, (classes,))
+
+
+def _boolean(name: str, value: Any) -> Array:
+    array = _array(name, value)
     if array.dtype != jnp.bool_:
-        raise TypeError(f"`where` must be boolean, got {array.dtype}.")
-    return _broadcastable("where", array, logits.shape, "`logits`")
+        raise TypeError(f"`{name}` must be boolean, got {array.dtype}.")
+    return array
 
 
-def weights(value: Any, shape: tuple[int, ...]) -> Array | None:
+def weights(value: Any, shape: Shape) -> Array | None:
     """Boolean or real weights of the rank of the samples that broadcast to them, or None."""
     if value is None:
         return None
@@ -191,6 +203,8 @@ def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | No
         raise ValueError("`hidden` must have an axis of features, got a scalar.")
     if k.ndim != 2:
         raise ValueError(f"`kernel` must be [features, classes], got shape {k.shape}.")
+    if not all(isinstance(length, int) for length in (h.shape[-1], *k.shape)):
+        raise ValueError(f"`kernel` must have a known shape, where only samples may be open; got {k.shape}.")
     if k.shape[0] != h.shape[-1]:
         hint = " Pass its transpose: kernel.T." if k.shape[1] == h.shape[-1] else ""
         raise ValueError(
@@ -218,12 +232,25 @@ def softcap(value: Any) -> float | None:
     return float(value)
 
 
+def precision(value: Any) -> Any:
+    """What `lax.dot_general` takes as such; for None what `jax.default_matmul_precision` says now."""
+    if value is None:
+        return getattr(jax.config, "jax_default_matmul_precision") or lax.Precision.DEFAULT  # noqa: B009
+    try:
+        value, ones = tuple(value) if isinstance(value, list) else value, jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        jax.eval_shape(partial(lax.dot, precision=value, preferred_element_type=jnp.float32), ones, ones)
+    except (TypeError, ValueError) as error:
+        kinds = "a `jax.lax.Precision`, its name, a pair of them, or a `jax.lax.DotAlgorithmPreset`"
+        raise ValueError(f"`precision` must be None, {kinds}, as in `jax.numpy.matmul`; got {value!r:.60}.") from error
+    return value
+
+
 def block_size(value: Any) -> int | None:
     """A Python integer of at least 1, or None."""
     return None if value is None else count("block_size", value)
 
 
-def row_args(value: Any, samples: tuple[int, ...]) -> tuple[list[Array], Any]:
+def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
     """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
     leaves, tree = jax.tree.flatten(value)
     arrays = [_array("row_args", leaf) for leaf in leaves]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
-from softjax._types import Array, Bool, Integer
+from softjax._types import Array, Bool, Integer, Length
 
 Names = tuple[Hashable, ...]
 NOWHERE = 2**31 - 1
@@ -52,7 +52,7 @@ class Classes(NamedTuple):
         found = jnp.any(condition, self.axis, keepdims=True)
         return total(found.astype(jnp.int32), self.names) > 0 if self.names else found
 
-    def count(self, x: Array) -> int:
+    def count(self, x: Array) -> Length:
         """How many classes there are, on all devices."""
         return x.shape[self.axis] * size(self.names)
 

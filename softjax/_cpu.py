@@ -10,7 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType
 
-from softjax._types import Array, Bool, Float, Integer
+from softjax._types import Array, Bool, Float, Integer, Length
 
 
 def on_one_cpu(x: Array) -> bool:
@@ -118,12 +118,12 @@ def over_rows(function: Callable[..., Any], rows: int, x: Array, *beside: Array)
     return jax.tree.map(lambda a: a.reshape((*shape[:-1], *a.shape[1:])), numbers)
 
 
-def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], otherwise: Array, work: int) -> Array:
+def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], otherwise: Array, work: Length) -> Array:
     """`function()`, which is `otherwise` where the condition does not hold, at the price of asking if it holds at all.
 
     Asking is worth it on a CPU alone, and there for a function of many numbers: `work` of them.
     """
-    if work < 2**18 or not on_one_cpu(otherwise):
+    if not isinstance(work, int) or work < 2**18 or not on_one_cpu(otherwise):  # jax.export may leave it open
         return function()
     return lax.cond(jnp.any(condition), function, lambda: otherwise)
 
@@ -157,12 +157,13 @@ def add_in_tiles(total: Array, function: Callable[[Array], Array], x: Array) -> 
     return lax.scan(add, total, jnp.arange(0, rows, tile, dtype=jnp.int32))[0]
 
 
-def weights_of_one(x: Float[Array, "rows classes"]) -> Float[Array, " rows"] | None:
+def weights_of_one(loss: Float[Array, " rows"]) -> Float[Array, " rows"] | None:
     """None, which is a weight of 1 for each row. On one CPU ones that depend on the row, NaN only where its loss is.
 
     Else the cotangent of a row's loss is a constant, and XLA would keep an array of the size of the logits for it.
     """
-    return jnp.where(jnp.isnan(x[:, 0]), jnp.nan, jnp.ones(len(x), x.dtype)) if on_one_cpu(x) else None
+    ones = jnp.where(jnp.isnan(loss), jnp.nan, jnp.ones(len(loss), loss.dtype))
+    return lax.stop_gradient(ones) if on_one_cpu(loss) else None
 
 
 def numbers_apart(tree: Any, size: int) -> Any:

@@ -1,4 +1,4 @@
-"""A `custom_vjp` in forward mode, too."""
+"""A `custom_vjp` in forward mode, too, and out of the reach of the policies of `jax.checkpoint`."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -26,23 +26,53 @@ def in_every_mode(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @partial(every.defjvp, symbolic_zeros=True)
     def push(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
-        arrays, tree = jax.tree.flatten(primals)
-        steps = dict(enumerate(jax.tree.leaves(tangents)))
-        moving = {i: step for i, step in steps.items() if not isinstance(step, SymbolicZero)}
+        of_moving, arrays, steps = _moving(partial(function, static), primals, tangents)
 
         def of(moved: dict[int, Array]) -> tuple[list[Array], Any]:
-            out = function(static, *jax.tree.unflatten(tree, (dict(enumerate(arrays)) | moved).values()))
+            out = of_moving(moved)
             return [number for number in jax.tree.leaves(out) if _has_derivative(number)], out
 
-        numbers, pull, out = jax.vjp(of, {i: arrays[i] for i in moving}, has_aux=True)
+        numbers, pull, out = jax.vjp(of, arrays, has_aux=True)
 
+        @partial(one_operation, static=())
         @partial(jax.checkpoint, prevent_cse=False)  # so that nothing of the size of the arrays is kept
-        def along(pull: Any, moving: dict[int, Array]) -> list[Array]:
-            return jax.linear_transpose(pull, numbers)((moving,))[0]
+        def along(pull: Any, steps: dict[int, Array]) -> list[Array]:
+            return jax.linear_transpose(pull, numbers)((steps,))[0]
 
-        return out, _with_derivatives(out, along(pull, moving) if moving else [jnp.zeros_like(n) for n in numbers])
+        return out, _with_derivatives(out, along(pull, steps) if steps else [jnp.zeros_like(n) for n in numbers])
 
     return every
+
+
+def one_operation(function: Callable[..., Any], static: tuple[int, ...] = (0,)) -> Callable[..., Any]:
+    """`function(static, *arrays)`, to a policy of `jax.checkpoint` a single operation.
+
+    A policy is asked about each operation, also within a loop: one that saves matrix products would have the logits of
+    every block saved. But it does not look into a `custom_jvp`. This one has the derivative of the function itself.
+    """
+    whole = jax.custom_jvp(function, nondiff_argnums=static)
+
+    @partial(whole.defjvp, symbolic_zeros=True)
+    def push(*args: Any) -> tuple[Any, Any]:
+        *first, primals, tangents = args
+        of_moving, arrays, steps = _moving(partial(function, *first), primals, tangents)
+        return jax.jvp(of_moving, (arrays,), (steps,))
+
+    return whole
+
+
+def _moving(
+    function: Callable[..., Any], primals: Any, tangents: Any
+) -> tuple[Callable[[Any], Any], dict[int, Any], dict[int, Any]]:
+    """The function of those arrays alone that move, these, and their tangents."""
+    arrays, tree = jax.tree.flatten(primals)
+    each, steps = dict(enumerate(arrays)), dict(enumerate(jax.tree.leaves(tangents)))
+    moving = {i: step for i, step in steps.items() if not isinstance(step, SymbolicZero)}
+    return (
+        lambda moved: function(*jax.tree.unflatten(tree, (each | moved).values())),
+        {i: each[i] for i in moving},
+        moving,
+    )
 
 
 def _has_derivative(number: Array) -> bool:

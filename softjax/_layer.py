@@ -5,18 +5,25 @@ widened for the products of the pull-back, since gradients of logits would under
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
-from softjax._types import Array, Float
+from softjax._types import Array, Bool, Float
 
 
 class Parameters(NamedTuple):
     kernel: Float[Array, "_ _"]
     bias: Float[Array, " classes"] | None
+    exists: Bool[Array, " classes"] | None = None
+    """The classes that exist, None for all."""
+
+    @property
+    def where(self) -> Bool[Array, "1 classes"] | None:
+        """The classes that exist, for every row."""
+        return None if self.exists is None else self.exists[None, :]
 
 
 class Layer(NamedTuple):
@@ -27,6 +34,8 @@ class Layer(NamedTuple):
     softcap: float | None
     dtype: jnp.dtype
     """Of the logits and of what is computed from them, float32 or wider."""
+    precision: Any = None
+    """Of every product: the backward pass is traced later, when the default may be another."""
 
     @property
     def axes(self) -> tuple[int, int]:
@@ -37,8 +46,8 @@ class Layer(NamedTuple):
         return parameters.kernel.shape[self.axes[1]]
 
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
-        kernel, bias = parameters
-        x = product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
+        kernel, bias, _ = parameters
+        x = self.product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
             x = x + bias.astype(x.dtype)[None, :]
         # a class that −inf leaves out stays out, where tanh(−inf) would be −1
@@ -55,32 +64,36 @@ class Layer(NamedTuple):
         """dh = du Wᵀ"""
         classes = self.axes[1]
         if kernel.dtype == du.dtype:
-            return product(du, kernel, 1, classes)
+            return self.product(du, kernel, 1, classes)
         cast = _operands(kernel, du)
         nothing = lax.pad(du[:, :0], jnp.zeros((), du.dtype), [(0, 0, 0), (0, kernel.shape[1 - classes], 0)])
         return _both_ways(
-            lambda y, du: y + product(*cast(du), 1, classes).astype(du.dtype),
-            lambda y: product(*cast(y), 1, 1 - classes).astype(du.dtype),
+            lambda y, du: y + self.product(*cast(du), 1, classes).astype(du.dtype),
+            lambda y: self.product(*cast(y), 1, 1 - classes).astype(du.dtype),
             nothing,
             du,
         )
 
+    def add_kernel_gradient(
+        self, total: Float[Array, "classes features"], du: Float[Array, "rows classes"], hidden: Array
+    ) -> Float[Array, "classes features"]:
+        """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]."""
+        cast = _operands(hidden, du)
 
-def add_kernel_gradient(
-    total: Float[Array, "classes features"], du: Float[Array, "rows classes"], hidden: Float[Array, "rows features"]
-) -> Float[Array, "classes features"]:
-    """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]."""
-    cast = _operands(hidden, du)
+        def add(total: Array, du: Array) -> Array:
+            du, h = cast(du)
+            return cpu.add_in_tiles(total, lambda du: self.product(du, h, 0, 0).astype(total.dtype), du)
 
-    def add(total: Array, du: Array) -> Array:
-        du, h = cast(du)
-        return cpu.add_in_tiles(total, lambda du: product(du, h, 0, 0).astype(total.dtype), du)
+        def back(total: Array) -> Array:
+            total, h = cast(total)
+            return self.product(h, total, 1, 1).astype(du.dtype)
 
-    def back(total: Array) -> Array:
-        total, h = cast(total)
-        return product(h, total, 1, 1).astype(du.dtype)
+        return _both_ways(add, back, total, du)
 
-    return _both_ways(add, back, total, du)
+    def product(self, a: Array, b: Array, i: int, j: int) -> Array:
+        """Σ over axis i of a and axis j of b."""
+        axes, dtype = (((i,), (j,)), ((), ())), cpu.wide(a, b)
+        return lax.dot_general(a, b, axes, precision=self.precision, preferred_element_type=dtype)
 
 
 def _operands(other: Array, du: Array) -> Callable[[Array], tuple[Array, Array]]:
@@ -109,8 +122,3 @@ def _both_ways(add: Callable[[Array, Array], Array], back: Callable[[Array], Arr
         lambda _, b: (b[0] + back(b[1]), b[1]),
     )
     return result + nothing(same)
-
-
-def product(a: Array, b: Array, i: int, j: int) -> Array:
-    """Σ over axis i of a and axis j of b."""
-    return lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=cpu.wide(a, b))

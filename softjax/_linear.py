@@ -16,7 +16,7 @@ from softjax._loss_sum import loss_sum
 from softjax._problem import Plan, Problem, arranged
 from softjax._reduce import mean_of, reduce
 from softjax._row_blocks import rows_of_blocks
-from softjax._rows import Row, Statistics
+from softjax._rows import Row, Statistics, without_classes
 from softjax._samples import Static
 from softjax._types import Array, ArrayLike, AxisName, Count, Function, Number, Reduction
 
@@ -27,6 +27,7 @@ def linear_cross_entropy(
     labels: ArrayLike,
     *,
     bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     base: Number = 10.0,
     weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
@@ -34,6 +35,7 @@ def linear_cross_entropy(
     logit_softcap: Number | None = None,
     reduction: Reduction = "mean",
     block_size: Count | None = None,
+    precision: Any = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
@@ -49,10 +51,14 @@ def linear_cross_entropy(
             is made inside `jit`.
         labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
         bias: `[classes]`.
+        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
+            (what the kernel holds for them must be finite).
         base, weights, label_smoothing, z_loss, reduction: as in `cross_entropy`.
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None. Only speed and memory
             depend on it, beyond rounding.
+        precision: of every matrix product, as in `jax.numpy.matmul`; None takes `jax.default_matmul_precision` as it
+            stands where the function is called, for the backward pass too.
         axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
             the call, else of the mesh in context. Class ids stay global.
         batch_axis_name: the mesh axis, or axes, over which the samples are split, those of global arrays along their
@@ -77,8 +83,9 @@ def linear_cross_entropy(
     >>> print(softjax.linear_cross_entropy(hidden, kernel, jnp.array([2, 1])).round(4))
     1.0872
     """
-    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
-    plan, problem = arranged(hidden, kernel, labels, bias=bias, weights=weights, names=names, **options)
+    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
+    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     static = _Static(plan, checks.base(base), checks.reduction(reduction))
     return _linear_cross_entropy(static, problem, coefficients)
@@ -90,8 +97,10 @@ def linear_statistics(
     labels: ArrayLike,
     *,
     bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     logit_softcap: Number | None = None,
     block_size: Count | None = None,
+    precision: Any = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Statistics:
@@ -104,8 +113,11 @@ def linear_statistics(
         kernel: `[features, classes]`; `embedding.T` for tied embeddings.
         labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
         bias: `[classes]`.
+        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
+            (what the kernel holds for them must be finite).
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None.
+        precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -122,8 +134,9 @@ def linear_statistics(
     >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
     0.3133 3.0486
     """
-    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
-    plan, problem = arranged(hidden, kernel, labels, bias=bias, names=names, **options)
+    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    names = axis_name, batch_axis_name
+    plan, problem = arranged(hidden, kernel, labels, names=names, bias=bias, where=where, **options)
     return _linear_statistics(plan, problem)
 
 
@@ -134,9 +147,11 @@ def linear_loss(
     labels: ArrayLike,
     *row_args: Any,
     bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     logit_softcap: Number | None = None,
     block_size: Count | None = None,
+    precision: Any = None,
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
@@ -154,9 +169,12 @@ def linear_loss(
         labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
         row_args: arrays, or pytrees of arrays, `[*samples, …]`; differentiable where they are floating.
         bias: `[classes]`.
+        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
+            (what the kernel holds for them must be finite).
         weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 may hold anything.
         logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
         block_size: the samples of a block, chosen from the shapes and the platform if None.
+        precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -180,8 +198,9 @@ def linear_loss(
     """
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    names, options = (axis_name, batch_axis_name), {"logit_softcap": logit_softcap, "block_size": block_size}
-    plan, problem = arranged(hidden, kernel, labels, bias=bias, weights=weights, names=names, **options)
+    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
+    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
     leaves, tree = checks.row_args(row_args, problem.shape)
 
     def of_row(row: Statistics, args: list[Array]) -> Array:
@@ -234,7 +253,8 @@ def _rows(plan: Plan, problem: Problem) -> Row:
 @partial(jax.jit, static_argnums=0)
 def _linear_statistics(plan, problem):
     def local(problem: Problem, *_: Any) -> Statistics:
-        return _rows(plan, problem).statistics
+        row, exists = _rows(plan, problem).statistics, problem.parameters.exists
+        return row if exists is None else without_classes(row, jnp.broadcast_to(~plan.any(exists), problem.shape))
 
     return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
 

@@ -16,7 +16,7 @@ from softjax import _classes as mesh
 from softjax import _cpu as cpu
 from softjax._block import block_of, harmless
 from softjax._classes import like
-from softjax._every_mode import in_every_mode
+from softjax._every_mode import in_every_mode, one_operation
 from softjax._reduce import reduce
 from softjax._rows import rows
 from softjax._samples import Samples, Static, added, as_kept, no_gradients, number_like
@@ -25,29 +25,29 @@ from softjax._types import Array, Bool, Float
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss_sum(static, parameters, samples, shared):
-    logits = partial(static.layer.logits, parameters=parameters)
+    logits, loss = partial(static.layer.logits, parameters=parameters), partial(_block_loss, static, parameters.where)
     total, _ = blocks.walk(
-        lambda total, block: (total + _block_loss(static, logits(block.harmless_hidden), block, shared), None),
+        lambda total, block: (total + loss(logits(block.harmless_hidden), block, shared), None),
         number_like(static, parameters, samples), samples, samples.occupied,
     )  # fmt: skip
     return mesh.total(total, static.samples)
 
 
 def _forward(static, parameters, samples, shared):
-    layer = static.layer
+    layer, loss = static.layer, partial(_block_loss, static, parameters.where)
 
     def step(carry: Any, block: Samples) -> tuple[Any, Any]:
         total, dparameters, dshared = carry
         hidden = block.harmless_hidden
         x = layer.logits(hidden, parameters)
         moved, of, gradients = _floating((block._replace(hidden=None), shared))
-        part, pull = jax.vjp(lambda x, moved: _block_loss(static, x, *of(moved)), x, moved)
+        part, pull = jax.vjp(lambda x, moved: loss(x, *of(moved)), x, moved)
         dx, dmoved = cpu.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
         du = layer.uncapped(dx, x)
         dblock, dshared_part = gradients(dmoved)
         dhidden = layer.hidden_gradient(du, parameters.kernel)
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
-        carry = total + part, added(dparameters, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
+        carry = total + part, added(layer, dparameters, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
         return carry, dblock._replace(hidden=dhidden)
 
     moved, _, gradients = _floating(shared)
@@ -63,7 +63,7 @@ def _backward(static, residuals, g):
     return _scaled(static.classes.whole(mesh.whole(g, static.samples)), gradients, types)
 
 
-_loss_sum.defvjp(_forward, _backward)
+_loss_sum.defvjp(one_operation(_forward), _backward)
 loss_sum = in_every_mode(_loss_sum)
 """`loss_sum(static, parameters, samples, shared)`: Σ weight · row_loss, in float32 or wider.
 
@@ -71,14 +71,14 @@ loss_sum = in_every_mode(_loss_sum)
 """
 
 
-def _block_loss(static: Static, x: Array, block: Samples, shared: Any) -> Float[Array, ""]:
+def _block_loss(static: Static, where: Array | None, x: Array, block: Samples, shared: Any) -> Float[Array, ""]:
     counted = block.counted
-    row = rows(static.classes, block_of(static.classes, x, block.target, None, counted))
+    row = rows(static.classes, block_of(static.classes, x, block.target, where, counted))
     row_args = block.row_args
     if counted is not None:
         row, row_args = jax.tree.map(lambda a: _guarded(a, counted), (row, row_args))
     loss = static.row_loss(shared, row, row_args).astype(x.dtype)
-    weights = cpu.weights_of_one(x) if block.weights is None else block.weights[:, 0].astype(x.dtype)
+    weights = cpu.weights_of_one(loss) if block.weights is None else block.weights[:, 0].astype(x.dtype)
     return reduce(loss, weights, "sum")
 
 

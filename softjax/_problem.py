@@ -17,7 +17,7 @@ from softjax._classes import Classes
 from softjax._layer import Layer, Parameters
 from softjax._samples import Samples, aligned_samples
 from softjax._split import Split, split_of_layer
-from softjax._types import Array, Float
+from softjax._types import Array, Bool, Float, Length, Shape
 
 
 class Problem(NamedTuple):
@@ -29,12 +29,12 @@ class Problem(NamedTuple):
     weights: Array | None
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> Shape:
         """Of the samples."""
         return self.hidden.shape[:-1]
 
     @property
-    def samples(self) -> int:
+    def samples(self) -> Length:
         return math.prod(self.shape)
 
 
@@ -57,6 +57,7 @@ class Plan(NamedTuple):
             parameters=problem.parameters._replace(
                 kernel=P(columns, None) if self.layer.turned else P(None, columns),
                 bias=None if problem.parameters.bias is None else P(columns),
+                exists=None if problem.parameters.exists is None else P(columns),
             ),
             hidden=split.of_samples(problem.hidden),
             labels=split.of_labels(problem.labels, -1),
@@ -67,9 +68,16 @@ class Plan(NamedTuple):
         return split.over(function, (specs, *rest), out)
 
     def weights(self, problem: Problem) -> Float[Array, "*samples"] | None:
-        if problem.weights is None:
-            return None
-        return jnp.broadcast_to(problem.weights, problem.shape).astype(self.layer.dtype)
+        """One weight for each sample, None for 1. Where no class exists, no sample is counted."""
+        weights, exists = problem.weights, problem.parameters.exists
+        if exists is not None:
+            some = self.any(exists)
+            weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
+        return None if weights is None else jnp.broadcast_to(weights, problem.shape).astype(self.layer.dtype)
+
+    def any(self, exists: Bool[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether a class exists, on any device."""
+        return Classes(-1, (*self.split.classes, *self.split.mapped)).any(exists)[0]
 
     def blocks(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
         """The samples cut into blocks; those that fill up the last one weigh nothing, if any sample has a weight."""
@@ -83,14 +91,16 @@ class Plan(NamedTuple):
             missing = math.prod(hidden.shape[:2]) - count
             weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
         # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
-        occupied = None if weights is None or self.split.classes else blocks.occupied(weights[..., 0])
-        kernel, bias = problem.parameters
-        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), self.split.gathered(bias, 0))
+        given = problem.weights is not None and not self.split.classes
+        occupied = blocks.occupied(weights[..., 0]) if given and weights is not None else None
+        kernel, *vectors = problem.parameters
+        vectors = [self.split.gathered(vector, 0) for vector in vectors]
+        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), *vectors)
         return aligned_samples(self.classes, parameters, Samples(hidden, target, weights, row_args, occupied))
 
     def filled(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
         """The same, with weights wherever samples fill up the last block."""
-        if problem.weights is not None or (problem.samples % self.rows == 0 and problem.samples > 0):
+        if self.weights(problem) is not None or blocks.fit(problem.samples, self.rows):
             return self.blocks(problem, row_args)
         ones = jnp.ones(problem.shape, self.layer.dtype)
         parameters, samples = self.blocks(problem._replace(weights=ones), row_args)
@@ -112,7 +122,8 @@ def arranged(
     hidden, kernel, bias = checks.layer(hidden, kernel, options["bias"])
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     labels = checks.labels(labels, (*samples, classes), -1, "hidden @ kernel")
-    weights, cap = checks.weights(weights, samples), checks.softcap(options["logit_softcap"])
+    weights, exists = checks.weights(weights, samples), checks.where_of_classes(options["where"], classes)
+    cap, precision = checks.softcap(options["logit_softcap"]), checks.precision(options["precision"])
     split = split_of_layer(*names, hidden, kernel)
     count, classes = split.share(samples, classes)
     dtype = jnp.dtype(cpu.wide(hidden, kernel, *([] if _labels.is_ids(labels) else [labels])))
@@ -120,5 +131,5 @@ def arranged(
     if rows is None:
         rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
     turned = cpu.is_transpose(kernel)
-    plan = Plan(Layer(turned, cap, dtype), min(rows, max(count, 1)), split)
-    return plan, Problem(Parameters(kernel.T if turned else kernel, bias), hidden, labels, weights)
+    plan = Plan(Layer(turned, cap, dtype, precision), blocks.at_most(rows, count), split)
+    return plan, Problem(Parameters(kernel.T if turned else kernel, bias, exists), hidden, labels, weights)

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 
 from softjax import _classes as mesh
-from softjax._types import Array, Float
+from softjax._types import Array, Float, Length
 
 
 def from_nats(nats: Array, base: float) -> Array:
@@ -28,7 +28,7 @@ def reduce(
 
 
 def mean_of(
-    total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: int, names: mesh.Names
+    total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: Length, names: mesh.Names
 ) -> Float[Array, ""]:
     """Σ w·l / Σ w of a sum that is there already, 0 when Σ w is 0."""
     if weights is None:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from softjax import _cpu as cpu
 from softjax._block import Block
 from softjax._classes import Classes
-from softjax._every_mode import in_every_mode
+from softjax._every_mode import in_every_mode, one_operation
 from softjax._labels import Distribution, Ids
 from softjax._log_sum import LogSum, below, log_sum
 from softjax._types import Array, Bool, Float, Integer
@@ -219,7 +219,7 @@ def _backward(classes: Classes, residuals: tuple[Block, Sums], cotangents: Row) 
     return (pulled_back(classes, *residuals, cotangents),)
 
 
-_rows.defvjp(_forward, _backward)
+_rows.defvjp(one_operation(_forward), _backward)
 rows = in_every_mode(_rows)
 """`rows(classes, block)`: the numbers of each row."""
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _classes as mesh
-from softjax import _layer
 from softjax._block import harmless
 from softjax._classes import Classes, aligned, like
 from softjax._labels import Distribution, Ids
@@ -71,11 +70,13 @@ def no_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> Para
     return jax.tree.map(lambda zeros: like(zeros, samples.hidden, parameters.kernel), gradients)
 
 
-def added(dparameters: Parameters, du: Float[Array, "rows classes"], hidden: Array) -> Parameters:
+def added(
+    layer: Layer, dparameters: Parameters, du: Float[Array, "rows classes"], hidden: Float[Array, "rows features"]
+) -> Parameters:
     """dW + hᵀ du and db + Σ du"""
-    dkernel, dbias = dparameters
+    dkernel, dbias, _ = dparameters
     dbias = None if dbias is None else dbias + jnp.sum(du, 0)
-    return Parameters(_layer.add_kernel_gradient(dkernel, du, hidden), dbias)
+    return Parameters(layer.add_kernel_gradient(dkernel, du, hidden), dbias)
 
 
 def as_kept(layer: Layer, dparameters: Parameters) -> Parameters:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from softjax import _checks as checks
 from softjax import _cpu as cpu
 from softjax._classes import Classes, aligned
-from softjax._every_mode import in_every_mode
+from softjax._every_mode import in_every_mode, one_operation
 from softjax._log_sum import below, log_sum
 from softjax._reduce import from_nats
 from softjax._split import Split, split_of_logits
@@ -127,7 +127,7 @@ def _softmax_backward(classes, residuals, g):
     return ((q * jnp.where(alone, apart, g - classes.total(q * g))).astype(x.dtype),)
 
 
-_softmax.defvjp(_softmax_forward, _softmax_backward)
+_softmax.defvjp(one_operation(_softmax_forward), _softmax_backward)
 _probabilities = in_every_mode(_softmax)
 
 
@@ -151,5 +151,5 @@ def _log_softmax_backward(classes, residuals, g):
     return (jnp.where(alone, apart, g - q * classes.total(g)).astype(x.dtype),)
 
 
-_log_softmax.defvjp(_log_softmax_forward, _log_softmax_backward)
+_log_softmax.defvjp(one_operation(_log_softmax_forward), _log_softmax_backward)
 _log_probabilities = in_every_mode(_log_softmax)

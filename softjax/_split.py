@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from softjax import _checks as checks
 from softjax import _labels
 from softjax._classes import Classes, Names, size
-from softjax._types import Array
+from softjax._types import Array, Length, Shape
 
 
 class Split(NamedTuple):
@@ -85,7 +85,7 @@ class Split(NamedTuple):
     def of_dense(self, logits: Array, labels: Array, where: Any, axis: int) -> tuple[P, P, P]:
         return self.of_logits(logits, axis), self.of_labels(labels, axis), self.of_logits(where, axis)
 
-    def share(self, samples: tuple[int, ...], classes: int) -> tuple[int, int]:
+    def share(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
         """How many samples and how many classes one device holds, of so many of the call's arrays."""
         on = self.mesh or jax.sharding.get_abstract_mesh()
         parts = [math.prod(on.shape[name] for name in names) for names in (*self.rows, self.columns)]
@@ -112,8 +112,8 @@ class Split(NamedTuple):
 def split(
     axis_name: Any,
     batch_axis_name: Any,
-    samples: tuple[int, ...],
-    classes: int,
+    samples: Shape,
+    classes: Length,
     placed: Callable[[], tuple[tuple[Names, ...], Names, Any]],
     always: bool = False,
 ) -> Split:
@@ -197,7 +197,7 @@ def _names(entry: Any) -> Names:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def _entry(names: Names, length: int) -> Names | None:
+def _entry(names: Names, length: Length) -> Names | None:
     return names if names and length != 1 else None
 
 
@@ -222,7 +222,7 @@ def _bound(name: Hashable) -> bool:
     return True
 
 
-def _check(argument: str, names: Names, length: int, what: str, on: Any) -> None:
+def _check(argument: str, names: Names, length: Length, what: str, on: Any) -> None:
     for name in names:
         if name not in on.axis_names:
             known = (

@@ -16,7 +16,8 @@ from jaxtyping import Integer as Integer
 
 if TYPE_CHECKING:
     Function = Callable[..., ArrayLike]
-    Axis = Count = int
+    Axis = Count = Length = int
+    Shape = tuple[int, ...]
     AxisName = str | tuple[str, ...] | None
     Number = int | float
     Reduction = Literal["mean", "sum", "none"]
@@ -26,6 +27,8 @@ else:
     ArrayLike = Annotated[Any, "array"]
     Function = Annotated[Any, "function"]
     Axis = Count = Annotated[Any, "int"]
+    # lengths that `jax.export` may leave open, which are no integers then
+    Length, Shape = Annotated[Any, "int"], Annotated[Any, "tuple[int, ...]"]
     AxisName = Annotated[Any, "str | tuple[str, ...] | None"]
     Number = Annotated[Any, "int | float"]
     Reduction = Annotated[Any, "mean", "sum", "none"]

@@ -45,6 +45,7 @@ OF_THE_COMPILED = {
     "test_every_mode",
     "test_layer",
     "test_mesh_cost",
+    "test_remat",
     "test_rows",
 }
 

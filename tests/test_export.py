@@ -1,0 +1,75 @@
+"""`jax.export` with an open number of samples: one program for every size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import softjax
+
+F, C = 5, 9
+K, B = jax.random.normal(jax.random.key(0), (F, C)), jnp.linspace(-1, 1, C)
+EXIST = jnp.arange(C) != 4
+
+
+def batch(*samples):
+    h, y = jax.random.split(jax.random.key(samples[0]))
+    return jax.random.normal(h, (*samples, F)), jax.random.randint(y, samples, 0, 4)
+
+
+def mean(h, y, **options):
+    return softjax.linear_cross_entropy(h, K, y, bias=B, where=EXIST, label_smoothing=0.1, **options)
+
+
+def weighted(h, y, **options):
+    return softjax.linear_cross_entropy(h, K, y, weights=y != 3, reduction="sum", **options)
+
+
+def none(h, y, **options):
+    return jnp.sum(softjax.linear_cross_entropy(h, K, y, reduction="none", **options) ** 2)
+
+
+def statistics(h, y, **options):
+    return jnp.sum(softjax.linear_statistics(h, K, y, where=EXIST, **options).entropy)
+
+
+def loss(h, y, **options):
+    return softjax.linear_loss(lambda s, a: a * s.cross_entropy, h, K, y, jnp.sin(h[..., 0]), **options)
+
+
+def logits(h, y):
+    return softjax.cross_entropy(h @ K + B[None], y, weights=y != 3) + jnp.sum(softjax.softmax(h @ K) ** 2)
+
+
+def check(function, spec, sizes):
+    dims = export.symbolic_shape(spec)
+    h = jax.ShapeDtypeStruct((*dims, F), jnp.float32)
+    exported = export.export(jax.jit(jax.value_and_grad(function)))(h, jax.ShapeDtypeStruct(dims, jnp.int32))
+    for samples in sizes:
+        value, gradient = exported.call(*batch(*samples))
+        expected, slope = jax.value_and_grad(function)(*batch(*samples))
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("function", [mean, weighted, none, statistics, loss])
+def test_a_layer_with_an_open_batch(function, block_size):
+    check(lambda h, y: function(h, y, block_size=block_size), "b", [(1,), (4,), (37,), (300,)])
+
+
+def test_an_open_batch_and_open_positions():
+    check(lambda h, y: mean(h, y, block_size=4), "b, s", [(1, 1), (3, 5)])
+
+
+def test_logits_with_an_open_batch():
+    check(logits, "b", [(1,), (37,)])
+
+
+def test_open_classes_or_features_are_refused_by_name():
+    f, c = export.symbolic_shape("f, c")
+    for shape in ((F, c), (f, C)):
+        h, k = jax.ShapeDtypeStruct((3, shape[0]), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.float32)
+        with pytest.raises(ValueError, match="`kernel` must have a known shape"):
+            export.export(jax.jit(softjax.linear_cross_entropy))(h, k, jax.ShapeDtypeStruct((3,), jnp.int32))

@@ -1,0 +1,85 @@
+"""Inside `jax.checkpoint`, no policy reaches into a loop over blocks: neither logits nor products of them are kept."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import softjax
+
+N, F, C, ROWS = 1024, 64, 2048, 128
+BLOCK = 4 * ROWS * C
+
+_policies = jax.checkpoint_policies
+POLICIES = {name: getattr(_policies, name) for name in dir(_policies) if name.endswith(("saveable", "dims"))}
+OFFLOADING = POLICIES.pop("offload_dot_with_no_batch_dims")
+POLICIES |= {
+    "offload_dot_with_no_batch_dims": OFFLOADING("device", "pinned_host"),
+    "save_only_these_names": _policies.save_only_these_names("x"),
+    "save_anything_except_these_names": _policies.save_anything_except_these_names("x"),
+    "save_any_names_but_these": _policies.save_any_names_but_these("x"),
+    "save_from_both_policies": _policies.save_from_both_policies(
+        _policies.dots_saveable, _policies.save_only_these_names("x")
+    ),
+    "save_and_offload_only_these_names": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=["x"], names_which_can_be_offloaded=[], offload_src="device", offload_dst="pinned_host"
+    ),
+}
+COMMON = ["dots_saveable", "dots_with_no_batch_dims_saveable", "everything_saveable", "save_only_these_names"]
+CASES = [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) for name in sorted(POLICIES)]
+
+
+def total(h, k, y):
+    """Each route once, so that one program tells what they keep."""
+    fused = softjax.linear_cross_entropy(h, k, y, block_size=ROWS)
+    rows = softjax.linear_cross_entropy(h, k, y, reduction="none", block_size=ROWS)
+    loss = softjax.linear_loss(lambda s: s.cross_entropy**2, h, k, y, block_size=ROWS)
+    statistics = softjax.linear_statistics(h, k, y, block_size=ROWS)
+    return fused + jnp.sum(rows**2) + loss + jnp.sum(statistics.entropy**2)
+
+
+def memory(policy):
+    """The bytes of the compiled gradient beside arguments and results."""
+    inside = jax.checkpoint(lambda h, k, y: total(jnp.sin(h), k, y), policy=policy)
+    h, k = jax.ShapeDtypeStruct((N, F), jnp.float32), jax.ShapeDtypeStruct((F, C), jnp.float32)
+    program = jax.jit(jax.grad(inside, (0, 1))).lower(h, k, jax.ShapeDtypeStruct((N,), jnp.int32)).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def test_every_policy_is_tried():
+    unnamed = {"checkpoint_dots", "checkpoint_dots_with_no_batch_dims"}  # older names of two that are
+    assert {name for name in dir(_policies) if not name.startswith("_")} - unnamed <= set(POLICIES)
+
+
+@pytest.fixture(scope="module")
+def least():
+    return memory(_policies.nothing_saveable)
+
+
+@pytest.mark.parametrize("policy", CASES)
+def test_a_policy_keeps_no_block(policy, least):
+    # what it may keep: the gradients of the two sums, [N, F] and [F, C] each
+    assert memory(POLICIES[policy]) <= least + 2 * 4 * (N * F + F * C) + BLOCK
+    assert least < 8 * BLOCK  # of all the logits
+
+
+@pytest.mark.parametrize("policy", [_policies.everything_saveable, _policies.dots_saveable])
+def test_logits_keep_no_more_than_without(policy):
+    def loss(h, k, y):
+        return softjax.cross_entropy(h @ k, y, z_loss=1e-3)
+
+    def temporary(function):
+        h, k = jax.ShapeDtypeStruct((N, F), jnp.float32), jax.ShapeDtypeStruct((F, C), jnp.float32)
+        program = jax.jit(jax.grad(function, (0, 1))).lower(h, k, jax.ShapeDtypeStruct((N,), jnp.int32)).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    assert temporary(jax.checkpoint(loss, policy=policy)) < temporary(loss) + BLOCK
+
+
+@pytest.mark.parametrize("policy", [_policies.everything_saveable, _policies.dots_saveable])
+def test_gradients_are_the_same(policy):
+    keys = jax.random.split(jax.random.key(0), 3)
+    h, k = jax.random.normal(keys[0], (37, 5)), jax.random.normal(keys[1], (5, 9))
+    y = jax.random.randint(keys[2], (37,), 0, 9)
+    plain, inside = (jax.grad(f, (0, 1))(h, k, y) for f in (total, jax.checkpoint(total, policy=policy)))
+    for gradient, expected in zip(inside, plain, strict=True):
+        assert jnp.allclose(gradient, expected, rtol=1e-5, atol=1e-5 * jnp.abs(expected).max())
