@@ -1,43 +1,57 @@
 """The checkpoints of a run: the last two, each whole or not there at all, whenever the program dies (Orbax)."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
+import _checksums as checksums
 import jax
 import orbax.checkpoint as ocp
 from _config import WrongInput
 from _run import refuse_other_settings
 
 FOLDER = "checkpoints"
+_KEPT = 2
 
 
 class Checkpoints:
-    """In `folder`, one folder for each step. One that is cut short is not counted, and the next run removes it."""
+    """In `folder`, one folder for each step: the state, as Orbax writes it, the settings, and the checksums of both.
+
+    It is written under another name and gets its own when all of it is there; before it is deleted, it loses its name.
+    So where a step's folder does not agree with its checksums, something other than this program's death damaged it.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what Orbax tells of here, it raises too
         self.folder = folder.resolve()
+        self.folder.mkdir(exist_ok=True)
+        for rest in self.folder.glob(".*.tmp"):
+            shutil.rmtree(rest)
         self._settings = settings
-        # In the foreground: what fails is known before the run goes on.
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False, create=True)
-        with _in_one_line(f"cannot use {self.folder}"):
-            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "settings"))
 
     def last(self) -> str:
         """In words, for messages."""
-        step = self._manager.latest_step()
-        if step is None:
-            return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.folder / str(step)}"
+        for step in reversed(self._steps()):
+            if checksums.hold(self._at(step)):
+                return f"the last good checkpoint is {self._at(step)}"
+        return "there is no good checkpoint"
 
     def save(self, step: int, state: Any) -> None:
-        if step == self._manager.latest_step():
-            return
-        saved = {"state": ocp.args.StandardSave(_named(state)), "settings": ocp.args.JsonSave(self._settings)}
-        with _in_one_line(f"cannot save step {step}; {self.last()}"):
-            self._manager.save(step, args=ocp.args.Composite(**saved))
+        """Writes the state in the foreground: where that fails, it is known before the run goes on."""
+        written = self._temporary(step)
+        try:
+            written.mkdir()
+            with _orbax() as orbax:
+                orbax.save(written / "state", args=ocp.args.StandardSave(_named(state)))
+            (written / "settings.json").write_text(json.dumps(self._settings), encoding="utf-8")
+            checksums.write(written)
+            written.rename(self._at(step))
+        except Exception as error:
+            raise WrongInput(f"cannot save step {step}; {self.last()}: {_first_line(error)}") from error
+        self._remove(self._steps()[:-_KEPT])
 
     def restore(self, like: Any) -> Any:
         """The last state, or `like` if there is none.
@@ -48,35 +62,44 @@ class Checkpoints:
         Raises:
           WrongInput: if the checkpoint is damaged, or was written with other settings or for another state.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        steps = self._steps()
+        if not steps:
             return like
-        where = self.folder / str(step)
-        with _in_one_line(f"{where} cannot be read; delete it to go on from the one before it, if there is one"):
-            saved = self._manager.restore(step, args=ocp.args.Composite(settings=ocp.args.JsonRestore()))["settings"]
-        refuse_other_settings(where, saved, self._settings)
+        where = self._at(steps[-1])
+        if not checksums.hold(where):
+            raise WrongInput(f"{where} is damaged; {self.last()}. Delete {where} to go on without it.")
+        refuse_other_settings(where, json.loads((where / "settings.json").read_bytes()), self._settings)
         shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _named(like))
-        with _in_one_line(f"{where} cannot be read; delete it to go on from the one before it, if there is one"):
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-            named = self._manager.restore(step, args=items)["state"]
+        try:
+            with _orbax() as orbax:
+                named = orbax.restore(where / "state", args=ocp.args.StandardRestore(shapes))
+        except Exception as error:  # Orbax and its storage raise anything
+            raise WrongInput(f"{where} holds another program's state: {_first_line(error)}") from error
         return jax.tree.unflatten(jax.tree.structure(like), [named[name] for name in _named(like)])
 
-    def close(self) -> None:
-        self._manager.close()
+    def clear(self) -> None:
+        self._remove(self._steps())
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def _at(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".{step}.tmp"
+
+    def _remove(self, steps: list[int]) -> None:
+        for step in steps:
+            shutil.rmtree(self._at(step).rename(self._temporary(step)))
 
 
-class _in_one_line:  # noqa: N801
-    """Whatever Orbax and its storage raise, and they raise anything, as one line the user can act on."""
+def _orbax() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
-    def __init__(self, what: str):
-        self.what = what
 
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            raise WrongInput(f"{self.what}: {str(error).splitlines()[0] if str(error) else kind.__name__}") from error
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -233,11 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(argv)
         config = arguments.settings
         mesh, corpus = config.make_mesh(), lm_data.load(config)
-        if not _run.resumes(config.output, arguments, FOLDER, RESULTS):
-            shutil.rmtree(config.output / FOLDER, ignore_errors=True)
-        settings = config.result_settings() | {"text": corpus.fingerprint}
-        checkpoints = Checkpoints(config.output / FOLDER, settings)
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext(), contextlib.closing(checkpoints):
+        resuming = _run.resumes(config.output, arguments, FOLDER, RESULTS)
+        decisive = config.result_settings() | {"text": corpus.fingerprint}
+        checkpoints = Checkpoints(config.output / FOLDER, decisive)
+        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+            if not resuming:
+                checkpoints.clear()
             state = checkpoints.restore(initial_state(config))
             if int(state.step):
                 print(f"Resumed after step {int(state.step)}.")

@@ -40,7 +40,7 @@ def write_text(folder: Path, files=12):
     return folder
 
 
-def options(output, text, **settings):
+def options(output, text, /, **settings):
     settings = {**TINY, "text": text, "cache": Path(text).parent / "cache", "output": output, **settings}
     return [word for key, value in settings.items() for word in _words(key.replace("_", "-"), value)]
 
@@ -49,7 +49,7 @@ def _words(key, value):
     return [f"--{key}" if value else f"--no-{key}"] if isinstance(value, bool) else [f"--{key}", str(value)]
 
 
-def run(output, text, *flags, **settings):
+def run(output, text, /, *flags, **settings):
     return program.main([*options(output, text, **settings), *flags])
 
 
@@ -65,10 +65,7 @@ def last_state(config):
     """What the last checkpoint of a run holds."""
     corpus = program.lm_data.load(config)
     settings = config.result_settings() | {"text": corpus.fingerprint}
-    checkpoints = Checkpoints(config.output / program.FOLDER, settings)
-    state = checkpoints.restore(program.initial_state(config))
-    checkpoints.close()
-    return state
+    return Checkpoints(config.output / program.FOLDER, settings).restore(program.initial_state(config))
 
 
 def same_result(ours, theirs):

@@ -143,7 +143,7 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, t
 def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path, text, capsys):
     assert run(tmp_path / "run", text, learning_rate=1e30) == 2
     line = the_one_line(capsys)
-    assert "lower `learning_rate`; there is no checkpoint yet" in line
+    assert "lower `learning_rate`; there is no good checkpoint" in line
 
 
 # Threads of Orbax outlive the loop that they report to.
@@ -176,16 +176,25 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, text, finished, capsy
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
     config = config_of(folder, text)
-    for path in (folder / program.FOLDER / "12" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:-7])
+    last, before = folder / program.FOLDER / "12", folder / program.FOLDER / "8"
+    flip_a_bit(max((last / "state").rglob("*"), key=lambda path: path.stat().st_size))
     assert run(folder, text, "--resume") == 2
-    line = the_one_line(capsys)
-    assert "checkpoints/12 cannot be read" in line
-    assert "delete it" in line
-    shutil.rmtree(folder / program.FOLDER / "12")
+    assert f"{last} is damaged; the last good checkpoint is {before}. Delete {last}" in the_one_line(capsys)
+    shutil.copytree(before, tmp_path / "kept")
+    (before / "settings.json").unlink()
+    assert run(folder, text, "--resume") == 2
+    assert f"{last} is damaged; there is no good checkpoint." in the_one_line(capsys)
+    shutil.rmtree(before)
+    shutil.move(tmp_path / "kept", before)
+    shutil.rmtree(last)
     assert run(folder, text, "--resume") == 0
     same_result(config, finished)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finished, capsys):

@@ -1,0 +1,102 @@
+"""Checkpoints of a tiny state: whenever the program dies, the last of them is whole, and nothing else is left."""
+
+import shutil
+from pathlib import Path
+
+import _checksums as checksums
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from _config import WrongInput
+from _lm_checkpoint import Checkpoints
+from classifier_runs import Killed
+
+SETTINGS = {"steps": 3}
+
+
+def state(step):
+    return {"weights": jax.numpy.arange(6.0).reshape(2, 3) + step, "step": jax.numpy.int32(step)}
+
+
+def last_step(folder):
+    restored = Checkpoints(folder, SETTINGS).restore(state(0))
+    np.testing.assert_array_equal(restored["weights"], state(int(restored["step"]))["weights"])
+    return int(restored["step"])
+
+
+def test_the_last_two_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    assert last_step(tmp_path) == 0
+    for step in (1, 2, 10):
+        checkpoints.save(step, state(step))
+        assert last_step(tmp_path) == step
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "10"}
+    checkpoints.clear()
+    assert not [*tmp_path.iterdir()]
+
+
+# Where the program dies, and the step that it had come to: what is called, and whether it has done its work by then.
+DEATHS = [
+    (Path, "mkdir", False, 2),
+    (Path, "mkdir", True, 2),
+    (ocp.Checkpointer, "save", False, 2),
+    (ocp.Checkpointer, "save", True, 2),
+    (Path, "write_text", False, 2),
+    (Path, "write_text", True, 2),
+    (checksums, "write", False, 2),
+    (checksums, "write", True, 2),
+    (Path, "rename", False, 2),
+    (Path, "rename", True, 3),
+    (shutil, "rmtree", False, 3),
+    (shutil, "rmtree", True, 3),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "done", "step"), DEATHS, ids=lambda value: getattr(value, "__name__", value))
+def test_wherever_the_program_dies_the_last_checkpoint_is_whole(tmp_path, owner, name, done, step):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    for earlier in (1, 2):
+        checkpoints.save(earlier, state(earlier))
+
+    call = getattr(owner, name)
+
+    def dying(*arguments, **options):
+        if done:
+            call(*arguments, **options)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, dying)
+        with pytest.raises(Killed):
+            checkpoints.save(3, state(3))
+    assert last_step(tmp_path) == step
+    assert {path.name for path in tmp_path.iterdir()} >= {"2"}
+    assert not [*tmp_path.glob(".*")]
+    Checkpoints(tmp_path, SETTINGS).save(4, state(4))
+    assert last_step(tmp_path) == 4
+
+
+def test_damage_to_any_file_is_found_and_the_last_good_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    files = [path for path in (tmp_path / "2").rglob("*") if path.is_file()]
+    assert {path.name for path in files} > {"SHA256SUMS", "settings.json", "_METADATA", "manifest.ocdbt"}
+    for path in files:
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], whole + b"\0", b"", bytes([whole[0] ^ 1]) + whole[1:], None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            with pytest.raises(WrongInput, match=f"2 is damaged; the last good checkpoint is {tmp_path}/1. Delete"):
+                checkpoints.restore(state(0))
+            path.write_bytes(whole)
+    assert last_step(tmp_path) == 2
+
+
+def test_a_state_of_another_kind_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    checkpoints.save(1, state(1))
+    with pytest.raises(WrongInput, match="1 holds another program's state"):
+        checkpoints.restore({"other": jax.numpy.zeros(3)})
+    with pytest.raises(WrongInput, match="steps was 3 and is now 4"):
+        Checkpoints(tmp_path, SETTINGS | {"steps": 4}).restore(state(0))

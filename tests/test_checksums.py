@@ -1,0 +1,61 @@
+"""The checksums of a folder find whatever happens to one of its files, to the file of checksums too."""
+
+import shutil
+import subprocess
+
+import _checksums as checksums
+import pytest
+
+FILES = {"a": b"some bytes", "below/b": bytes(range(20)), "below/below/c": b"\0", "empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    checksums.write(tmp_path)
+    assert checksums.hold(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [*FILES, checksums.NAME])
+def test_every_change_of_a_file_is_found(folder, name):
+    path = folder / name
+    content = path.read_bytes()
+    changed = [content + b"\0", content[:-1], b"", b"x" + content, content + content]
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        changed.append(bytes(flipped))
+    for other in changed:
+        path.write_bytes(other)
+        assert checksums.hold(folder) == (other == content)
+    path.unlink()
+    assert not checksums.hold(folder)
+    path.mkdir()
+    assert not checksums.hold(folder)
+
+
+@pytest.mark.parametrize("name", ["extra", "below/extra", f"below/{checksums.NAME}"])
+def test_a_file_too_many_is_found(folder, name):
+    (folder / name).write_bytes(b"")
+    assert not checksums.hold(folder)
+
+
+def test_files_that_have_changed_places_are_found(folder):
+    (folder / "a").write_bytes(FILES["below/b"])
+    (folder / "below/b").write_bytes(FILES["a"])
+    assert not checksums.hold(folder)
+
+
+def test_nothing_holds_where_there_is_no_folder(tmp_path):
+    assert not checksums.hold(tmp_path / "absent")
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum here")
+def test_sha256sum_reads_them(folder):
+    command = ["sha256sum", "--check", "--strict", checksums.NAME]
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+    (folder / "a").write_bytes(b"other")
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode != 0
