@@ -1,12 +1,14 @@
 """The folder of a run: begun, resumed or overwritten, and never lost by mistake."""
 
+import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import _config
+import _lock as lock
 import tyro
 from _config import WrongInput
 
@@ -36,8 +38,9 @@ def parse(kind: type[Options], argv: Sequence[str] | None, default_config: Path)
     return arguments
 
 
-def resumes(folder: Path, arguments: Source, checkpoint: str, results: Sequence[str]) -> bool:
-    """Makes the folder, and says whether the run goes on from the checkpoint in it.
+@contextlib.contextmanager
+def begun(folder: Path, arguments: Source, checkpoint: str, results: Sequence[str]) -> Iterator[bool]:
+    """Makes the folder, has it to itself within, and yields whether the run goes on from the checkpoint in it.
 
     Args:
       folder: of the run.
@@ -46,13 +49,18 @@ def resumes(folder: Path, arguments: Source, checkpoint: str, results: Sequence[
       results: the names of the files that a finished run leaves there.
 
     Raises:
-      WrongInput: if a run would be lost, or nothing can be written there.
+      WrongInput: if a run would be lost, another process is running there, or nothing can be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise WrongInput(f"cannot write to the output folder {folder}: {error.strerror}.") from error
+    with lock.held(folder):
+        yield _resumes(folder, arguments, checkpoint, results)
+
+
+def _resumes(folder: Path, arguments: Source, checkpoint: str, results: Sequence[str]) -> bool:
     present = [name for name in (checkpoint, *results) if (folder / name).exists()]
     if arguments.overwrite or not present:
         if arguments.resume:

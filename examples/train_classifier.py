@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _classifier_config import Arguments, Config, parse
+from _classifier_config import Config, parse
 from _config import WrongInput, exit_status
 from _digits import Data, Images
 from rich.console import Console
@@ -153,16 +153,6 @@ def measure(params: Params, data: Data, config: Config) -> dict[str, jax.Array]:
     return numbers
 
 
-def starting_state(arguments: Arguments, fresh: State) -> State:
-    """The fresh state, or the checkpoint's."""
-    config = arguments.settings
-    if not _run.resumes(config.output, arguments, CHECKPOINT, RESULTS):
-        return fresh
-    state = checkpoint.load(config.output / CHECKPOINT, fresh, config.result_settings())
-    print(f"Resumed after epoch {int(state.epoch)}.")
-    return state
-
-
 def train(state: State, data: Data, config: Config, console: Console) -> State:
     columns = (TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
@@ -239,10 +229,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(argv)
         config = arguments.settings
         mesh, data = config.make_mesh(), load_data(config)
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-            state = starting_state(arguments, initial_state(data, config))
-            state = train(state, data, config, console)
-        publish(state, data, config, console)
+        with _run.begun(config.output, arguments, CHECKPOINT, RESULTS) as resuming:
+            with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+                state = initial_state(data, config)
+                if resuming:
+                    state = checkpoint.load(config.output / CHECKPOINT, state, config.result_settings())
+                    print(f"Resumed after epoch {int(state.epoch)}.")
+                state = train(state, data, config, console)
+            publish(state, data, config, console)
 
     return exit_status(program, interrupted="--resume goes on from the last checkpoint.")
 

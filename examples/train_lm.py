@@ -232,10 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse(argv)
         config = arguments.settings
         mesh, corpus = config.make_mesh(), lm_data.load(config)
-        resuming = _run.resumes(config.output, arguments, FOLDER, RESULTS)
-        decisive = config.result_settings() | {"text": corpus.fingerprint}
-        checkpoints = Checkpoints(config.output / FOLDER, decisive)
-        with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        on_devices = jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+        with on_devices, _run.begun(config.output, arguments, FOLDER, RESULTS) as resuming:
+            decisive = config.result_settings() | {"text": corpus.fingerprint}
+            checkpoints = Checkpoints(config.output / FOLDER, decisive)
             if not resuming:
                 checkpoints.clear()
             state = checkpoints.restore(initial_state(config))

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import _lock as lock
 import numpy as np
 import train_classifier as program
 
@@ -14,7 +15,8 @@ def run(output, *options, small=SMALL):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The files of a run, without its lock, which names the process."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != lock.NAME}
 
 
 def arrays(path):

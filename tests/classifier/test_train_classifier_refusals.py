@@ -6,6 +6,7 @@ import os
 import random
 
 import _checkpoint as checkpoint
+import _lock as lock
 import pytest
 import train_classifier as program
 from _classifier_config import DEFAULT_CONFIG
@@ -91,6 +92,14 @@ def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypa
     assert "No space left" in the_one_line(capsys)
     after = contents(earlier)
     assert {name: after[name] for name in contents(finished)} == contents(finished)
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
+def test_no_second_run_is_let_into_the_folder_of_a_running_one(earlier, finished, capsys, flags):
+    with lock.held(earlier):
+        assert run(earlier, *flags) == 2
+        assert f"{earlier} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
+    assert contents(earlier) == contents(finished)
 
 
 @pytest.mark.parametrize(

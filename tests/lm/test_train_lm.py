@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 
+import _checksums as checksums
 import _lm_data as lm_data
 import _lm_figures as figures
+import _lock as lock
 import jax
 import matplotlib.image
 import numpy as np
@@ -23,7 +25,7 @@ from lm_runs import config_of, last_state, metrics, options, run, same_result, t
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):
-    assert {path.name for path in finished.output.iterdir()} == {program.FOLDER, *program.RESULTS}
+    assert {path.name for path in finished.output.iterdir()} == {program.FOLDER, *program.RESULTS, lock.NAME}
     assert {path.name for path in (finished.output / program.FOLDER).iterdir()} == {"8", "12"}
     for name in figures.NAMES:
         height, width, _ = matplotlib.image.imread(finished.output / name).shape
@@ -195,6 +197,17 @@ def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
+def test_no_second_run_is_let_into_the_folder_of_a_running_one(tmp_path, text, finished, capsys, flags):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.output, folder)
+    with lock.held(folder):
+        assert run(folder, text, *flags) == 2
+        assert f"{folder} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
+        for name in ("8", "12"):
+            assert checksums.hold(folder / program.FOLDER / name)
 
 
 def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finished, capsys):
