@@ -30,8 +30,11 @@ def exit_status(program: Callable[[], None], *, interrupted: str) -> int:
     """Runs the program. What the user can mend gets one line on stderr and status 2; Ctrl-C, `interrupted` and 130."""
     try:
         program()
+        sys.stdout.flush()
     except (WrongInput, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        # Errors name the file that they are about; only what is printed goes to a file without a name.
+        where = "the standard output: " if isinstance(error, OSError) and error.filename is None else ""
+        print(f"error: {where}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"error: interrupted; {interrupted}", file=sys.stderr)

@@ -1,5 +1,10 @@
 """`benchmark.py --part linear`, `growth` and `blocks`: the last layer and its loss, timed and weighed."""
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what Ctrl-C means, the program tells that has started this one
+
 import functools
 import subprocess
 import sys

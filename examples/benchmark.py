@@ -9,12 +9,16 @@ Each library is called as its users call it, for the mean loss of integer labels
 nats. Three libraries compute one loss; torch takes part where it is installed and has the device that JAX runs on.
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+
 import dataclasses
 import functools
 import json
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,8 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(arguments.settings.output)
         publish(run(arguments.part, arguments.settings, console), arguments.settings.output, console)
 
-    return exit_status(program, interrupted="nothing was written.")
+    return exit_status(program, interrupted=_signals.NOTHING_WRITTEN)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _signals.leave(main())

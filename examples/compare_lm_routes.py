@@ -7,10 +7,14 @@ Writes lm-routes-<platform>.json and .png, and prints the README's table. Each r
 order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+
 import contextlib
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         apart = ", ".join(f"{largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases)
         print(f"\nThe curves lie at most this far apart, relatively: {apart}.\nResults: {path}.json and .png")
 
-    return exit_status(program, interrupted="nothing was written.")
+    return exit_status(program, interrupted=_signals.NOTHING_WRITTEN)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _signals.leave(main())

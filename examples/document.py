@@ -6,6 +6,11 @@ The first tables are where the two agree. The errata follow: where the document 
 definitions, its figure, or what its printed formula gives, stands beside what the definitions give.
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+
 import io
 import math
 import sys
@@ -15,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _config import exit_status
 from rich.console import Console
 from rich.table import Table
 
@@ -173,7 +179,7 @@ def table_of(rows: Sequence[Row], document: str, ours: str) -> Table:
     return table
 
 
-def main() -> None:
+def show() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that lacks Σ or ∂ shows a question mark
     console = Console()
@@ -185,5 +191,9 @@ def main() -> None:
         console.print(f"\n[bold]{title}[/]", table_of(rows(), document, ours), sep="\n")
 
 
+def main() -> int:
+    return exit_status(show, interrupted=_signals.NOTHING_WRITTEN)
+
+
 if __name__ == "__main__":
-    main()
+    _signals.leave(main())

@@ -7,6 +7,11 @@ Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: th
 all-reduces, and its memory, beside that of the plain way (optax on sharded logits, split by the compiler).
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+
 import dataclasses
 import os
 import re
@@ -21,7 +26,7 @@ if "jax" not in sys.modules:
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
+from _config import command_line, exit_status
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -149,8 +154,8 @@ def _size(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-def main() -> None:
-    settings = tyro.cli(Settings)
+def show() -> None:
+    settings = command_line(Settings, None)
     print(f"{settings.samples:,} samples of {settings.features} features, float32; per device and step:\n")
     print("| classes | devices | data × classes | gradients summed | statistics summed | arrays held | ", end="")
     print("temporaries | of the plain way |\n|--:|--:|--:|--:|--:|--:|--:|--:|")
@@ -159,5 +164,9 @@ def main() -> None:
             print(row(settings, classes, devices), flush=True)
 
 
+def main() -> int:
+    return exit_status(show, interrupted=_signals.NOTHING_WRITTEN)
+
+
 if __name__ == "__main__":
-    main()
+    _signals.leave(main())

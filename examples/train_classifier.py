@@ -15,11 +15,15 @@ The base scales the first term only, by 1/ln b. So the two have the same optimum
 ours is λ times theirs. (With two classes their W is the one difference of our two columns, and C is twice that.)
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.RESUMABLE)
+
 import contextlib
 import functools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -238,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 state = train(state, data, config, console)
             publish(state, data, config, console)
 
-    return exit_status(program, interrupted="--resume goes on from the last checkpoint.")
+    return exit_status(program, interrupted=_signals.RESUMABLE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _signals.leave(main())

@@ -10,11 +10,15 @@ What a step sees follows from the seed and the step's number alone. So a checkpo
 nor a random state, and yet a resumed run is the uninterrupted one, to the bit.
 """
 
+import _signals
+
+if __name__ == "__main__":
+    _signals.end_in_one_line(_signals.RESUMABLE)
+
 import contextlib
 import functools
 import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,7 +38,6 @@ from _lm_data import Corpus
 from _lm_evaluation import evaluate, sample
 from _lm_loss import mean_loss_and_gradient
 from _lm_model import Transformer
-from _signals import stop_requested
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from rich.console import Console
@@ -134,7 +137,7 @@ def evaluation_steps(config: Config) -> list[int]:
 def train(state: State, corpus: Corpus, config: Config, checkpoints: Checkpoints, console: Console) -> State:
     batches, evaluations = Batches(corpus, config), evaluation_steps(config)
     columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(30), TextColumn("{task.description}"))
-    with stop_requested() as stopped, Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+    with _signals.stop_requested() as stopped, Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         meter = Meter(progress, corpus, config, int(state.step))
         for step in range(int(state.step) + 1, config.steps + 1):
             state = train_step(state, batches[step - 1], config)
@@ -244,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             state = train(state, corpus, config, checkpoints, console)
             publish(state, corpus, config)
 
-    return exit_status(program, interrupted="--resume goes on from the last checkpoint.")
+    return exit_status(program, interrupted=_signals.RESUMABLE)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _signals.leave(main())

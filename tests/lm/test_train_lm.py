@@ -114,16 +114,6 @@ def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys,
     same_result(config, finished)
 
 
-def test_a_second_signal_interrupts_at_once():
-    with program.stop_requested() as stopped:
-        assert not stopped()
-        signal.raise_signal(signal.SIGINT)
-        assert stopped()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, text, monkeypatch, capsys, name):
     step = program.train_step
