@@ -4,6 +4,7 @@ Orbax is the tool for states of many shards and hosts. This one is a few kilobyt
 4 ms, where an Orbax step takes 70 and a folder of files, and replacing a file is as atomic as finalising a folder.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -24,14 +25,23 @@ class CheckpointError(WrongInput):
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replaces `path` by `content`. Whenever the program dies, the file is the old one or the new one, whole."""
+    """Replaces `path` by `content`. Whenever the program dies, the file is the old one or the new one, whole.
+
+    Raises:
+      WrongInput: if it cannot be written; the old file is still there.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        # Before the rename: else a power cut may leave the new name on an empty file.
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            # Before the rename: else a power cut may leave the new name on an empty file.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it may be what fills the disk
+        raise WrongInput(f"cannot write {path}: {error.strerror}.") from error
 
 
 def npz(tree: Any, **more: Any) -> bytes:
@@ -74,7 +84,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = dict(file)
         return arrays, json.loads(arrays.pop(_SETTINGS).item())
     except Exception as error:  # a damaged zip fails in a dozen ways, each of which means this
-        raise CheckpointError(f"{path} is damaged and cannot be read.") from error
+        raise CheckpointError(f"{path} is damaged and cannot be read: --overwrite starts anew.") from error
 
 
 def _named(tree: Any) -> dict[str, np.ndarray]:

@@ -124,9 +124,9 @@ _POSITIVE = (lambda v: 0 < v < math.inf, "above 0 and finite")
 
 # Each test is false for NaN.
 _WANTED = {
-    "pattern": (lambda v: v and not Path(v).is_absolute(), "a pattern of file names such as **/*.py"),
+    "pattern": (lambda v: Path(v).name and not Path(v).is_absolute(), "a pattern of file names such as **/*.py"),
     "test_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
-    "vocabulary": (lambda v: 257 <= v <= 2**24, "at least 257, the bytes and the end of a file"),
+    "vocabulary": (lambda v: 257 <= v <= 2**24, "from 257, the bytes and the end of a file, to 16777216"),
     "sequence_length": _COUNT,
     "features": _COUNT,
     "layers": _COUNT,

@@ -4,12 +4,12 @@ import hashlib
 import importlib.metadata
 import io
 import sysconfig
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import _checkpoint as checkpoint
+import _lock as lock
 import numpy as np
 from _config import WrongInput
 from _lm_config import Config
@@ -49,23 +49,34 @@ def load(config: Config) -> Corpus:
     path = config.cache / f"tokens-{fingerprint}.npz"
     corpus = _cached(path, fingerprint)
     if corpus is None:
-        print(f"Training a vocabulary of {config.vocabulary:,} entries on {len(train):,} files.")
-        tokenizer = train_tokenizer([file.content for file in train], config.vocabulary)
-        parts = {"train": encode(train, tokenizer, config.end), "test": encode(test, tokenizer, config.end)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = np.frombuffer(tokenizer.to_str().encode(), np.uint8)
-        checkpoint.write(path, checkpoint.npz({**parts, "tokenizer": kept}))
-        corpus = Corpus(tokenizer, **parts, fingerprint=fingerprint)
+        config.cache.mkdir(parents=True, exist_ok=True)
+        with lock.held(config.cache, wait=True):
+            # Another run may have made it while this one waited.
+            corpus = _cached(path, fingerprint) or _make(path, fingerprint, train, test, config)
     if len(corpus.train) <= config.sequence_length * config.batch_size:
         wanted = f"a step takes {config.batch_size} sequences of {config.sequence_length}"
         raise WrongInput(f"the text has {len(corpus.train):,} tokens to train on, and {wanted}.")
     return corpus
 
 
+def _make(path: Path, fingerprint: str, train: Sequence[File], test: Sequence[File], config: Config) -> Corpus:
+    print(f"Training a vocabulary of {config.vocabulary:,} entries on {len(train):,} files.")
+    tokenizer = train_tokenizer([file.content for file in train], config.vocabulary)
+    parts = {"train": encode(train, tokenizer, config.end), "test": encode(test, tokenizer, config.end)}
+    kept = np.frombuffer(tokenizer.to_str().encode(), np.uint8)
+    checkpoint.write(path, checkpoint.npz({**parts, "tokenizer": kept}))
+    return Corpus(tokenizer, **parts, fingerprint=fingerprint)
+
+
 def read_files(config: Config) -> list[File]:
     folder = Path(config.text or sysconfig.get_path("stdlib"))
+    if not folder.is_dir():
+        raise WrongInput(f"`text` must be a folder, and {folder} {'is none' if folder.exists() else 'does not exist'}.")
     left_out = set() if config.text else _LEFT_OUT
-    names = [path.relative_to(folder) for path in folder.glob(config.pattern) if path.is_file()]
+    try:
+        names = [path.relative_to(folder) for path in folder.glob(config.pattern) if path.is_file()]
+    except ValueError as error:  # before Python 3.13, `**.py` is no pattern
+        raise WrongInput(f"`pattern` {config.pattern!r} cannot be used: {error}") from error
     # What is not UTF-8 becomes U+FFFD.
     files = [
         File(name.as_posix(), (folder / name).read_bytes().decode("utf-8", "replace"))
@@ -127,9 +138,15 @@ def _fingerprint(train: Sequence[File], test: Sequence[File], vocabulary: int) -
 
 
 def _cached(path: Path, fingerprint: str) -> Corpus | None:
+    """The corpus in the file; None if there is no file, or it is damaged or holds something else: it is made again."""
+    if not path.exists():
+        return None
+    content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             tokenizer = Tokenizer.from_str(file["tokenizer"].tobytes().decode())
-            return Corpus(tokenizer, file["train"], file["test"], fingerprint)
-    except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):
-        return None  # not there, or cut short: it is made again
+            train, test = file["train"], file["test"]
+    except Exception:  # what is no such file fails in a dozen ways
+        return None
+    whole = all(tokens.ndim == 1 and tokens.dtype == np.int32 for tokens in (train, test))
+    return Corpus(tokenizer, train, test, fingerprint) if whole else None

@@ -184,7 +184,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         markdown(results)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise WrongInput(f"{path} is no results file of this program: {error!r}") from error
     return results
 

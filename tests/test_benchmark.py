@@ -148,7 +148,9 @@ def test_other_wrong_input_gets_one_line(tmp_path, capsys):
     there.write_text("{}")
     assert "cannot read the config" in one_line_of_error(["--config", str(tmp_path / "absent.toml")], capsys)
     assert "cannot write to the output folder" in one_line_of_error(["--output", str(there)], capsys)
-    assert "no results file" in one_line_of_error(["--markdown", str(there)], capsys)
+    for content in ("{}", "[]", "3", "null", '"text"', '{"cases": 3}', "", "\x00"):
+        there.write_text(content)
+        assert "no results file" in one_line_of_error(["--markdown", str(there)], capsys)
     assert "absent.json" in one_line_of_error(["--markdown", str(tmp_path / "absent.json")], capsys)
     assert "--rounds" in one_line_of_error(["--rounds", "many"], capsys)
 

@@ -1,5 +1,7 @@
 """Text as tokens, and back; what is held out; and when the cache is made again."""
 
+import contextlib
+
 import _lm_data as lm_data
 import numpy as np
 import pytest
@@ -71,18 +73,68 @@ def test_the_cache_is_used_until_its_inputs_change(config, monkeypatch):
     np.testing.assert_array_equal(again.train, first.train)
     np.testing.assert_array_equal(again.test, first.test)
 
-    path = next(config.cache.glob("tokens-*.npz"))
-    path.write_bytes(path.read_bytes()[:1000])
-    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
-    assert len(trained) == 1
-
     changed = config.cache.parent / "text" / "0.txt"
     changed.write_text(changed.read_text() + "More.\n")
     assert lm_data.load(config).fingerprint != first.fingerprint
     changed.rename(changed.with_name("renamed.txt"))
     lm_data.load(config)
     lm_data.load(config_of(config.output, config.text, vocabulary=321))
-    assert len(trained) == 4
+    assert len(trained) == 3
+
+
+def other_keys(path):
+    np.savez(path, train=np.zeros(9, np.int32), test=np.zeros(9, np.int32))
+
+
+def other_types(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "train": arrays["train"].astype(float)})
+
+
+def no_tokenizer(path):
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "tokenizer": np.zeros(9, np.uint8)})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        other_keys,
+        other_types,
+        no_tokenizer,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: path.write_bytes(b"what is this?"),
+    ],
+    ids=["other keys", "other types", "no tokenizer", "empty", "truncated", "no zip"],
+)
+def test_a_cache_that_cannot_be_used_is_made_again(config, spoil):
+    first = lm_data.load(config)
+    path = next(config.cache.glob("tokens-*.npz"))
+    whole = path.read_bytes()
+    spoil(path)
+    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
+    assert path.read_bytes() == whole
+
+
+def test_what_another_run_has_cached_meanwhile_is_used(config, monkeypatch):
+    first = lm_data.load(config)
+    path = next(config.cache.glob("tokens-*.npz"))
+    whole = path.read_bytes()
+    path.unlink()
+
+    @contextlib.contextmanager
+    def held(folder, *, wait):
+        assert wait
+        assert folder == config.cache
+        path.write_bytes(whole)
+        yield
+
+    monkeypatch.setattr(lm_data.lock, "held", held)
+    monkeypatch.setattr(lm_data, "train_tokenizer", None)
+    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
 
 
 def test_batches_are_the_sequences_in_another_order_each_epoch(config):

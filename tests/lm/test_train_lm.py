@@ -228,7 +228,12 @@ def test_where_nothing_can_be_written(tmp_path, text, capsys):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"vocabulary": 256}, "`vocabulary` must be at least 257"),
+        ({"vocabulary": 256}, "`vocabulary` must be from 257, the bytes and the end of a file, to 16777216, got 256"),
+        ({"vocabulary": 2**24 + 1}, "to 16777216, got 16777217"),
+        ({"text": "/no/such folder"}, "`text` must be a folder, and /no/such folder does not exist"),
+        ({"text": __file__}, f"`text` must be a folder, and {__file__} is none"),
+        ({"pattern": "."}, "`pattern` must be"),
+        ({"pattern": "**.md"}, "**.md"),
         ({"heads": 3}, "`heads` 3 must leave an even number of features for each, got `features` 16"),
         ({"microbatches": 3}, "`microbatches` 3 must leave as many sequences in each, got `batch_size` 8"),
         ({"test_fraction": 1e-9}, "leaves no text to test on"),
