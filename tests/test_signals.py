@@ -38,7 +38,7 @@ def outcome(command, **more):
 def code(*lines):
     """The outcome of a program that has begun as the examples do."""
     begin = ("import gc, signal, sys, threading, time, _signals", "_signals.end_in_one_line('as you were.')")
-    return outcome(["-c", "\n".join([*begin, *lines])])
+    return outcome(["-c", "\n".join([*begin, *lines])], env={**os.environ, "PYTHONUNBUFFERED": ""})
 
 
 @pytest.fixture

@@ -77,6 +77,22 @@ def test_wherever_the_program_dies_the_last_checkpoint_is_whole(tmp_path, owner,
     assert last_step(tmp_path) == 4
 
 
+def test_what_is_half_deleted_is_no_checkpoint(tmp_path, monkeypatch):
+    def dying(folder):
+        (folder / "settings.json").unlink()
+        raise Killed
+
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    for step in (1, 2):
+        checkpoints.save(step, state(step))
+    monkeypatch.setattr(shutil, "rmtree", dying)
+    with pytest.raises(Killed):
+        checkpoints.clear()
+    monkeypatch.undo()
+    assert last_step(tmp_path) == 2
+    assert all(map(checksums.hold, tmp_path.iterdir()))
+
+
 def test_damage_to_any_file_is_found_and_the_last_good_checkpoint_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path, SETTINGS)
     for step in (1, 2):
