@@ -26,8 +26,8 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear"},
-    {"_cross_entropy", "_softmax", "_distribution", "_hoist", "_problem"},
+    {"_linear", "losses"},
+    {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
     {"_loss_sum", "_row_blocks"},
     {"_rows", "_samples", "_split"},
     {"_block", "_log_sum", "_reduce", "_blocks", "_layer"},
@@ -61,6 +61,15 @@ def test_public_functions_are_documented(name):
         assert "Raises:" in thing.__doc__
         positional = [p for p in inspect.signature(thing).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         assert len(positional) <= (4 if "linear" in name else 2)
+
+
+@pytest.mark.parametrize("namespace", [softjax.losses])
+def test_namespaces_are_documented(namespace):
+    for name, thing in vars(namespace).items():
+        if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__ == namespace.__name__:
+            for part in (">>>", "Args:", "Returns:", "Raises:", "Source:"):
+                assert part in thing.__doc__, f"{name} {part}"
+            assert next(iter(inspect.signature(thing).parameters)) in ("s", "logits")
 
 
 def test_signatures():

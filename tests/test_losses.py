@@ -1,0 +1,240 @@
+"""The losses of `softjax.losses`, as functions of h and of logits, against float64 NumPy.
+
+An oracle's slope is taken by the complex step, Im f(h + i·1e-30) / 1e-30, in which nothing cancels and which knows
+nothing of the derivations under test.
+"""
+
+import cases
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import EPS
+
+import softjax
+from softjax import losses
+
+# By name: the formula of h and the parameter, its derivative by the parameter, and parameters to try.
+FORMULAS = {
+    "focal": (
+        lambda h, gamma: (-np.expm1(-h)) ** gamma * h,
+        lambda h, gamma: (-np.expm1(-h)) ** gamma * h * np.where(h < 1, np.log(-np.expm1(-h)), np.log1p(-np.exp(-h))),
+        (0.0, 0.5, 2.0),
+    ),
+    "poly": (lambda h, epsilon: h - epsilon * np.expm1(-h), lambda h, epsilon: -np.expm1(-h), (-0.5, 1.0)),
+    "generalized": (
+        lambda h, r: -np.expm1(-r * h) / r,
+        lambda h, r: np.where(
+            r * h < 1e-3,
+            h**2 * (-1 / 2 + r * h / 3 - (r * h) ** 2 / 8 + (r * h) ** 3 / 30),
+            ((1 + r * h) * np.exp(-r * h) - 1) / r**2,
+        ),
+        (0.05, 0.7, 1.0),
+    ),
+}
+CASES = [(name, parameter) for name, (_, _, parameters) in FORMULAS.items() for parameter in parameters]
+EVERY = [*CASES, ("additive_margin", (0.35, 8.0)), ("angular_margin", (0.5, 8.0))]
+FEW = [("focal", 2.0), ("poly", 1.0), ("generalized", 0.7), *EVERY[-2:]]
+
+
+def parameters(parameter):
+    return parameter if isinstance(parameter, tuple) else (parameter,)
+
+
+def of_h(h, a=None):
+    """`Statistics` that hold these."""
+    none = jnp.zeros_like(h)
+    s = softjax.Statistics(*[none] * 8, *[jnp.zeros(h.shape, jnp.int32)] * 2)
+    return s._replace(cross_entropy=h, label_logit=none if a is None else a)
+
+
+def oracle(name, h, parameter):
+    """The value and the slope by h, in float64."""
+    f, h = FORMULAS[name][0], np.asarray(h, np.float64)
+    return f(h, parameter), f(h + 1e-30j, parameter).imag / 1e-30
+
+
+@jax.jit
+def _three(loss, h, parameter):
+    both = jax.vmap(jax.value_and_grad(lambda h, p: loss(of_h(h), p), (0, 1)), (0, None))
+    return both(h, parameter)
+
+
+def three(name, h, parameter):
+    value, (by_h, by_parameter) = _three(
+        jax.tree_util.Partial(getattr(losses, name)), h, jnp.asarray(parameter, h.dtype)
+    )
+    return value, by_h, by_parameter
+
+
+@pytest.mark.parametrize(("name", "parameter"), CASES)
+def test_value_and_slopes(name, parameter):
+    """From confident rows to hopeless ones, relative to each number itself; of a slope by ε and γ within its terms."""
+    h = jnp.asarray(10.0 ** np.arange(-16, 2.4, 0.23), jnp.float32)
+    ulp = EPS * (1 + parameter) * (8 + np.abs(np.log(np.asarray(h, np.float64))))
+    by_parameter = FORMULAS[name][1](np.asarray(h, np.float64), parameter)
+    for actual, expected in zip(three(name, h, parameter), (*oracle(name, h, parameter), by_parameter), strict=True):
+        normal = (np.abs(expected) > 1e-36) | (expected == 0)
+        error = np.abs(np.asarray(actual, np.float64) - expected)
+        assert (error <= ulp * np.abs(expected) + 1e-44)[normal].all(), (error / np.abs(expected) / ulp).max()
+
+
+def test_poly_without_its_leading_term():
+    """ε = −1 leaves h²/2 − h³/6 + …, of which float32's own 1 − e^−h would leave nothing."""
+    h = jnp.asarray([1e-12, 1e-6, 1e-3, 0.1, 0.49, 0.51, 1.0, 30.0])
+    value, by_h, _ = three("poly", h, -1.0)
+    h = np.asarray(h, np.float64)
+    expected = np.where(h < 1e-2, h**2 / 2 - h**3 / 6 + h**4 / 24, h + np.expm1(-h))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(by_h, -np.expm1(-h), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "parameter"), CASES)
+def test_at_the_ends_of_h(name, parameter):
+    """Values at 0, +inf and NaN; every slope, and the second by h, a number there and where exp underflows."""
+    h = jnp.array([0.0, 1e-42, 1e-38, 1e-30, 100.0, 3e38, jnp.inf, jnp.nan])
+    value, *slopes = three(name, h, parameter)
+    bound = 1 / parameter if name == "generalized" else np.inf
+    np.testing.assert_array_equal(np.asarray(value)[[0, 6, 7]], np.float32([0, bound, np.nan]))
+    for slope in slopes:
+        assert np.isfinite(slope).all()
+    by_h, by_parameter = np.asarray(slopes)
+    at_0 = {"focal": float(parameter == 0), "poly": 1 + parameter, "generalized": 1}[name]
+    at_inf = {"focal": 1, "poly": 1, "generalized": 0}[name]
+    np.testing.assert_array_equal(by_h[[0, 6]], np.float32([at_0, at_inf]))
+    assert by_parameter[0] == 0
+    second = jax.vmap(jax.grad(jax.grad(lambda h: getattr(losses, name)(of_h(h), parameter))))(h)
+    assert np.isfinite(second).all()
+
+
+def test_no_focus_is_the_cross_entropy_itself():
+    h = jnp.asarray(np.geomspace(1.2e-38, 1e4, 50), jnp.float32)
+    h = jnp.concatenate([h, jnp.array([0.0, jnp.inf])])
+    for gamma in (0, 0.0, jnp.zeros(())):
+        np.testing.assert_array_equal(losses.focal(of_h(h), gamma), h)
+        by_h = jax.vmap(jax.grad(lambda h, g=gamma: losses.focal(of_h(h), g)))(h)
+        np.testing.assert_array_equal(by_h, jnp.ones_like(h))
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("focal", 2.0), ("focal", 0.5), ("poly", 1.0), ("generalized", 0.7)])
+@pytest.mark.parametrize("spread", cases.SPREADS)
+def test_of_logits(name, parameter, spread):
+    """Value and pull-back of a random cotangent, of labels, distributions and confident rows."""
+    x, g = cases.logits(9, spread), cases.cotangent()
+    for labels in (cases.class_ids(9), jnp.argmax(x, -1), cases.distribution(9)):
+        value, pull = jax.vjp(jax.jit(lambda x, y=labels: loss_of(name, parameter, x, y)), x)
+        h, dx, sizes = exact.cross_entropy(x, labels)
+        expected, by_h = oracle(name, np.maximum(h, 1e-300), parameter)
+        below = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
+        ulp = EPS * (1 + parameter) * (16 + 2 * below.max(1))
+        assert (np.abs(value - expected) <= ulp * expected + 1e-30).all()
+        scale = np.abs(np.asarray(g, np.float64) * by_h)[:, None] * sizes
+        error = np.abs(np.asarray(pull(g)[0]) - (np.asarray(g, np.float64) * by_h)[:, None] * dx)
+        assert (error <= ulp[:, None] * scale + 1e-30).all()
+
+
+def loss_of(name, parameter, x, labels):
+    return getattr(losses, name)(softjax.statistics(x, labels), parameter)
+
+
+@pytest.mark.parametrize("gap", [5.0, 17.0, 30.0])
+def test_confident_rows_are_exact(gap):
+    x, labels = jnp.array([[gap, 0.0, 1.0], [1.0, gap, 0.0]]), jnp.array([0, 1])
+    h, dx, sizes = exact.cross_entropy(x, labels)
+    for name, parameter in FEW[:3]:
+        value, gradient = jax.vmap(jax.value_and_grad(lambda x, y, n=name, p=parameter: loss_of(n, p, x, y)))(x, labels)
+        expected, by_h = oracle(name, h, parameter)
+        ulp = EPS * (1 + parameter) * (8 + gap)
+        np.testing.assert_allclose(value, expected, rtol=ulp, atol=1e-37)
+        assert (np.abs(gradient - by_h[:, None] * dx) <= ulp * np.abs(by_h)[:, None] * sizes + 1e-37).all()
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("focal", 0.0), *FEW])
+def test_rows_at_the_edges(name, parameter):
+    inf, nan = jnp.inf, jnp.nan
+    x = jnp.array([[1.0, 3, 2]] * 3 + [[-inf, 1, 0], [2, -inf, 0], [nan, 1, 2], [200, 0, 0], [0, 200, 0], [0, 0, inf]])
+    y, g = jnp.array([-1, 3, 2**31 - 1, 0, 0, 0, 0, 0, 0]), cases.cotangent(9)
+
+    def loss(x):
+        return getattr(losses, name)(softjax.statistics(x, y), *parameters(parameter))
+
+    value, pull = jax.vjp(loss, x)
+    gradient, tangent = np.asarray(pull(g)[0]), jax.jvp(loss, (x,), (jnp.ones_like(x),))[1]
+    assert np.isnan(value).tolist() == [True] * 3 + [False] * 2 + [True] + [False] * 3
+    assert not gradient[:3].any()
+    assert not tangent[:3].any()
+    assert np.isfinite(gradient[[3, 4, 6, 7]]).all()
+    assert value[6] == 0
+    assert (value[jnp.array([3, 8])] == (1 / parameter if name == "generalized" else inf)).all()
+    alone = jax.value_and_grad(lambda x: getattr(losses, name)(softjax.statistics(x, 0), *parameters(parameter)))
+    assert jax.tree.map(jnp.sum, alone(jnp.array([3.0]))) == (0, 0)
+
+
+@pytest.mark.parametrize(("name", "parameter"), FEW)
+def test_in_every_mode(name, parameter, x64):
+    """Hessians, forward and reverse, of logits and parameters, against the formula differentiated by JAX in float64."""
+    x, y = jnp.asarray([[0.3, -0.2, 1.1], [6.0, 0.1, -0.4]]), jnp.array([1, 0])
+
+    def plain(x, *p):
+        log_q = jax.nn.log_softmax(x)[jnp.arange(2), y]
+        h, m, a = -log_q, 1 - jnp.exp(log_q), x[jnp.arange(2), y]
+        if "margin" in name:
+            lowered = a - p[1] * p[0] if name == "additive_margin" else p[1] * jnp.cos(jnp.arccos(a / p[1]) + p[0])
+            x = x.at[jnp.arange(2), y].set(lowered)
+            return -jax.nn.log_softmax(x)[jnp.arange(2), y]
+        return {"focal": m ** p[0] * h, "poly": h + p[0] * m, "generalized": (1 - jnp.exp(-p[0] * h)) / p[0]}[name]
+
+    def ours(x, *p):
+        return getattr(losses, name)(softjax.statistics(x, y), *p)
+
+    args = (x, *map(jnp.asarray, parameters(parameter)))
+    each = tuple(range(len(args)))
+    for derivative in (lambda f: jax.jacrev(f, each), lambda f: jax.jacfwd(jax.jacrev(f, each), each)):
+        actual, expected = jax.jit(derivative(ours))(*args), jax.jit(derivative(plain))(*args)
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-11)
+    twice = jax.jit(jax.jacrev(jax.jacrev(ours)))(*args), jax.jit(jax.jacfwd(jax.jacfwd(ours)))(*args)
+    np.testing.assert_allclose(*twice, rtol=1e-9, atol=1e-13)
+    mapped = jax.vmap(lambda x, y: getattr(losses, name)(softjax.statistics(x, y), *parameters(parameter)))(x, y)
+    np.testing.assert_allclose(mapped, plain(*args), rtol=1e-12)
+    assert mapped.dtype == jnp.float64
+
+
+@pytest.mark.parametrize(("name", "parameter"), [FEW[0], FEW[-1]])
+def test_one_line_serves_every_route(name, parameter):
+    """A linear layer's statistics and its sum over blocks, with weights that leave out a label of −100."""
+    h, k, b = cases.layer(7)
+    y, w = cases.class_ids(7).at[0].set(-100), cases.weights()
+
+    def loss(s, *p):
+        return getattr(losses, name)(s, *(p or parameters(parameter)))
+
+    def dense(h, k):
+        return jnp.sum(jnp.where(w == 0, 0, loss(softjax.statistics(h @ k + b[None], y))) * w)
+
+    def rows(h, k):
+        return jnp.sum(jnp.where(w == 0, 0, loss(softjax.linear_statistics(h, k, y, bias=b, block_size=4))) * w)
+
+    def fused(h, k):
+        return softjax.linear_loss(loss, h, k, y, bias=b, weights=w, block_size=4)
+
+    def scheduled(h, k, *p):  # by parameters that are traced
+        return softjax.linear_loss(lambda s: loss(s, *p), h, k, y, bias=b, weights=w, block_size=4)
+
+    expected = jax.jit(jax.value_and_grad(dense, (0, 1)))(h, k)
+    traced = tuple(map(jnp.asarray, parameters(parameter)))
+    others = [jax.jit(jax.value_and_grad(f, (0, 1)))(h, k) for f in (rows, fused)]
+    others.append(jax.jit(jax.value_and_grad(scheduled, (0, 1)))(h, k, *traced))
+    for actual in others:
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_of_16_bits_in_float32(dtype):
+    x = cases.logits(5, dtype=dtype)
+    for name, parameter in EVERY:
+        value = getattr(losses, name)(softjax.statistics(x, cases.class_ids(5)), *parameters(parameter))
+        assert value.dtype == jnp.float32
+        assert value.shape == x.shape[:1]
