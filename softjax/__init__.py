@@ -1,6 +1,7 @@
 """Softmax and cross-entropy for JAX, with analytic gradients in every mode of differentiation."""
 
 from softjax import losses as losses
+from softjax import metrics as metrics
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import statistics as statistics
 from softjax._distribution import distribution_cross_entropy as distribution_cross_entropy

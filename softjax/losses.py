@@ -23,6 +23,8 @@ from softjax import _margins as margins
 from softjax._arguments import OfSamples
 from softjax._types import Array, ArrayLike, Float
 
+__all__ = ["additive_margin", "angular_margin", "focal", "generalized", "poly"]
+
 
 def focal(s: OfSamples, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
     """(1 − q_y)^γ h with h = −ln q_y: the cross-entropy, in which samples that are right already count less.

@@ -26,7 +26,8 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear", "losses"},
+    {"_linear", "losses", "metrics"},
+    {"_temperature"},
     {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
     {"_loss_sum", "_row_blocks"},
     {"_rows", "_samples", "_split"},
@@ -63,13 +64,36 @@ def test_public_functions_are_documented(name):
         assert len(positional) <= (4 if "linear" in name else 2)
 
 
-@pytest.mark.parametrize("namespace", [softjax.losses])
-def test_namespaces_are_documented(namespace):
-    for name, thing in vars(namespace).items():
-        if inspect.isfunction(thing) and not name.startswith("_") and thing.__module__ == namespace.__name__:
-            for part in (">>>", "Args:", "Returns:", "Raises:", "Source:"):
-                assert part in thing.__doc__, f"{name} {part}"
-            assert next(iter(inspect.signature(thing).parameters)) in ("s", "logits")
+NAMESPACES = {
+    softjax.losses: {
+        "additive_margin": ["s", "margin", "scale"],
+        "angular_margin": ["s", "margin", "scale"],
+        "focal": ["s", "gamma=2.0"],
+        "generalized": ["s", "exponent=0.7"],
+        "poly": ["s", "epsilon=1.0"],
+    },
+    softjax.metrics: {
+        "accuracy": ["s", "weights=None"],
+        "brier_score": ["s", "weights=None"],
+        "calibration": ["s", "bins=15", "weights=None"],
+        "fit_temperature": ["logits", "labels", "weights=None"],
+        "perplexity": ["s", "weights=None"],
+        "top_k_accuracy": ["s", "k", "weights=None"],
+    },
+}
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda module: module.__name__)
+def test_namespaces(namespace):
+    """Their functions, with the arguments that the contract names, each documented."""
+    found = {name: getattr(namespace, name) for name in namespace.__all__}
+    found = {name: thing for name, thing in found.items() if inspect.isfunction(thing)}
+    assert found.keys() == NAMESPACES[namespace].keys()
+    for name, function in found.items():
+        shown = [str(p.replace(annotation=p.empty)) for p in inspect.signature(function).parameters.values()]
+        assert shown == NAMESPACES[namespace][name]
+        for part in (">>>", "Args:", "Returns:", "Raises:"):
+            assert part in function.__doc__, f"{name} {part}"
 
 
 def test_signatures():

@@ -1,0 +1,256 @@
+"""The metrics against scikit-learn on real predictions, and against NumPy at the edges."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import predictions
+import pytest
+from sklearn import metrics as sklearn_metrics
+from sklearn.calibration import calibration_curve
+
+import softjax
+from softjax import metrics
+
+X, Y = predictions.held_out()
+S = softjax.statistics(X, Y)
+W = np.random.default_rng(0).uniform(0, 2, len(Y)).astype(np.float32)
+W[::5] = 0
+FINISHED = {
+    "accuracy": metrics.accuracy,
+    "top_k_accuracy": lambda s, weights=None: metrics.top_k_accuracy(s, 3, weights),
+    "perplexity": metrics.perplexity,
+    "brier_score": metrics.brier_score,
+    "expected_error": lambda s, weights=None: metrics.calibration(s, 10, weights).expected_error(),
+    "maximum_error": lambda s, weights=None: metrics.calibration(s, 10, weights).maximum_error(),
+}
+
+
+def probabilities(x=X):
+    e = np.exp(np.asarray(x, np.float64) - np.max(x, 1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def close(actual, expected, rtol=2e-6):
+    np.testing.assert_allclose(actual, expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("weights", [None, W], ids=["plain", "weighted"])
+def test_as_scikit_learn(weights):
+    q, options = probabilities(), {"sample_weight": weights}
+    close(metrics.accuracy(S, weights), sklearn_metrics.accuracy_score(Y, q.argmax(1), **options))
+    for k in (1, 2, 5, 9):
+        close(metrics.top_k_accuracy(S, k, weights), sklearn_metrics.top_k_accuracy_score(Y, q, k=k, **options))
+    close(metrics.perplexity(S, weights), np.exp(sklearn_metrics.log_loss(Y, q, **options)))
+    close(metrics.brier_score(S, weights), sklearn_metrics.brier_score_loss(Y, q, scale_by_half=False, **options))
+
+
+def test_two_classes_have_twice_the_binary_brier_score():
+    x, y = predictions.held_out(classes=2)
+    expected = 2 * sklearn_metrics.brier_score_loss(y, probabilities(x)[:, 1], scale_by_half=True)
+    close(metrics.brier_score(softjax.statistics(x, y)), expected)
+
+
+@pytest.mark.parametrize("bins", [1, 4, 10, 15])
+def test_the_curve_of_scikit_learn(bins):
+    q = probabilities()
+    accuracy, confidence = calibration_curve(q.argmax(1) == Y, q.max(1), n_bins=bins)
+    curve = metrics.calibration(S, bins).curve()
+    occupied = np.asarray(curve.share) > 0
+    close(curve.accuracy[occupied], accuracy)
+    close(curve.confidence[occupied], confidence)
+    close(curve.share.sum(), 1)
+    assert np.isnan(curve.accuracy[~occupied]).all()
+    assert np.isnan(curve.confidence[~occupied]).all()
+
+
+def test_calibration_of_weighted_samples():
+    q, bins = probabilities(), 12
+    measured = metrics.calibration(S, bins, W)
+    hit, confidence = q.argmax(1) == Y, q.max(1)
+    index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+    expected = [np.bincount(index, W * number, bins) for number in (np.ones(len(Y)), confidence, hit)]
+    close([measured.weight, measured.confidence, measured.correct], expected, 2e-5)
+    gap = np.abs(expected[2] - expected[1])
+    close(measured.expected_error(), gap.sum() / W.sum(), 2e-5)
+    close(measured.maximum_error(), (gap / np.maximum(expected[0], 1e-9)).max(), 2e-5)
+
+
+def test_calibration_adds_up():
+    """By `+`, `sum`, and in a `scan`; errors of one that was stacked by `vmap` are those of each."""
+    x, y, w = (a[:1400].reshape(7, 200, *a.shape[1:]) for a in (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
+    whole = metrics.calibration(jax.tree.map(lambda n: n[:1400], S), 10, W[:1400])
+
+    def step(total, batch):
+        x, y, w = batch
+        return total + metrics.calibration(softjax.statistics(x, y), 10, w), None
+
+    scanned, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, whole), (x, y, w))
+    each = [metrics.calibration(softjax.statistics(x, y), 10, w) for x, y, w in zip(x, y, w, strict=True)]
+    for total in (each[0] + each[1] + sum(each[2:]), sum(each), scanned):
+        assert isinstance(total, metrics.Calibration)
+        for ours, theirs in zip(jax.tree.leaves(total), jax.tree.leaves(whole), strict=True):
+            close(ours, theirs, 1e-5)
+    stacked = jax.vmap(lambda x, y, w: metrics.calibration(softjax.statistics(x, y), 10, w))(x, y, w)
+    alone = jax.tree.map(lambda n: n[4], stacked)
+    for method in ("expected_error", "maximum_error", "curve"):
+        for ours, theirs in zip(*(jax.tree.leaves(getattr(c, method)()) for c in (stacked, alone)), strict=True):
+            close(ours[4], theirs, 1e-6)
+
+
+def test_calibrations_that_do_not_add():
+    a, b = metrics.calibration(S, 10), metrics.calibration(S, 1)
+    with pytest.raises(ValueError, match=r"`Calibration`s that are added must have the same bins, got \(10,\) and"):
+        a + b
+    for other in (1, (0, 0, 0), np.ones(10)):
+        with pytest.raises(TypeError):
+            a + other
+    with pytest.raises(TypeError):
+        1 + a
+
+
+def of(peak_entropy):
+    number = jnp.asarray(peak_entropy, jnp.float32)
+    none, rank = jnp.zeros_like(number), jnp.zeros(number.shape, jnp.int32)
+    return softjax.Statistics(*[none] * 8, rank, rank)._replace(peak_entropy=number)
+
+
+EQUAL = softjax.statistics(
+    jnp.where(jnp.arange(40)[None] <= jnp.arange(40)[:, None], 3.0, -jnp.inf), jnp.zeros(40, int)
+)
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3, 5, 7, 10, 15, 100])
+def test_bins_are_closed_to_the_right(bins):
+    """Of 1/n, the confidence of n equal logits, of every edge itself, and of what rounds to 0 and 1."""
+
+    @jax.jit
+    def bin_of(s):
+        weight = jax.vmap(lambda s: metrics.calibration(s, bins).weight)(s)
+        return jnp.where(weight.sum(1) == 1, jnp.argmax(weight, 1), -1)
+
+    np.testing.assert_array_equal(bin_of(EQUAL), -(-bins // np.arange(1, 41)) - 1)  # ⌈bins / n⌉ − 1
+    edges, index = np.arange(1, bins + 1) / bins, np.arange(bins)
+    np.testing.assert_array_equal(bin_of(of(-np.log(edges))), index)
+    np.testing.assert_array_equal(bin_of(of(-np.log(edges - 0.5 / bins))), index)
+    np.testing.assert_array_equal(bin_of(of(-np.log(edges * (1 + 3e-6)))), np.minimum(index + 1, bins - 1))
+    last = bins - 1
+    np.testing.assert_array_equal(bin_of(of([200.0, jnp.inf, 0.0, 1e-9, 1e-30])), [0, 0, last, last, last])
+
+
+def test_a_confidence_that_is_no_number_shows():
+    measured = metrics.calibration(of([jnp.nan, 0.1]), 5)
+    assert measured.weight.sum() == 2
+    assert np.isnan(measured.expected_error())
+    assert np.isnan(measured.maximum_error())
+
+
+def test_rank_counts_ties_as_top_k_does():
+    x = jnp.asarray([[1.0, 3, 3, 2], [1, 1, 1, 1]])
+    s = softjax.statistics(x, jnp.array([2, 3]))
+    expected = [0, 0.5, 0.5, 1, 1, 1]
+    for k, share in zip((1, 2, 3, 4, 5, 2**40), expected, strict=True):
+        assert metrics.top_k_accuracy(s, k) == share
+
+
+def test_labels_that_name_no_class_or_a_left_out_one():
+    """A miss for every rank; NaN in what reads h, but for one that is left out."""
+    x = cases.logits(4, samples=4)
+    where = jnp.array([True, True, True, False])
+    s = softjax.statistics(x, jnp.array([-1, 4, 3, 0]), where=where)
+    best = float(s.label_rank[3] == 0)
+    assert metrics.accuracy(s) == best / 4
+    assert metrics.top_k_accuracy(s, 2**31 + 5) == 0.25
+    assert np.isnan(metrics.perplexity(s))
+    assert np.isnan(metrics.brier_score(s))
+    measured = metrics.calibration(s, 3)
+    assert measured.weight.sum() == 4
+    assert measured.correct.sum() == best
+    known = jnp.array([False, False, True, True])
+    assert metrics.perplexity(s, known) == jnp.inf
+    assert 0.5 < metrics.brier_score(s, known) < 2
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_samples_of_weight_0_may_hold_anything(name):
+    inf, nan = jnp.inf, jnp.nan
+    x = jnp.array([[1.0, 3, 2], [3, 1, 0], [nan, 0, 0], [inf, 1, inf], [-inf, -inf, -inf], [1, 2, 3]])
+    y, w = jnp.array([1, 1, 0, 0, 1, -100]), jnp.array([1.0, 2, 0, 0, 0, 0])
+    function = FINISHED[name]
+    expected = function(softjax.statistics(x[:2], y[:2]), w[:2])
+    assert np.isfinite(expected)
+    close(function(softjax.statistics(x, y), w), expected)
+    close(function(softjax.statistics(x, y), w > 0), function(softjax.statistics(x[:2], y[:2])))
+    of_none = 1.0 if name == "perplexity" else 0.0
+    assert function(softjax.statistics(x, y), jnp.zeros(6)) == of_none
+    assert function(softjax.statistics(x[:0], y[:0])) == of_none
+    # a row in which no class exists is not counted, as in a mean of losses
+    exist = jnp.arange(6)[:, None] < 2
+    close(function(softjax.statistics(x, jnp.maximum(y, 0), where=exist)), function(softjax.statistics(x[:2], y[:2])))
+
+
+@pytest.mark.parametrize("name", FINISHED)
+def test_every_shape_and_transform(name):
+    """Of one sample, of several axes with weights that broadcast, under `jit` and `vmap`."""
+    function = FINISHED[name]
+    x, y = cases.logits(5, samples=12).reshape(3, 4, 5), cases.class_ids(5, 12).reshape(3, 4)
+    w = jnp.array([[1.0], [0.0], [2.5]])
+    flat = function(softjax.statistics(x.reshape(12, 5), y.reshape(12)), w.repeat(4, 1).reshape(12))
+    s = softjax.statistics(x, y)
+    close(jax.jit(function)(s, w), flat)
+    assert flat.dtype == jnp.float32
+    assert flat.shape == ()
+    mapped = jax.jit(jax.vmap(lambda x, y: function(softjax.statistics(x, y))))(x, y)
+    close(mapped, [function(jax.tree.map(lambda n, i=i: n[i], s)) for i in range(3)], 1e-5)
+    assert np.isfinite(function(softjax.statistics(x[0, 0], y[0, 0])))
+
+
+def test_in_float64(x64):
+    x = jnp.asarray(X, jnp.float64)
+    s = softjax.statistics(x, Y)
+    for function in FINISHED.values():
+        assert function(s, W).dtype == jnp.float64
+    q = probabilities()
+    close(metrics.brier_score(s), sklearn_metrics.brier_score_loss(Y, q, scale_by_half=False), 1e-12)
+    close(metrics.perplexity(s), np.exp(sklearn_metrics.log_loss(Y, q)), 1e-12)
+
+
+@pytest.mark.parametrize("gap", [3.0, 6.0, 10.0, 17.0, 40.0])
+def test_the_brier_score_of_confident_rows(gap):
+    """Σ_{j≠y} q_j² + (1 − q_y)²: to a factor of two where 1 − 2 q + S is lost, and never less than (1 − q_y)²."""
+    for others in ([0.0], [0.0, 0.5], [0.0] * 40):
+        x = np.asarray([[gap, *others], [*others, gap]])
+        for y in (0, len(others)):
+            e = np.exp(x - gap)
+            e[np.arange(2), [0, -1]] = 0
+            rest = e.sum(1, keepdims=True)
+            q = np.where(e > 0, e, 1) / (1 + rest)
+            right = np.array([y == 0, y == len(others)])[:, None]
+            label = np.arange(len(others) + 1)[None] == y
+            miss = np.where(right, rest / (1 + rest), 1 - q)
+            expected = np.where(label, miss**2, q**2).sum(1)
+            score = np.asarray([metrics.brier_score(softjax.statistics(jnp.asarray(row), y)) for row in x])
+            assert (score >= 0.9999 * np.where(right[:, 0], (rest[:, 0] / (1 + rest[:, 0])) ** 2, 0)).all()
+            assert (score <= 2 * expected * 1.0001).all()
+            assert (np.abs(score - expected) <= 1e-6 * expected + 3e-7 * (expected < 1)).all()
+
+
+@pytest.mark.parametrize("call", [*FINISHED.values(), metrics.calibration, metrics.accuracy])
+def test_logits_are_no_statistics(call):
+    with pytest.raises(TypeError, match="`s` must be `Statistics`, as"):
+        call(cases.logits(5))
+
+
+def test_refused_arguments():
+    s = softjax.statistics(cases.logits(5), cases.class_ids(5))
+    for name, call in (("k", lambda n: metrics.top_k_accuracy(s, n)), ("bins", lambda n: metrics.calibration(s, n))):
+        with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
+            call(0)
+        for value in (1.0, "2", None, jnp.ones(2)):
+            with pytest.raises(TypeError, match=f"`{name}` must be an integer, got"):
+                call(value)
+    for function in (*FINISHED.values(), lambda s, w: metrics.calibration(s, 15, w)):
+        with pytest.raises(ValueError, match=r"`weights` must broadcast to the shape of .*\(11,\); got \(5,\)"):
+            function(s, jnp.ones(5))
+        with pytest.raises(TypeError, match="`weights` must be"):
+            function(s, "all")
