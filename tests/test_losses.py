@@ -4,6 +4,8 @@ An oracle's slope is taken by the complex step, Im f(h + i·1e-30) / 1e-30, in w
 nothing of the derivations under test.
 """
 
+from functools import partial
+
 import cases
 import exact
 import jax
@@ -108,6 +110,11 @@ def test_at_the_ends_of_h(name, parameter):
     assert np.isfinite(second).all()
 
 
+def test_a_small_exponent_underflows_nothing():
+    h = jnp.asarray([1.2e-38, 1e-30, 1e-21, 1e-19])
+    np.testing.assert_allclose(losses.generalized(of_h(h), 1e-3), h, rtol=1e-6)
+
+
 def test_no_focus_is_the_cross_entropy_itself():
     h = jnp.asarray(np.geomspace(1.2e-38, 1e4, 50), jnp.float32)
     h = jnp.concatenate([h, jnp.array([0.0, jnp.inf])])
@@ -123,19 +130,22 @@ def test_of_logits(name, parameter, spread):
     """Value and pull-back of a random cotangent, of labels, distributions and confident rows."""
     x, g = cases.logits(9, spread), cases.cotangent()
     for labels in (cases.class_ids(9), jnp.argmax(x, -1), cases.distribution(9)):
-        value, pull = jax.vjp(jax.jit(lambda x, y=labels: loss_of(name, parameter, x, y)), x)
+        value, gradient = pulled(name, parameter, x, labels, g)
         h, dx, sizes = exact.cross_entropy(x, labels)
         expected, by_h = oracle(name, np.maximum(h, 1e-300), parameter)
         below = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
         ulp = EPS * (1 + parameter) * (16 + 2 * below.max(1))
         assert (np.abs(value - expected) <= ulp * expected + 1e-30).all()
         scale = np.abs(np.asarray(g, np.float64) * by_h)[:, None] * sizes
-        error = np.abs(np.asarray(pull(g)[0]) - (np.asarray(g, np.float64) * by_h)[:, None] * dx)
+        error = np.abs(np.asarray(gradient) - (np.asarray(g, np.float64) * by_h)[:, None] * dx)
         assert (error <= ulp[:, None] * scale + 1e-30).all()
 
 
-def loss_of(name, parameter, x, labels):
-    return getattr(losses, name)(softjax.statistics(x, labels), parameter)
+@partial(jax.jit, static_argnums=0)
+def pulled(name, parameter, x, labels, g):
+    """The loss of each row and the pull-back of g, by one program for all parameters."""
+    value, pull = jax.vjp(lambda x: getattr(losses, name)(softjax.statistics(x, labels), *parameters(parameter)), x)
+    return value, pull(g)[0]
 
 
 @pytest.mark.parametrize("gap", [5.0, 17.0, 30.0])
@@ -143,7 +153,7 @@ def test_confident_rows_are_exact(gap):
     x, labels = jnp.array([[gap, 0.0, 1.0], [1.0, gap, 0.0]]), jnp.array([0, 1])
     h, dx, sizes = exact.cross_entropy(x, labels)
     for name, parameter in FEW[:3]:
-        value, gradient = jax.vmap(jax.value_and_grad(lambda x, y, n=name, p=parameter: loss_of(n, p, x, y)))(x, labels)
+        value, gradient = pulled(name, parameter, x, labels, jnp.ones(2))
         expected, by_h = oracle(name, h, parameter)
         ulp = EPS * (1 + parameter) * (8 + gap)
         np.testing.assert_allclose(value, expected, rtol=ulp, atol=1e-37)
@@ -155,20 +165,16 @@ def test_rows_at_the_edges(name, parameter):
     inf, nan = jnp.inf, jnp.nan
     x = jnp.array([[1.0, 3, 2]] * 3 + [[-inf, 1, 0], [2, -inf, 0], [nan, 1, 2], [200, 0, 0], [0, 200, 0], [0, 0, inf]])
     y, g = jnp.array([-1, 3, 2**31 - 1, 0, 0, 0, 0, 0, 0]), cases.cotangent(9)
-
-    def loss(x):
-        return getattr(losses, name)(softjax.statistics(x, y), *parameters(parameter))
-
-    value, pull = jax.vjp(loss, x)
-    gradient, tangent = np.asarray(pull(g)[0]), jax.jvp(loss, (x,), (jnp.ones_like(x),))[1]
+    value, gradient = map(np.asarray, pulled(name, parameter, x, y, g))
+    loss = jax.jit(lambda x: getattr(losses, name)(softjax.statistics(x, y), *parameters(parameter)))
+    tangent = jax.jvp(loss, (x,), (jnp.cos(jnp.arange(27.0)).reshape(9, 3),))[1]
     assert np.isnan(value).tolist() == [True] * 3 + [False] * 2 + [True] + [False] * 3
     assert not gradient[:3].any()
     assert not tangent[:3].any()
     assert np.isfinite(gradient[[3, 4, 6, 7]]).all()
     assert value[6] == 0
-    assert (value[jnp.array([3, 8])] == (1 / parameter if name == "generalized" else inf)).all()
-    alone = jax.value_and_grad(lambda x: getattr(losses, name)(softjax.statistics(x, 0), *parameters(parameter)))
-    assert jax.tree.map(jnp.sum, alone(jnp.array([3.0]))) == (0, 0)
+    assert (value[[3, 8]] == (1 / parameter if name == "generalized" else inf)).all()
+    assert not any(map(np.any, pulled(name, parameter, x[6:7, :1], y[6:7], g[:1])))  # one class
 
 
 @pytest.mark.parametrize(("name", "parameter"), FEW)
@@ -190,12 +196,15 @@ def test_in_every_mode(name, parameter, x64):
 
     args = (x, *map(jnp.asarray, parameters(parameter)))
     each = tuple(range(len(args)))
-    for derivative in (lambda f: jax.jacrev(f, each), lambda f: jax.jacfwd(jax.jacrev(f, each), each)):
-        actual, expected = jax.jit(derivative(ours))(*args), jax.jit(derivative(plain))(*args)
-        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-11)
-    twice = jax.jit(jax.jacrev(jax.jacrev(ours)))(*args), jax.jit(jax.jacfwd(jax.jacfwd(ours)))(*args)
-    np.testing.assert_allclose(*twice, rtol=1e-9, atol=1e-13)
+    actual, expected = (
+        jax.jit(lambda *a, f=f: (jax.jacrev(f, each)(*a), jax.jacfwd(jax.jacrev(f, each), each)(*a)))(*args)
+        for f in (ours, plain)
+    )
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-11)
+    if name in ("focal", "angular_margin"):
+        twice = jax.jit(jax.jacrev(jax.jacrev(ours)))(*args), jax.jit(jax.jacfwd(jax.jacfwd(ours)))(*args)
+        np.testing.assert_allclose(*twice, rtol=1e-9, atol=1e-13)
     mapped = jax.vmap(lambda x, y: getattr(losses, name)(softjax.statistics(x, y), *parameters(parameter)))(x, y)
     np.testing.assert_allclose(mapped, plain(*args), rtol=1e-12)
     assert mapped.dtype == jnp.float64
@@ -231,10 +240,9 @@ def test_one_line_serves_every_route(name, parameter):
             np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_of_16_bits_in_float32(dtype):
-    x = cases.logits(5, dtype=dtype)
-    for name, parameter in EVERY:
+def test_of_16_bits_in_float32():
+    x = cases.logits(5, dtype=jnp.bfloat16)
+    for name, parameter in FEW:
         value = getattr(losses, name)(softjax.statistics(x, cases.class_ids(5)), *parameters(parameter))
         assert value.dtype == jnp.float32
         assert value.shape == x.shape[:1]
