@@ -71,7 +71,7 @@ def _log_sum_jvp(classes, primals, tangents):
     if classes.names:
         return s, LogSum(jnp.zeros_like(s.peak), classes.total(e * step))
     at_peak = (x == s.peak).astype(x.dtype)
-    peak = classes.total(at_peak * step) / classes.total(at_peak)
+    peak = classes.total(at_peak * step) / jnp.maximum(classes.total(at_peak), 1)
     return s, LogSum(peak, classes.total(jnp.where(s.alone(x), 0, e) * (step - peak)))
 
 
@@ -87,3 +87,23 @@ def _below_jvp(classes, primals, tangents):
     (x, s), (dx, ds) = primals, tangents
     moved = dx - ds.peak
     return below(classes, x, s), moved if classes.names else jnp.where(s.alone(x), 0, moved)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def exponentials(
+    classes: Classes, x: Float[Array, "..."], s: LogSum, absent: Bool[Array, "*rows"] | None
+) -> Float[Array, "..."]:
+    """exp(x_j − peak), and 0 in the absent rows, which may hold anything.
+
+    The exponential is that of `log_sum`, on the same numbers: a program that takes both takes it once.
+    """
+    e = jnp.exp(x - s.peak)
+    # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
+    return e if absent is None else jnp.where(absent, jnp.zeros_like(s.rest), e)
+
+
+@exponentials.defjvp
+def _exponentials_jvp(classes, primals, tangents):
+    (x, s, absent), (dx, ds, _) = primals, tangents
+    e, moved = exponentials(classes, x, s, absent), _below_jvp(classes, (x, s), (dx, ds))[1]
+    return e, e * (moved if absent is None else jnp.where(absent, 0, moved))

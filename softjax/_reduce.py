@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 
 from softjax import _classes as mesh
@@ -18,7 +19,7 @@ def reduce(
 ) -> Float[Array, "*samples"] | Float[Array, ""]:
     """`mean`: Σ w·l / Σ w (0 when Σ w is 0); `sum`: Σ w·l; `none`: w·l. The sums are those over the mesh axes, too."""
     if weights is not None:
-        loss = weights * jnp.where(_void(loss, weights), 0, loss)
+        loss = weights * _counted(loss, weights)
     if reduction == "none":
         return loss
     total = mesh.total(jnp.sum(loss), names)
@@ -37,7 +38,14 @@ def mean_of(
     return jnp.where(mass == 0, 0, total / jnp.where(mass == 0, 1, mass))
 
 
-def _void(loss: Array, weights: Array) -> Array:
+@jax.custom_jvp
+def _counted(loss: Array, weights: Array) -> Array:
     # A row of weight 0 contributes 0 · loss; only where that is not a number (0 · NaN, 0 · inf) is it put to 0 by
     # hand. A finite loss keeps its derivative with respect to the weight, even at weight 0.
-    return (weights == 0) & ~jnp.isfinite(loss)
+    return jnp.where((weights == 0) & ~jnp.isfinite(loss), 0, loss)
+
+
+@_counted.defjvp
+def _counted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # The cotangent has the factor 0 where the weight is, and need not ask the loss once more whether it is a number.
+    return _counted(*primals), tangents[0]

@@ -27,7 +27,7 @@ from softjax._block import Block
 from softjax._classes import Classes
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._labels import Distribution, Ids
-from softjax._log_sum import LogSum, below, log_sum
+from softjax._log_sum import LogSum, below, exponentials, log_sum
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -74,6 +74,7 @@ class Sums(NamedTuple):
     """What the slopes need of a row beside its block."""
 
     log_sum: LogSum
+    """Its rest is 0 in the absent rows; its peak is what it is there, as the sum has taken it."""
     absent: Bool[Array, "*rows"] | None
     """The rows that are not counted and not finite, None where all are counted."""
     spread: Float[Array, "*rows"]
@@ -88,15 +89,16 @@ class Sums(NamedTuple):
 
 
 def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
-    s = log_sum(classes, block.logits, block.exists)
-    s = _without(absent := _absent(block, s), s)
-    x, row = block.wide_logits(), LogSum(*map(classes.number, s))
-    d, count = below(classes, block.wide_logits(absent), s), block.class_count(classes)
-    e, prediction = jnp.exp(d), block.first_equal(classes, x, s.peak)
-    spread = classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass  # 0 · ln 0 = 0
-    squares = jnp.where(s.rest < 1, classes.total(e * e - jnp.floor(e)), classes.total(e * e) - 1)
+    s, x = log_sum(classes, block.logits, block.exists), block.wide_logits()
     of = _of_ids if isinstance(block.target, Ids) else _of_distribution
     label, a, h, target = of(classes, block, x, s)
+    absent = _absent(block, s)
+    s = s._replace(rest=_without(absent, s.rest))
+    row = LogSum(*map(classes.number, s))
+    d, e, count = below(classes, x, s), exponentials(classes, x, s, absent), block.class_count(classes)
+    prediction = block.first_equal(classes, x, s.peak)
+    spread = classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass  # 0 · ln 0 = 0
+    squares = jnp.where(s.rest < 1, classes.total(e * e - jnp.floor(e)), classes.total(e * e) - 1)
     statistics = Statistics(
         log_normalizer=row.peak + row.log_mass,
         label_logit=a,
@@ -111,7 +113,7 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     )
     distance = classes.sum(block.existing(cpu.apart(s.peak) - x)) / classes.number(count)
     uniform = jnp.where(row.peak == jnp.inf, jnp.inf, row.log_mass + distance)  # not inf − inf
-    sums = Sums(s, absent, spread, squares, _without(absent, target), prediction, count)
+    sums = Sums(s, absent, spread, squares, target, prediction, count)
     return block.finite(classes, Row(statistics, uniform)), sums
 
 
@@ -123,10 +125,8 @@ def _absent(block: Block, s: LogSum) -> Bool[Array, "*rows"] | None:
     return None if block.counted is None else ~block.counted & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
 
 
-def _without(absent: Array | None, numbers: Any) -> Any:
-    if absent is None:
-        return numbers
-    return jax.tree.map(lambda number: jnp.where(absent.reshape(number.shape), 0, number), numbers)
+def _without(absent: Array | None, number: Array) -> Array:
+    return number if absent is None else jnp.where(absent, 0, number)
 
 
 def _of_ids(classes: Classes, block: Block, x: Array, s: LogSum) -> tuple[Any, ...]:
@@ -153,9 +153,8 @@ def _of_distribution(classes: Classes, block: Block, x: Array, s: LogSum) -> tup
 
 def slopes(classes: Classes, block: Block, sums: Sums) -> Row:
     """∂number/∂x_j of each number, in the shape of the logits. None is a NaN where q_j is 0 or x_j is −inf."""
-    s, x = sums.log_sum, block.wide_logits(sums.absent)
-    d, share = below(classes, x, s), 1 / sums.class_count
-    e = jnp.exp(d)
+    s, x, share = sums.log_sum, block.wide_logits(), 1 / sums.class_count
+    d, e = below(classes, x, s), exponentials(classes, x, s, sums.absent)
     q, others = e * jnp.expand_dims(1 / classes.number(s.mass), classes.axis), s.others(e)
     predicted = block.class_ids(classes, sums.prediction) == sums.prediction
     target = _slopes_of_ids if isinstance(block.target, Ids) else _slopes_of_distribution
@@ -182,25 +181,24 @@ def _slopes_of_ids(classes: Classes, block: Block, sums: Sums, q: Array) -> tupl
     """∂a/∂x_j = [j = y] and the document's gradient ∂h/∂x_j = q_j − [j = y], which at the label is −(1 − q_y)."""
     (ids,), s = block.target, sums.log_sum
     label = block.class_ids(classes, ids) == ids
-    row = LogSum(*map(classes.number, s))
-    others = row.others(jnp.exp(below(classes, classes.number(sums.target), row)))
-    others = jnp.expand_dims(others, classes.axis)
+    a, row, absent = jax.tree.map(classes.number, (sums.target, s, sums.absent))
+    others = jnp.expand_dims(row.others(exponentials(classes, a, row, absent)), classes.axis)
     # 0 for an id that is no class, by way of a number of each row: of a constant, XLA makes an array outside of a loop
     return label.astype(q.dtype), jnp.where(label, -others, q * jnp.where(ids < 0, 0, jnp.ones_like(s.rest)))
 
 
 def _slopes_of_distribution(classes: Classes, block: Block, sums: Sums, q: Array) -> tuple[Array, Array]:
     """∂a/∂x_j = p_j and the document's gradient ∂h/∂x_j = q_j P − p_j."""
-    s, x, p = sums.log_sum, block.wide_logits(sums.absent), block.wide_probabilities()
+    s, x, p = sums.log_sum, block.wide_logits(), block.wide_probabilities()
     # Σ_{i≠j} p_i − (1 − q_j) P, for the class at the peak, where all but the others' would cancel
     mass, beside = sums.target
-    return p, jnp.where(s.alone(x), beside - s.others(jnp.exp(below(classes, x, s))) * mass, q * mass - p)
+    return p, jnp.where(s.alone(x), beside - s.others(exponentials(classes, x, s, sums.absent)) * mass, q * mass - p)
 
 
 def _target_slopes(classes: Classes, block: Block, sums: Sums) -> tuple[Array, Array]:
     """∂a/∂p_j = x_j and ∂h/∂p_j = z − x_j; 0 where both p_j and exp x_j are, whatever p_j does there."""
     s, x, p = sums.log_sum, block.wide_logits(sums.absent), block.wide_probabilities()
-    nothing = (p == 0) & (x == -jnp.inf)
+    nothing, s = (p == 0) & (x == -jnp.inf), s._replace(peak=_without(sums.absent, s.peak))
     return jnp.where(nothing, 0, x), jnp.where(nothing, 0, s.log_mass - below(classes, x, s))
 
 

@@ -74,7 +74,11 @@ def test_weight_0_in_every_mode(options):
     def loss(x, y=labels, w=weights):
         return softjax.cross_entropy(x, y, weights=w, **options)
 
-    for mode in (jax.jacrev, jax.jacfwd, jax.hessian):
+    def twice(outer, inner):
+        return lambda f: outer(inner(f))
+
+    forward, reverse = jax.jacfwd, jax.jacrev
+    for mode in (reverse, forward, jax.hessian, *(twice(reverse, inner) for inner in (reverse, forward))):
         derivative = mode(loss)(logits)
         alone = mode(lambda x: loss(x, labels[:1], weights[:1]))(logits[:1])
         kept = (slice(0, 1), slice(None)) * (derivative.ndim // 2)

@@ -209,6 +209,23 @@ def test_plain_cross_entropy_computes_one_exp_an_element_and_one_for_confident_r
     assert count(smoothed) <= plain + 1
 
 
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_weights_take_no_exponential_more(axis):
+    """The gradient has those of the sum at hand, of rows too that are counted or not."""
+    turned = (lambda x: x.T) if axis == 0 else (lambda x: x)
+
+    def count(weights):
+        gradient = jax.value_and_grad(lambda x, w: softjax.cross_entropy(x, Y, weights=w, axis=axis))
+        text = program(gradient, turned(X), weights)
+        shape = ",".join(map(str, turned(X).shape))
+        return sum(" exponential(" in line and f"[{shape}]" in line.split("=")[1] for line in text.splitlines())
+
+    plain = count(None)
+    assert plain >= 1
+    for weights in (cases.weights(), cases.weights() > 0):
+        assert count(weights) == plain
+
+
 @pytest.mark.parametrize("name", FLOATING)
 def test_what_is_not_read_is_not_in_the_program(name):
     """Neither forward nor backward: not an operation more than of the number alone."""
