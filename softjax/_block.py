@@ -86,6 +86,7 @@ class Block(NamedTuple):
 
 def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
     """The block of logits of one device."""
+    logits = cpu.gradient_once(logits)
     if isinstance(target, Ids):
         (logits, where), (target, counted) = aligned(classes.names, (logits, where), (target, counted))
         return Block(logits, target, where, counted, classes.first(logits))

@@ -133,6 +133,26 @@ def apart(x: Array) -> Array:
     return lax.optimization_barrier(x)
 
 
+def gradient_once(x: Float[Array, "..."]) -> Array:
+    """`x`, whose gradient is computed once, where a program uses it more than once.
+
+    For a product of [batch, positions, features] XLA on a CPU transposes the gradient of its result. It would rather
+    compute that twice than copy it, from exponentials that it keeps for the second time; barriers are gone by then. It
+    does not compute a scatter twice. This one adds −0, to two numbers, as that to one number does not stay a scatter. A
+    bfloat16 array it would widen as a whole. In JAX a solver is what has a transpose of one's own under `vmap`, too.
+    """
+    large = x.ndim > 2 and x.size >= 2**18 and x.dtype != jnp.bfloat16
+    return lax.custom_linear_solve(lambda x: x, x, _left_alone, _scattered) if large and on_one_cpu(x) else x
+
+
+def _left_alone(_: Any, x: Array) -> Array:
+    return x
+
+
+def _scattered(_: Any, gradient: Array) -> Array:
+    return gradient.at[(jnp.zeros(2, jnp.int32),) * gradient.ndim].add(-0.0)
+
+
 _TILE = 2**23  # bytes of a sum that is added to at a time: they stay in cache
 
 

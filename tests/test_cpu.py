@@ -165,3 +165,36 @@ def test_picked(route):
     x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     ids = jnp.array([[0], [2], [-1]])
     np.testing.assert_array_equal(_cpu.picked(x, ids, -1, jnp.arange(3)[None] == ids), [[1], [6], [0]])
+
+
+def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):
+    x = cases.logits(2**15, samples=8).reshape(2, 4, -1).at[0, 0, :3].set(jnp.array([-0.0, jnp.nan, jnp.inf]))
+
+    def once(x):
+        return 2 * _cpu.gradient_once(x)
+
+    value, pull = jax.vjp(once, x)
+    _, push = jax.linearize(once, x)
+    again = jax.linear_transpose(lambda g: pull(g)[0], x)(x)[0]
+    for number in (value, pull(x)[0], push(x), again, jax.vmap(once)(x[None])[0], jax.vmap(pull)(x[None])[0][0]):
+        np.testing.assert_array_equal(number, 2 * x)
+        assert jnp.signbit(number[0, 0, 0])
+    assert ("scatter" in str(jax.make_jaxpr(pull)(x))) == (route == "one CPU")
+    assert "scatter" not in str(jax.make_jaxpr(jax.vjp(once, x.astype(jnp.bfloat16))[1])(x.astype(jnp.bfloat16)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("samples", [(256,), (4, 64), (2, 2, 64)])
+def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
+    """The logits and their gradient, then this and its transpose, at most. XLA widens bfloat16 by itself."""
+    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: True)
+    hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
+    labels = jax.ShapeDtypeStruct(samples, jnp.int32)
+    for weights in (None, jax.ShapeDtypeStruct(samples, jnp.float32)):
+
+        def loss(hidden, kernel, labels, weights):
+            return softjax.cross_entropy(hidden @ kernel, labels, weights=weights)
+
+        program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, kernel, labels, weights).compile()
+        arrays = program.memory_analysis().temp_size_in_bytes / (4 * 256 * 2048)
+        assert arrays < (2.1 if dtype == jnp.float32 else 2.7)
