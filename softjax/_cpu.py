@@ -141,7 +141,8 @@ def gradient_once(x: Float[Array, "..."]) -> Array:
     does not compute a scatter twice. This one adds −0, to two numbers, as that to one number does not stay a scatter. A
     bfloat16 array it would widen as a whole. In JAX a solver is what has a transpose of one's own under `vmap`, too.
     """
-    large = x.ndim > 2 and x.size >= 2**18 and x.dtype != jnp.bfloat16
+    fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
+    large = fixed and x.ndim > 2 and x.size >= 2**18 and x.dtype != jnp.bfloat16
     return lax.custom_linear_solve(lambda x: x, x, _left_alone, _scattered) if large and on_one_cpu(x) else x
 
 
