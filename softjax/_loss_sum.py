@@ -17,9 +17,10 @@ from softjax import _cpu as cpu
 from softjax._block import block_of, harmless
 from softjax._classes import like
 from softjax._every_mode import in_every_mode, one_operation
+from softjax._layer import Parameters
 from softjax._reduce import reduce
 from softjax._rows import rows
-from softjax._samples import Samples, Static, added, as_kept, no_gradients, number_like
+from softjax._samples import Running, Samples, Static, as_kept, no_gradients, number_like
 from softjax._types import Array, Bool, Float
 
 
@@ -27,17 +28,17 @@ from softjax._types import Array, Bool, Float
 def _loss_sum(static, parameters, samples, shared):
     logits, loss = partial(static.layer.logits, parameters=parameters), partial(_block_loss, static, parameters.where)
     total, _ = blocks.walk(
-        lambda total, block: (total + loss(logits(block.harmless_hidden), block, shared), None),
-        number_like(static, parameters, samples), samples, samples.occupied,
+        lambda total, block: (total.plus(loss(logits(block.harmless_hidden), block, shared)), None),
+        Running.of(number_like(static, parameters, samples)), samples, samples.occupied,
     )  # fmt: skip
-    return mesh.total(total, static.samples)
+    return mesh.total(total.total, static.samples)
 
 
 def _forward(static, parameters, samples, shared):
     layer, loss = static.layer, partial(_block_loss, static, parameters.where)
 
     def step(carry: Any, block: Samples) -> tuple[Any, Any]:
-        total, dparameters, dshared = carry
+        sums, dkernel, dshared = carry
         hidden = block.harmless_hidden
         x = layer.logits(hidden, parameters)
         moved, of, gradients = _floating((block._replace(hidden=None), shared))
@@ -47,15 +48,18 @@ def _forward(static, parameters, samples, shared):
         dblock, dshared_part = gradients(dmoved)
         dhidden = layer.hidden_gradient(du, parameters.kernel)
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
-        carry = total + part, added(layer, dparameters, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
-        return carry, dblock._replace(hidden=dhidden)
+        sums = sums.plus((part, None if parameters.bias is None else jnp.sum(du, 0)))
+        dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
+        return (sums, dkernel, dshared), dblock._replace(hidden=dhidden)
 
     moved, _, gradients = _floating(shared)
     dshared = gradients({i: like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
-    carry = number_like(static, parameters, samples), no_gradients(layer, parameters, samples), dshared
-    (total, dparameters, dshared), dsamples = blocks.walk(step, carry, samples, samples.occupied)
+    dkernel, dbias, _ = no_gradients(layer, parameters, samples)
+    carry = Running.of((number_like(static, parameters, samples), dbias)), dkernel, dshared
+    (sums, dkernel, dshared), dsamples = blocks.walk(step, carry, samples, samples.occupied)
+    total, dbias = sums.total
     types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
-    return mesh.total(total, static.samples), ((as_kept(layer, dparameters), dsamples, dshared), types)
+    return mesh.total(total, static.samples), ((as_kept(layer, Parameters(dkernel, dbias)), dsamples, dshared), types)
 
 
 def _backward(static, residuals, g):

@@ -54,6 +54,28 @@ def aligned_samples(classes: Classes, parameters: Parameters, samples: Samples) 
     return parameters, Samples(hidden, target, *rest)
 
 
+class Running(NamedTuple):
+    """The sums of many numbers, and what the last rounding has taken from each: as exact as sums of a few."""
+
+    total: Any
+    lost: Any
+
+    @classmethod
+    def of(cls, zeros: Any) -> "Running":
+        return cls(zeros, zeros)
+
+    def plus(self, parts: Any) -> "Running":
+        # Kahan's sum, with Knuth's of two numbers, whose error is a number, whichever is larger; that of inf is none
+        parts = jax.tree.map(jnp.add, parts, self.lost)
+        totals = jax.tree.map(jnp.add, self.total, parts)
+        return Running(totals, jax.tree.map(_lost, self.total, parts, totals))
+
+
+def _lost(a: Array, b: Array, total: Array) -> Array:
+    taken = total - a
+    return jnp.where(jnp.isfinite(total), (a - (total - taken)) + (b - taken), 0)
+
+
 def number_like(static: Static, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
     """0, varying over the mesh as a number of a row does."""
     _, rest = aligned_samples(static.classes, parameters, samples)

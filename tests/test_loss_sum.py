@@ -201,3 +201,35 @@ def test_wrong_row_losses_are_refused():
     with pytest.raises(ValueError, match=r"`row_args` must have one entry for each sample, \(11,\); got shape \(3,\)"):
         call(lambda s, a: a, jnp.ones(3))
     np.testing.assert_allclose(call(lambda s: 2.0), 2 * cases.SAMPLES)
+
+
+@pytest.mark.parametrize("weights", [None, jnp.full(2**16 + 3, 0.3)])
+def test_many_blocks_lose_no_more_than_one(weights):
+    """Rows alike, so that each rounding of a plain sum would fall the same way."""
+    samples = 2**16 + 3
+    hidden, labels = jnp.full((samples, 1), 0.7), jnp.zeros(samples, jnp.int32)
+    kernel, bias = jnp.array([[0.3, -0.5]]), jnp.array([0.1, -0.2])
+
+    def mean(kernel, bias):
+        return softjax.linear_cross_entropy(hidden, kernel, labels, bias=bias, weights=weights, block_size=2, base=np.e)
+
+    value, dbias = jax.jit(jax.value_and_grad(mean, 1))(kernel, bias)
+    x = np.float64(hidden[0]) @ np.asarray(kernel, np.float64) + np.asarray(bias, np.float64)
+    z = np.logaddexp(*x)
+    for number, expected in (
+        (value, z - x[0]),
+        (jax.jit(mean)(kernel, bias), z - x[0]),
+        (dbias, np.exp(x - z) - [1, 0]),
+    ):
+        np.testing.assert_allclose(number, expected, rtol=5e-7)
+
+
+@pytest.mark.parametrize("number", [np.inf, np.nan])
+def test_what_is_no_number_stays_so_over_blocks(number):
+    def total(a):
+        return softjax.linear_loss(lambda s, a: a * s.cross_entropy**0, HIDDEN, KERNEL, LABELS, a, block_size=3)
+
+    for at in (0, cases.SAMPLES - 1):
+        ones = jnp.ones(cases.SAMPLES).at[at].set(number)
+        np.testing.assert_array_equal(total(ones), number)
+        np.testing.assert_array_equal(jax.value_and_grad(total)(ones)[0], number)
