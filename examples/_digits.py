@@ -25,8 +25,14 @@ def load(classes: int, test_fraction: float, seed: int) -> Data:
     Raises:
       ValueError: if a part would be left without a digit.
     """
-    ink, digits = load_digits(n_class=classes, return_X_y=True)
+    pixels, digits = whole(classes)
     x_train, x_test, y_train, y_test = train_test_split(
-        np.float32(ink / 16), np.int32(digits), test_size=test_fraction, random_state=seed, stratify=digits
+        pixels, digits, test_size=test_fraction, random_state=seed, stratify=digits
     )
     return Data(Images(jnp.asarray(x_train), jnp.asarray(y_train)), Images(jnp.asarray(x_test), jnp.asarray(y_test)))
+
+
+def whole(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels and labels of all images of the digits 0 to `classes` − 1."""
+    ink, digits = load_digits(n_class=classes, return_X_y=True)
+    return np.asarray(ink / 16, np.float32), np.asarray(digits, np.int32)

@@ -26,6 +26,7 @@ PROGRAMS = {
     "compare_lm_routes": NOTHING,
     "mesh_cost": NOTHING,
     "document": NOTHING,
+    "max_margin": NOTHING,
 }
 
 

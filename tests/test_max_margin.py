@@ -1,0 +1,116 @@
+"""`examples/max_margin.py` small: in float32 the margin goes on to rise where the plain formula's falls."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import max_margin as program
+import numpy as np
+import pytest
+from _margin_descent import Samples, Schedule, by_torch, contenders, hard_margin, margin, unit
+
+SMALL = ("--classes", "3", "--rate", "0.05", "--steps", "6000", "--every", "100")
+CONFIDENT = 24 * math.log(2)  # the gap from which 1 + Σ rounds to 1 in float32
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("margin") / "new"
+    assert program.main([*SMALL, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "max-margin.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def runs(results):
+    return {(run["library"], run["dtype"]): {k: np.array(v) for k, v in run.items()} for run in results["runs"]}
+
+
+def samples(classes=3):
+    return Samples(*program._digits.whole(classes), classes)
+
+
+def test_it_leaves_its_two_files(folder, results):
+    assert {path.name for path in folder.iterdir()} == {"max-margin.json", "max-margin.png"}
+    assert (folder / "max-margin.png").read_bytes().startswith(b"\x89PNG")
+    assert {"python", "jax", "jaxlib", "optax", "torch", "scikit-learn"} <= results["machine"]["versions"].keys()
+    assert {"platform", "processor", "cpu_count", "date"} <= results["machine"].keys()
+    assert str(folder) not in json.dumps(results)
+
+
+def test_float32_follows_float64_where_the_plain_formula_collapses(runs, results):
+    exact, ours, plain = (runs[key] for key in (program.EXACT, ("softjax", "float32"), ("optax", "float32")))
+    reached = exact["gap"] > 1.5 * CONFIDENT
+    assert np.sum(reached) >= 20
+    np.testing.assert_allclose(ours["margin"], exact["margin"], rtol=0.02, atol=1e-3)
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(np.log(ours[name]), np.log(exact[name]), rtol=0, atol=0.5)
+    assert np.all(plain["margin"][reached] < 0.9 * exact["margin"][reached])
+    assert np.all(plain["loss"][reached] == 0)
+    assert np.all(plain["gap"] < 1.05 * CONFIDENT)
+    assert 0.95 * results["hard_margin"] < ours["margin"][-1] < results["hard_margin"]
+
+
+def test_the_curves_are_those_of_the_formulas():
+    """At one step from zeros, where every row is uniform: g = Σ_i x_i (1/C − onehot_i)ᵀ, and W = −η g/‖g‖."""
+    pixels, labels, classes = samples()
+    g = np.float64(pixels).T @ (1 / classes - np.eye(classes)[labels])
+    kernel = -0.5 * g / np.linalg.norm(g)
+    for library, dtype, descend in contenders():
+        trace = descend(samples(), Schedule(0.5, 1, 1))
+        np.testing.assert_allclose(trace.kernels[0], kernel, rtol=0, atol=1e-6, err_msg=f"{library} {dtype}")
+        logits = pixels @ kernel
+        loss = np.sum(np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels])
+        np.testing.assert_allclose(trace.losses[0], loss, rtol=1e-5)
+        q = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+        np.testing.assert_allclose(trace.gradients[0], pixels.T @ (q - np.eye(classes)[labels]), rtol=1e-4, atol=1e-3)
+
+
+def test_torch_descends_as_optax_does_before_rows_are_confident():
+    torch = pytest.importorskip("torch")
+    optax = next(descend for library, dtype, descend in contenders() if (library, dtype) == ("optax", "float32"))
+    traces = [descend(samples(), Schedule(0.02, 40, 20)) for descend in (optax, by_torch(torch))]
+    for ours, theirs in zip(*traces, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_margin_is_the_least_gap_over_the_norm():
+    few = Samples(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), 3)
+    kernel = np.array([[3.0, 1.0, 0.0], [0.0, 5.0, 0.0], [0.0, 2.0, 1.5]])
+    assert margin(kernel, few) == pytest.approx(0.5 / np.linalg.norm(kernel))
+    assert margin(-kernel, few) == pytest.approx(-5 / np.linalg.norm(kernel))
+    assert margin(0 * kernel, few) == 0
+
+
+def test_the_hard_margin_of_orthogonal_samples():
+    """Of the C unit vectors, one in each class, the best W is 1 − 1/C on the diagonal and −1/C elsewhere."""
+    assert hard_margin(Samples(np.eye(4, dtype=np.float32), np.arange(4), 4)) == pytest.approx(1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize("size", [1e-36, 1e-23, 1.0, 1e30])
+def test_a_direction_has_length_1_at_any_size(size):
+    g = np.linspace(-1, 2, 6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_allclose(unit(jnp.asarray(size * g)), g / np.linalg.norm(g), rtol=1e-5)
+    np.testing.assert_array_equal(unit(jnp.zeros((2, 3))), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--classes", "2"), "`classes` must be from 3 to 10, got 2."),
+        (("--rate", "nan"), "`rate` must be above 0"),
+        (("--steps", "150", "--every", "100"), "`steps` must be a multiple of `every`, got 150 and 100."),
+        (("--every", "0"), "`steps` must be a multiple of `every`"),
+        (("--momentum", "0.9"), "--momentum"),
+    ],
+)
+def test_wrong_options_get_one_line(tmp_path, capsys, options, said):
+    assert program.main(["--output", str(tmp_path / "new"), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+    assert not (tmp_path / "new").exists()
