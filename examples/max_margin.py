@@ -85,7 +85,7 @@ def table_of(results: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for run in results["runs"]:
         margins = np.array(run["margin"])
-        best, level = int(np.argmax(margins)), np.flatnonzero(margins >= 0.99 * exact)
+        best, level = int(np.argmax(margins)), np.flatnonzero(margins >= exact - 0.01 * abs(exact))
         behind = int(level[-1]) + 1 if len(level) else 0  # the record after the last that is level
         table.add_row(
             f"{run['library']} {run['dtype']}",
