@@ -6,28 +6,31 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from _classifier_scores import BINS
 from _figures import BLUE, GREY, ORANGE, STYLE, png
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+import softjax
+from softjax import metrics
+
 NAMES = ("training_curves.png", "weights.png", "confusion_matrix.png", "reliability.png")
 
 _SIDE = 8  # pixels
-_BINS = 10
 _FEW = 10  # a bin of fewer images says little
 
 
 def draw(
-    history: Mapping[str, np.ndarray], kernel: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, unit: str
+    history: Mapping[str, np.ndarray], kernel: np.ndarray, tested: softjax.Statistics, labels: np.ndarray, unit: str
 ) -> dict[str, bytes]:
     """The pictures by file name.
 
     Args:
       history: `train_loss`, `test_loss`, `train_accuracy` and `test_accuracy`, one number an epoch.
       kernel: the weights, `[pixels, classes]`.
-      probabilities: of each class for each test image, `[images, classes]`.
+      tested: of the test images, `[images]`.
       labels: the digits of the test images, `[images]`.
       unit: of the losses.
     """
@@ -35,8 +38,8 @@ def draw(
         figures = (
             _training_curves(history, unit),
             _weights(kernel),
-            _confusion_matrix(np.argmax(probabilities, axis=-1), labels, probabilities.shape[-1]),
-            _reliability(probabilities, labels),
+            _confusion_matrix(np.asarray(tested.prediction), labels, kernel.shape[-1]),
+            _reliability(metrics.calibration(tested, BINS)),
         )
         return {name: png(figure) for name, figure in zip(NAMES, figures, strict=True)}
 
@@ -106,29 +109,19 @@ def _confusion_matrix(predicted: np.ndarray, labels: np.ndarray, classes: int) -
     return figure
 
 
-def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> Figure:
-    confidence = probabilities.max(axis=-1)
-    right = probabilities.argmax(axis=-1) == labels
-    which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    counts = np.bincount(which, minlength=_BINS)
+def _reliability(measured: metrics.Calibration) -> Figure:
+    confidence, right, _ = map(np.asarray, measured.curve())
+    counts = np.asarray(measured.weight).astype(int)
     figure = Figure(figsize=(4.9, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], ":", color=GREY)
     for b in np.flatnonzero(counts):
-        _reliability_point(above, confidence[which == b].mean(), right[which == b])
+        _reliability_point(above, confidence[b], right[b], counts[b])
     _reliability_legend(figure)
-    above.set(title="Reliability on the test images", ylabel="share that is right", ylim=(-0.03, 1.03))
-    below.bar((np.arange(_BINS) + 0.5) / _BINS, counts, width=0.9 / _BINS, color=BLUE)
-    for b in np.flatnonzero(counts):
-        below.annotate(
-            str(counts[b]),
-            ((b + 0.5) / _BINS, counts[b]),
-            (0, 1),
-            ha="center",
-            va="bottom",
-            textcoords="offset points",
-            fontsize=7,
-        )
+    title = f"Reliability on the test images\n(expected calibration error {float(measured.expected_error()):.1%})"
+    above.set(title=title, ylabel="share that is right", ylim=(-0.03, 1.03))
+    bars = below.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.9 / BINS, color=BLUE)
+    below.bar_label(bars, [str(count) if count else "" for count in counts], padding=1, fontsize=7)
     below.set(
         xlabel="probability of the predicted digit", ylabel="images", xlim=(0, 1.02), ylim=(0, 1.2 * counts.max())
     )
@@ -139,12 +132,11 @@ def _reliability(probabilities: np.ndarray, labels: np.ndarray) -> Figure:
     return figure
 
 
-def _reliability_point(axes: Axes, confidence: float, right: np.ndarray) -> None:
+def _reliability_point(axes: Axes, confidence: float, right: float, images: int) -> None:
     """One bin: its share of right images with Wilson's 95 % interval, hollow where the images are few."""
-    few = len(right) < _FEW
-    low, high = _wilson(int(right.sum()), len(right))
-    axes.plot([confidence] * 2, [low, high], color=BLUE, alpha=0.4 if few else 1, linewidth=1.2)
-    axes.plot(confidence, right.mean(), "o", color=BLUE, markerfacecolor="white" if few else BLUE)
+    few = images < _FEW
+    axes.plot([confidence] * 2, _wilson(right, images), color=BLUE, alpha=0.4 if few else 1, linewidth=1.2)
+    axes.plot(confidence, right, "o", color=BLUE, markerfacecolor="white" if few else BLUE)
 
 
 def _reliability_legend(figure: Figure) -> None:
@@ -158,9 +150,9 @@ def _reliability_legend(figure: Figure) -> None:
     figure.legend(handles=entries, loc="outside lower center", ncols=3, fontsize=7.5, columnspacing=1)
 
 
-def _wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+def _wilson(share: float, trials: int, z: float = 1.96) -> tuple[float, float]:
     # The normal interval would have no width in a bin that is all right, as most of these are.
-    share, spread = hits / trials, z * z / trials
+    spread = z * z / trials
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / (4 * trials))
     return centre - half, centre + half

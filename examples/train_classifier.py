@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import _checkpoint as checkpoint
 import _classifier_figures as figures
+import _classifier_scores as scores
 import _digits
 import _run
 import jax
@@ -40,7 +41,6 @@ from _config import WrongInput, exit_status
 from _digits import Data, Images
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 import softjax
 
@@ -74,10 +74,6 @@ def load_data(config: Config) -> Data:
 
 def logits_of(params: Params, pixels: jax.Array) -> jax.Array:
     return pixels @ params["kernel"] + params["bias"][None, :]
-
-
-def are_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.argmax(logits, axis=-1).astype(labels.dtype) == labels
 
 
 def objective(params: Params, images: Images, config: Config, **split: Any) -> jax.Array:
@@ -153,7 +149,7 @@ def measure(params: Params, data: Data, config: Config) -> dict[str, jax.Array]:
     for part, images in data._asdict().items():
         logits = logits_of(params, images.pixels)
         numbers[f"{part}_loss"] = softjax.cross_entropy(logits, images.labels, base=config.base)
-        numbers[f"{part}_accuracy"] = jnp.mean(are_right(logits, images.labels))
+        numbers[f"{part}_accuracy"] = softjax.metrics.accuracy(softjax.statistics(logits, images.labels))
     return numbers
 
 
@@ -168,52 +164,24 @@ def train(state: State, data: Data, config: Config, console: Console) -> State:
                 raise WrongInput(f"the objective is {now['objective']} in epoch {epoch + 1}: lower `learning_rate`.")
             if (epoch + 1) % config.checkpoint_every == 0 or epoch + 1 == config.epochs:
                 checkpoint.save(config.output / CHECKPOINT, state, config.result_settings())
-            loss = f"loss {now['train_loss']:.4f} {unit(config.base)}"
+            loss = f"loss {now['train_loss']:.4f} {scores.unit(config.base)}"
             shown = f"{loss}, test accuracy {now['test_accuracy']:.1%}"
             progress.update(bar, completed=epoch + 1, description=shown)
     return state
 
 
-def unit(base: float) -> str:
-    return {10.0: "hartleys", 2.0: "bits", math.e: "nats"}.get(base, f"to base {base:g}")
-
-
-@jax.jit
-def scores(params: Params, images: Images) -> dict[str, jax.Array]:
-    logits = logits_of(params, images.pixels)
-    bases = {"hartleys": 10.0, "bits": 2.0, "nats": math.e}
-    losses = {name: softjax.cross_entropy(logits, images.labels, base=base) for name, base in bases.items()}
-    return {"right": jnp.sum(are_right(logits, images.labels)), **losses}
-
-
-def summary(params: Params, images: Images) -> dict[str, float]:
-    numbers = {name: number.item() for name, number in scores(params, images).items()}
-    count = len(images.labels)
-    # e^709 is about the largest number that a float, and so JSON, can hold.
-    perplexity = math.exp(min(numbers["nats"], 709))
-    return {"images": count, "accuracy": numbers.pop("right") / count, **numbers, "perplexity": perplexity}
-
-
-def table_of(parts: dict[str, dict[str, float]]) -> Table:
-    columns = ("images", "accuracy", "hartleys", "bits", "nats", "perplexity")
-    table = Table("", *columns, title="Mean loss of an image in three units, and its perplexity")
-    for part, row in parts.items():
-        table.add_row(part, str(row["images"]), f"{row['accuracy']:.2%}", *(f"{row[name]:.4f}" for name in columns[2:]))
-    return table
-
-
 def publish(state: State, data: Data, config: Config, console: Console) -> None:
     """Writes the results. All are made before the first is written: a failure to make one leaves the old ones."""
-    parts = {part: summary(state.params, images) for part, images in data._asdict().items()}
+    logits = {part: logits_of(state.params, images.pixels) for part, images in data._asdict().items()}
+    parts = {part: scores.of(logits[part], images.labels) for part, images in data._asdict().items()}
     history = {name: np.asarray(curve) for name, curve in state.history.items()}
     metrics = {"settings": config.result_settings(), "objective": float(history["objective"][-1]), **parts}
-    probabilities = jax.jit(softjax.softmax)(logits_of(state.params, data.test.pixels))
     pictures = figures.draw(
         history,
         np.asarray(state.params["kernel"]),
-        np.asarray(probabilities),
+        softjax.statistics(logits["test"], data.test.labels),
         np.asarray(data.test.labels),
-        unit(config.base),
+        scores.unit(config.base),
     )
     contents = {
         "params.npz": checkpoint.npz(state.params),
@@ -222,7 +190,7 @@ def publish(state: State, data: Data, config: Config, console: Console) -> None:
     }
     for name in RESULTS:
         checkpoint.write(config.output / name, contents[name])
-    console.print(table_of(parts))
+    console.print(*scores.tables(parts), sep="\n")
     print(f"Results: {config.output}")
 
 

@@ -14,6 +14,7 @@ import _digits
 import matplotlib.image
 import numpy as np
 import pytest
+import scipy.special
 import train_classifier as program
 from classifier_runs import Killed, arrays, contents, die_at_disk_operation, run
 from sklearn.linear_model import LogisticRegression
@@ -37,7 +38,23 @@ def test_the_metrics_are_those_of_the_parameters(finished):
         nats = np.mean(np.logaddexp.reduce(logits, axis=-1) - logits[np.arange(len(labels)), labels])
         expected = {"images": len(labels), "accuracy": np.mean(np.argmax(logits, axis=-1) == labels)}
         expected |= {"nats": nats, "bits": nats / math.log(2), "hartleys": nats / math.log(10)}
-        assert metrics[part] == pytest.approx({**expected, "perplexity": math.exp(nats)}, rel=1e-5)
+        expected |= {"perplexity": math.exp(nats), **calibration_of(logits, labels)}
+        temperature = metrics[part].pop("temperature")
+        assert metrics[part] == pytest.approx(expected, rel=1e-5)
+        # At the temperature of the least loss, the mean loss is the mean entropy.
+        scaled = logits / temperature
+        q = scipy.special.softmax(scaled, axis=-1)
+        log_q = scipy.special.log_softmax(scaled, axis=-1)
+        own = np.eye(3)[labels]
+        assert np.sum(own * log_q) == pytest.approx(np.sum(q * log_q), rel=1e-4)
+
+
+def calibration_of(logits, labels):
+    q, own = scipy.special.softmax(logits, axis=-1), np.eye(logits.shape[-1])[labels]
+    confidence, right = np.max(q, axis=-1), np.argmax(q, axis=-1) == labels
+    bins = np.ceil(10 * confidence)
+    off = sum(abs(np.sum((right - confidence)[bins == b])) for b in range(1, 11))
+    return {"brier_score": np.mean(np.sum((q - own) ** 2, axis=-1)), "calibration_error": off / len(labels)}
 
 
 @pytest.mark.parametrize(
