@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from softjax import _blocks as blocks
@@ -15,6 +17,7 @@ from softjax import _cpu as cpu
 from softjax import _labels
 from softjax._classes import Classes
 from softjax._layer import Layer, Parameters
+from softjax._regather import gradient_alike, regathered
 from softjax._samples import Samples, aligned_samples
 from softjax._split import Split, split_of_layer
 from softjax._types import Array, Bool, Float, Length, Shape
@@ -36,6 +39,9 @@ class Problem(NamedTuple):
     @property
     def samples(self) -> Length:
         return math.prod(self.shape)
+
+    def with_kernel(self, kernel: Array) -> "Problem":
+        return self._replace(parameters=self.parameters._replace(kernel=kernel))
 
 
 class Plan(NamedTuple):
@@ -65,7 +71,23 @@ class Plan(NamedTuple):
         )
         shared, row_args = more
         rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.of_samples, row_args)
-        return split.over(function, (specs, *rest), out)
+        if not split.features:
+            return split.over(function, (specs, *rest), out)
+        others = tuple(name for name in split.leading if name not in split.features)
+        gather = partial(regathered, split.features, others, self.layer.axes[0])
+        part = P(columns, split.features) if self.layer.turned else P(split.features, columns)
+
+        def regathering(problem: Problem, part: Array, *more: Any) -> Any:
+            return function(problem.with_kernel(gather(problem.parameters.kernel, part)), *more)
+
+        run = split.over(regathering, (specs, part, *rest), out)
+
+        def of_whole(problem: Problem, *more: Any) -> Any:
+            kernel = problem.parameters.kernel
+            part = kernel if split.typed else gradient_alike(kernel)
+            return run(problem.with_kernel(lax.stop_gradient(kernel)), part, *more)
+
+        return of_whole
 
     def weights(self, problem: Problem) -> Float[Array, "*samples"] | None:
         """One weight for each sample, None for 1. Where no class exists, no sample is counted."""

@@ -34,6 +34,10 @@ class Split(NamedTuple):
     """For the classes, the mesh axes that the call binds itself."""
     mesh: Any
     """The mesh of these, None for the one in context."""
+    features: Names = ()
+    """Over which the gradient of a kernel is split along its features, some of those of the samples."""
+    typed: bool = True
+    """Whether the types of the arrays say so (Explicit axes)."""
 
     def gathered(self, array: Any, axis: int) -> Any:
         """The array with the classes of all examples of a `vmap`."""
@@ -54,6 +58,15 @@ class Split(NamedTuple):
         labels = labels if _labels.is_ids(labels) else self.gathered(labels, axis)
         classes = Classes(axis, self.classes)
         return classes, logits, _labels.target_of(labels, classes.count(logits), axis), where
+
+    @property
+    def leading(self) -> Names:
+        """The mesh axes of the samples that the call binds itself."""
+        return tuple(name for axis in self.rows for name in axis)
+
+    def devices(self, name: Hashable) -> int:
+        """How many devices a mesh axis has that the call binds itself."""
+        return (self.mesh or jax.sharding.get_abstract_mesh()).shape[name]
 
     @property
     def own(self) -> set[Hashable]:
@@ -87,8 +100,7 @@ class Split(NamedTuple):
 
     def share(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
         """How many samples and how many classes one device holds, of so many of the call's arrays."""
-        on = self.mesh or jax.sharding.get_abstract_mesh()
-        parts = [math.prod(on.shape[name] for name in names) for names in (*self.rows, self.columns)]
+        parts = [math.prod(map(self.devices, names)) for names in (*self.rows, self.columns)]
         *local, columns = (length // part for length, part in zip((*samples, classes), parts, strict=True))
         return math.prod(local), columns
 
@@ -179,8 +191,14 @@ def split_of_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: 
         (_, columns), other = placement_of(kernel)
         return tuple(rows), columns, known or other
 
-    samples, classes = hidden.shape[:-1], kernel.shape[1]
-    return split(axis_name, batch_axis_name, samples, classes, placed, always=True)
+    samples, (features, classes) = hidden.shape[:-1], kernel.shape
+    found = split(axis_name, batch_axis_name, samples, classes, placed, always=True)
+    (kept, _), typed = placement_of(kernel)
+    if typed is None:  # Auto axes do not say how the kernel lies: all axes that sum its gradient may split it
+        kept = found.leading
+    kept = tuple(name for name in kept if name in found.leading)
+    even = features % math.prod(found.devices(name) for name in kept) == 0
+    return found._replace(features=kept if even else (), typed=typed is not None)
 
 
 def placement_of(array: Array) -> tuple[list[Names], Any]:

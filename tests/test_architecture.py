@@ -31,7 +31,7 @@ FLOORS = [
     {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
     {"_loss_sum", "_row_blocks"},
     {"_rows", "_samples", "_split"},
-    {"_block", "_log_sum", "_reduce", "_blocks", "_layer"},
+    {"_block", "_log_sum", "_reduce", "_blocks", "_layer", "_regather"},
     {"_classes", "_labels"},
     {"_checks", "_cpu", "_every_mode"},
     {"_types"},

@@ -29,7 +29,7 @@ def test_the_sums_of_gradients(turned):
     parameters = Parameters(kernel.T if turned else kernel, bias)
     samples = SAMPLES._replace(hidden=hidden[None])
     gradients = added(layer, added(layer, no_gradients(layer, parameters, samples), du, hidden), du, hidden)
-    dkernel, dbias = as_kept(layer, gradients)
+    dkernel, dbias, _ = as_kept(layer, gradients)
     assert dkernel.shape == parameters.kernel.shape
     np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)
