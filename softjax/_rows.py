@@ -195,11 +195,13 @@ def _slopes_of_distribution(classes: Classes, block: Block, sums: Sums, q: Array
     return p, jnp.where(s.alone(x), beside - s.others(exponentials(classes, x, s, sums.absent)) * mass, q * mass - p)
 
 
-def _target_slopes(classes: Classes, block: Block, sums: Sums) -> tuple[Array, Array]:
+def _target_slopes(classes: Classes, block: Block, sums: Sums) -> tuple[Array, Array, Array]:
     """∂a/∂p_j = x_j and ∂h/∂p_j = z − x_j; 0 where both p_j and exp x_j are, whatever p_j does there."""
+    # Apart from them the x_j = −inf of ∂(a − h)/∂p_j: the cotangent of what nobody reads may be 0, and 0 · inf is NaN.
     s, x, p = sums.log_sum, block.wide_logits(sums.absent), block.wide_probabilities()
-    nothing, s = (p == 0) & (x == -jnp.inf), s._replace(peak=_without(sums.absent, s.peak))
-    return jnp.where(nothing, 0, x), jnp.where(nothing, 0, s.log_mass - below(classes, x, s))
+    absent, s = x == -jnp.inf, s._replace(peak=_without(sums.absent, s.peak))
+    dh = jnp.where(absent, 0, s.log_mass - below(classes, x, s))
+    return jnp.where(absent, 0, x), dh, jnp.where(absent & (p != 0), x, 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -230,8 +232,8 @@ def pulled_back(classes: Classes, block: Block, sums: Sums, cotangents: Row) -> 
     gradients = Block(dx, _NONE, None, None, None)
     if isinstance(block.target, Ids):
         return gradients
-    ds, (da, dh) = cotangents.statistics, _target_slopes(classes, block, sums)
-    dp = block.existing(da * ds.label_logit + dh * ds.cross_entropy)
+    (da, dh, endless), ds = _target_slopes(classes, block, sums), cotangents.statistics
+    dp = block.existing(da * ds.label_logit + dh * ds.cross_entropy + endless * (ds.label_logit - ds.cross_entropy))
     return gradients._replace(target=Distribution(dp.astype(block.target.probabilities.dtype)))
 
 

@@ -178,6 +178,8 @@ def test_a_class_of_no_mass_and_no_probability(mode):
     mass = jax.grad(lambda p: softjax.cross_entropy(x, p))(jnp.array([0.1, 0.4, 0.5]))
     assert mass[0] == jnp.inf
     assert np.isfinite(mass[1:]).all()
+    of_zero = jax.grad(lambda p: (lambda s: s.cross_entropy + 0 * s.label_logit)(softjax.statistics(x, p)))
+    assert of_zero(jnp.array([0.1, 0.4, 0.5]))[0] == jnp.inf
     with jax.debug_nans(False):
         assert softjax.cross_entropy(x, jnp.array([0.1, 0.4, 0.5])) == jnp.inf
 
