@@ -79,7 +79,7 @@ def _has_derivative(number: Array) -> bool:
     return jnp.issubdtype(number.dtype, jnp.inexact)
 
 
-def _with_derivatives(out: Any, derivatives: list[Array]) -> Any:
-    """The derivatives in the structure of the output, with zeros for its integers."""
+def _with_derivatives(out: Any, derivatives: list[Any]) -> Any:
+    """The derivatives, arrays or JAX's own constants, in the structure of the output, with zeros for its integers."""
     each = iter(derivatives)
     return jax.tree.map(lambda n: next(each) if _has_derivative(n) else zero_from_primal(n, symbolic_zeros=True), out)
