@@ -1,4 +1,4 @@
-"""A kernel whose features are split: gathered once a call, its gradient reduce-scattered once to where the kernel lies."""
+"""A kernel whose features are split: gathered once a call, its gradient reduce-scattered once to where it lies."""
 
 from functools import partial
 

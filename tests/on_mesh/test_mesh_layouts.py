@@ -93,7 +93,7 @@ def test_a_kernel_split_along_features(layout, mode, reduction):
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_kernel_gathered_in_a_shard_map_of_the_caller(reduction):
-    axes, hidden_at, kernel_at, names = LAYOUTS["three axes"]
+    axes, hidden_at, kernel_at, _ = LAYOUTS["three axes"]
     mesh, arrays = placed(axes, "auto", hidden_at, kernel_at)
 
     def local(hidden, kernel, labels):
