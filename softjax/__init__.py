@@ -7,8 +7,8 @@ from softjax._cross_entropy import statistics as statistics
 from softjax._distribution import distribution_cross_entropy as distribution_cross_entropy
 from softjax._labels import validate_labels as validate_labels
 from softjax._linear import linear_cross_entropy as linear_cross_entropy
-from softjax._linear import linear_loss as linear_loss
 from softjax._linear import linear_statistics as linear_statistics
+from softjax._linear_loss import linear_loss as linear_loss
 from softjax._rows import Statistics as Statistics
 from softjax._softmax import log_softmax as log_softmax
 from softjax._softmax import softmax as softmax

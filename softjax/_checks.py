@@ -260,12 +260,25 @@ def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
     return arrays, tree
 
 
-def row_loss_result(value: Any) -> Array:
-    """What a row loss gave for one sample: a real floating scalar."""
-    array = floating("the result of row_loss", value)
+def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
+    """What a row loss gave for one sample: a real floating scalar, and arrays beside it."""
+    if not has_aux and isinstance(value, tuple):
+        raise TypeError(
+            "`row_loss` must give a scalar for one sample, got a tuple; `(loss, aux)` needs `has_aux=True`."
+        )
+    if has_aux and not (isinstance(value, tuple) and len(value) == 2):
+        raise TypeError(f"`row_loss` must give `(loss, aux)` with `has_aux=True`, got {type(value).__name__}.")
+    loss, aux = value if has_aux else (value, None)
+    array = floating("the result of row_loss", loss)
     if array.ndim != 0:
         raise ValueError(f"`row_loss` must give a scalar for one sample, got shape {array.shape}.")
-    return array
+    return array, jax.tree.map(lambda leaf: _array("aux", leaf), aux)
+
+
+def flag(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, got {type(value).__name__}: {value!r:.60}.")
+    return bool(value)
 
 
 def _integer(name: str, value: Any) -> int:

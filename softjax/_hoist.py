@@ -35,12 +35,12 @@ class RowLoss(NamedTuple):
 
     function: Hoisted
 
-    def __call__(self, closed_over: tuple[Array, ...], row: Row, row_args: list[Array]) -> Array:
+    def __call__(self, closed_over: tuple[Array, ...], row: Row, row_args: list[Array]) -> tuple[Array, Any]:
         return self.function(closed_over, row.statistics, row_args)
 
 
 def hoisted_row_loss(
-    static: Static, of_row: Callable[..., Array], parameters: Parameters, samples: Samples
+    static: Static, of_row: Callable[..., Any], parameters: Parameters, samples: Samples
 ) -> tuple[RowLoss, tuple[Array, ...]]:
     """The row loss of a block, traced with arrays that vary over the mesh as the numbers and the arguments will."""
     number = jnp.broadcast_to(number_like(static, parameters, samples), samples.hidden.shape[1])

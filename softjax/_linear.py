@@ -11,14 +11,13 @@ from softjax import _blocks as blocks
 from softjax import _checks as checks
 from softjax import _classes as mesh
 from softjax._cross_entropy import Coefficients, loss_of_row
-from softjax._hoist import hoisted_row_loss
 from softjax._loss_sum import loss_sum
 from softjax._problem import Plan, Problem, arranged
 from softjax._reduce import mean_of, reduce
 from softjax._row_blocks import rows_of_blocks
 from softjax._rows import Row, Statistics, without_classes
 from softjax._samples import Static
-from softjax._types import Array, ArrayLike, AxisName, Count, Function, Number, Reduction
+from softjax._types import Array, ArrayLike, AxisName, Count, Number, Reduction
 
 
 def linear_cross_entropy(
@@ -140,76 +139,6 @@ def linear_statistics(
     return _linear_statistics(plan, problem)
 
 
-def linear_loss(
-    row_loss: Function,
-    hidden: ArrayLike,
-    kernel: ArrayLike,
-    labels: ArrayLike,
-    *row_args: Any,
-    bias: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-    logit_softcap: Number | None = None,
-    block_size: Count | None = None,
-    precision: Any = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Array:
-    """Σ weight · row_loss(statistics, *row_args), of the statistics of hidden @ kernel + bias, without the logits.
-
-    Any loss of a policy or a classifier that is a function of the `Statistics` of a row, with its gradient, for three
-    matrix products. What `row_loss` does not read is not computed.
-
-    Args:
-        row_loss: a function of one sample: `Statistics` of scalars, and the sample's entry of each of `row_args`, to a
-            real scalar, mapped over the samples. Derivatives reach arrays that it closes over (under Explicit axes JAX
-            allows concrete ones only: pass traced ones as `row_args`).
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
-        row_args: arrays, or pytrees of arrays, `[*samples, …]`; differentiable where they are floating.
-        bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
-            (what the kernel holds for them must be finite).
-        weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 may hold anything.
-        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
-        block_size: the samples of a block, chosen from the shapes and the platform if None.
-        precision: as in `linear_cross_entropy`.
-        axis_name, batch_axis_name: as in `linear_cross_entropy`.
-
-    Returns:
-        A scalar, float32 or float64; for a mean, divide by the sum of the weights.
-
-    Raises:
-        TypeError: `row_loss` is not a function or gives no real floating number, or a wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
-
-    Call it under `jit`: outside, `row_loss` is traced and compiled anew at every call.
-
-    Source: the gradients are those of `statistics`, taken in the forward pass as in Hsu et al. 2024, arXiv:2410.10989.
-
-    >>> import jax, jax.numpy as jnp, softjax
-    >>> def policy_gradient(s, advantage):
-    ...     return advantage * s.cross_entropy - 0.01 * s.entropy
-    >>> kernel, labels, advantages = jnp.array([[0.0, 1.0], [2.0, 5.0]]), jnp.array([1, 0]), jnp.array([1.0, -1.0])
-    >>> loss = jax.jit(lambda h: softjax.linear_loss(policy_gradient, h, kernel, labels, advantages))
-    >>> print(loss(jnp.eye(2)).round(4))
-    -2.7431
-    """
-    if not callable(row_loss):
-        raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
-    leaves, tree = checks.row_args(row_args, problem.shape)
-
-    def of_row(row: Statistics, args: list[Array]) -> Array:
-        return checks.row_loss_result(row_loss(row, *jax.tree.unflatten(tree, args)))
-
-    # compiled for this call alone, since the row loss may close over anything
-    return jax.jit(partial(_linear_loss, plan, of_row))(problem, leaves)
-
-
 class _Static(NamedTuple):
     plan: Plan
     base: float
@@ -226,25 +155,26 @@ def _linear_cross_entropy(static, problem, coefficients):
 
 
 def _local_losses(static, problem, coefficients, _):
-    losses = loss_of_row(_rows(static.plan, problem), coefficients, static.base)
+    losses = loss_of_row(rows_of(static.plan, problem), coefficients, static.base)
     return reduce(losses, static.plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, coefficients, _):
     (plan, base, reduction), samples = static, static.plan.split.samples
     summed = Static(plan.layer, plan.classes, mesh.bound(samples), _CrossEntropy(base))
-    total = mesh.total(loss_sum(summed, *plan.filled(problem), coefficients), mesh.unbound(samples))
+    total, _ = loss_sum(summed, *plan.filled(problem), coefficients)
+    total = mesh.total(total, mesh.unbound(samples))
     return total if reduction == "sum" else mean_of(total, plan.weights(problem), problem.samples, samples)
 
 
 class _CrossEntropy(NamedTuple):
     base: float
 
-    def __call__(self, coefficients: Coefficients, row: Row, _: Any) -> Array:
-        return loss_of_row(row, coefficients, self.base)
+    def __call__(self, coefficients: Coefficients, row: Row, _: Any) -> tuple[Array, None]:
+        return loss_of_row(row, coefficients, self.base), None
 
 
-def _rows(plan: Plan, problem: Problem) -> Row:
+def rows_of(plan: Plan, problem: Problem) -> Row:
     """The numbers of each row, in the shape of the samples."""
     row = rows_of_blocks(Static(plan.layer, plan.classes), *plan.blocks(problem))
     return jax.tree.map(lambda number: blocks.merge(number, problem.shape), row)
@@ -253,18 +183,7 @@ def _rows(plan: Plan, problem: Problem) -> Row:
 @partial(jax.jit, static_argnums=0)
 def _linear_statistics(plan, problem):
     def local(problem: Problem, *_: Any) -> Statistics:
-        row, exists = _rows(plan, problem).statistics, problem.parameters.exists
+        row, exists = rows_of(plan, problem).statistics, problem.parameters.exists
         return row if exists is None else without_classes(row, jnp.broadcast_to(~plan.any(exists), problem.shape))
 
     return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
-
-
-def _linear_loss(plan, of_row, problem, row_args):
-    def local(problem: Problem, _: Any, row_args: list[Array]) -> Array:
-        parameters, samples = plan.filled(problem, row_args)
-        static = Static(plan.layer, plan.classes, mesh.bound(plan.split.samples))
-        function, closed_over = hoisted_row_loss(static, of_row, parameters, samples)
-        total = loss_sum(static._replace(row_loss=function), parameters, samples, closed_over)
-        return mesh.total(total, mesh.unbound(plan.split.samples))
-
-    return plan.over_devices(local, problem, ((), row_args), P())(problem, (), row_args)

@@ -21,17 +21,20 @@ from softjax._layer import Parameters
 from softjax._reduce import reduce
 from softjax._rows import rows
 from softjax._samples import Running, Samples, Static, as_kept, no_gradients, number_like
-from softjax._types import Array, Bool, Float
+from softjax._types import Array, Bool
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss_sum(static, parameters, samples, shared):
     logits, loss = partial(static.layer.logits, parameters=parameters), partial(_block_loss, static, parameters.where)
-    total, _ = blocks.walk(
-        lambda total, block: (total.plus(loss(logits(block.harmless_hidden), block, shared)), None),
-        Running.of(number_like(static, parameters, samples)), samples, samples.occupied,
-    )  # fmt: skip
-    return mesh.total(total.total, static.samples)
+
+    def step(total: Running, block: Samples) -> tuple[Running, Any]:
+        part, aux = loss(logits(block.harmless_hidden), block, shared)
+        return total.plus(part), aux
+
+    start = Running.of(number_like(static, parameters, samples))
+    total, aux = blocks.walk(step, start, samples, samples.occupied)
+    return mesh.total(total.total, static.samples), aux
 
 
 def _forward(static, parameters, samples, shared):
@@ -42,7 +45,7 @@ def _forward(static, parameters, samples, shared):
         hidden = block.harmless_hidden
         x = layer.logits(hidden, parameters)
         moved, of, gradients = _floating((block._replace(hidden=None), shared))
-        part, pull = jax.vjp(lambda x, moved: loss(x, *of(moved)), x, moved)
+        part, pull, aux = jax.vjp(lambda x, moved: loss(x, *of(moved)), x, moved, has_aux=True)
         dx, dmoved = cpu.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
         du = layer.uncapped(dx, x)
         dblock, dshared_part = gradients(dmoved)
@@ -50,48 +53,57 @@ def _forward(static, parameters, samples, shared):
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
         sums = sums.plus((part, None if parameters.bias is None else jnp.sum(du, 0)))
         dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
-        return (sums, dkernel, dshared), dblock._replace(hidden=dhidden)
+        return (sums, dkernel, dshared), (dblock._replace(hidden=dhidden), aux)
 
-    moved, _, gradients = _floating(shared)
-    dshared = gradients({i: like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
+    moved, _, in_place = _floating(shared)
+    dshared = in_place({i: like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
     dkernel, dbias, _ = no_gradients(layer, parameters, samples)
     carry = Running.of((number_like(static, parameters, samples), dbias)), dkernel, dshared
-    (sums, dkernel, dshared), dsamples = blocks.walk(step, carry, samples, samples.occupied)
+    (sums, dkernel, dshared), (dsamples, aux) = blocks.walk(step, carry, samples, samples.occupied)
     total, dbias = sums.total
     types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
-    return mesh.total(total, static.samples), ((as_kept(layer, Parameters(dkernel, dbias)), dsamples, dshared), types)
+    return (mesh.total(total, static.samples), aux), (
+        (as_kept(layer, Parameters(dkernel, dbias)), dsamples, dshared),
+        types,
+    )
 
 
 def _backward(static, residuals, g):
-    gradients, types = residuals
+    (gradients, types), (g, _) = residuals, g  # no derivative flows through what is measured beside the loss
     return _scaled(static.classes.whole(mesh.whole(g, static.samples)), gradients, types)
 
 
 _loss_sum.defvjp(one_operation(_forward), _backward)
 loss_sum = in_every_mode(_loss_sum)
-"""`loss_sum(static, parameters, samples, shared)`: Σ weight · row_loss, in float32 or wider.
+"""`loss_sum(static, parameters, samples, shared)`: Σ weight · row_loss, in float32 or wider, and what each row's loss
+measures beside it, `[blocks, rows, …]`.
 
 `shared` are arrays that all rows use.
 """
 
 
-def _block_loss(static: Static, where: Array | None, x: Array, block: Samples, shared: Any) -> Float[Array, ""]:
+def _block_loss(static: Static, where: Array | None, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
     counted = block.counted
     row = rows(static.classes, block_of(static.classes, x, block.target, where, counted))
     row_args = block.row_args
     if counted is not None:
-        row, row_args = jax.tree.map(lambda a: _guarded(a, counted), (row, row_args))
-    loss = static.row_loss(shared, row, row_args).astype(x.dtype)
+        row, row_args = guarded((row, row_args), counted)
+    loss, aux = static.row_loss(shared, row, row_args)
+    loss = loss.astype(x.dtype)
     weights = cpu.weights_of_one(loss) if block.weights is None else block.weights[:, 0].astype(x.dtype)
-    return reduce(loss, weights, "sum")
+    return reduce(loss, weights, "sum"), aux
 
 
-def _guarded(array: Array, counted: Bool[Array, "rows 1"]) -> Array:
-    """`array`, finite in rows that are not counted, as is its cotangent, which a caller's loss may make 0 · inf."""
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array
-    counted = counted.reshape((-1, *(1,) * (array.ndim - 1)))
-    return _guard(harmless(array, counted), counted)
+def guarded(arrays: Any, counted: Bool[Array, "rows 1"]) -> Any:
+    """Arrays, finite in rows that are not counted, as are their cotangents, which a caller's loss may make 0 · inf."""
+
+    def one(array: Array) -> Array:
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            return array
+        here = counted.reshape((-1, *(1,) * (array.ndim - 1)))
+        return _guard(harmless(array, here), here)
+
+    return jax.tree.map(one, arrays)
 
 
 @jax.custom_vjp

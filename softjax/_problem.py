@@ -56,7 +56,7 @@ class Plan(NamedTuple):
     def classes(self) -> Classes:
         return Classes(-1, self.split.classes)
 
-    def over_devices(self, function: Callable[..., Any], problem: Problem, more: Any, out: P) -> Callable[..., Any]:
+    def over_devices(self, function: Callable[..., Any], problem: Problem, more: Any, out: Any) -> Callable[..., Any]:
         """`function(problem, shared, row_args)` as one of global arrays: on each device's part of them."""
         split, columns = self.split, self.split.columns or None
         specs = problem._replace(

@@ -19,8 +19,8 @@ class Static(NamedTuple):
     samples: mesh.Names = ()
     """The mesh axes over which the samples are split."""
     row_loss: Any = None
-    """The loss of each row, of what all rows share, the numbers of the rows and their own arguments. It is a constant:
-    it closes over no array."""
+    """The loss of each row, and what is measured beside it, of what all rows share, the numbers of the rows and their
+    own arguments. It is a constant: it closes over no array."""
 
 
 class Samples(NamedTuple):

@@ -104,7 +104,7 @@ class Split(NamedTuple):
         *local, columns = (length // part for length, part in zip((*samples, classes), parts, strict=True))
         return math.prod(local), columns
 
-    def over(self, function: Callable[..., Any], specs: Sequence[Any], out: P) -> Callable[..., Any]:
+    def over(self, function: Callable[..., Any], specs: Sequence[Any], out: Any) -> Callable[..., Any]:
         """The function of global arrays that is `function` on each device's part of them."""
         if not self.own:
             return function

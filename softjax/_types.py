@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     Axis = Count = Length = int
     Shape = tuple[int, ...]
     AxisName = str | tuple[str, ...] | None
+    Flag = bool
     Number = int | float
     Reduction = Literal["mean", "sum", "none"]
 else:
@@ -30,5 +31,6 @@ else:
     # lengths that `jax.export` may leave open, which are no integers then
     Length, Shape = Annotated[Any, "int"], Annotated[Any, "tuple[int, ...]"]
     AxisName = Annotated[Any, "str | tuple[str, ...] | None"]
+    Flag = Annotated[Any, "bool"]
     Number = Annotated[Any, "int | float"]
     Reduction = Annotated[Any, "mean", "sum", "none"]

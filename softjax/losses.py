@@ -7,7 +7,7 @@ They are arithmetic on numbers that there is one of for each sample. So one line
 >>> print(jnp.mean(softjax.losses.focal(softjax.statistics(logits, labels))).round(4))
 0.3518
 >>> hidden, kernel = logits, jnp.eye(2)  # of logits that are never held
->>> print((softjax.linear_loss(softjax.losses.focal, hidden, kernel, labels) / 2).round(4))
+>>> print(softjax.linear_loss(softjax.losses.focal, hidden, kernel, labels, reduction="mean").round(4))
 0.3518
 
 All are exact for confident rows, where 1 − q_y is taken from h = −ln q_y and not from a rounded q_y. A sample whose

@@ -26,8 +26,8 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear", "losses", "metrics"},
-    {"_temperature"},
+    {"_linear_loss", "losses", "metrics"},
+    {"_linear", "_temperature"},
     {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
     {"_loss_sum", "_row_blocks"},
     {"_rows", "_samples", "_split"},
@@ -131,6 +131,8 @@ def test_signatures():
             "where": None,
             "weights": None,
             "logit_softcap": None,
+            "reduction": "sum",
+            "has_aux": False,
             "block_size": None,
             "precision": None,
             "axis_name": None,

@@ -1,0 +1,173 @@
+"""Any loss of the numbers of a row, over the last linear layer, and what is measured beside it."""
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from softjax import _blocks as blocks
+from softjax import _checks as checks
+from softjax import _classes as mesh
+from softjax._hoist import hoisted_row_loss
+from softjax._linear import rows_of
+from softjax._loss_sum import guarded, loss_sum
+from softjax._problem import Plan, arranged
+from softjax._reduce import mean_of, reduce
+from softjax._rows import Statistics
+from softjax._samples import Static
+from softjax._types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
+
+
+def linear_loss(
+    row_loss: Function,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *row_args: Any,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    logit_softcap: Number | None = None,
+    reduction: Reduction = "sum",
+    has_aux: Flag = False,
+    block_size: Count | None = None,
+    precision: Any = None,
+    axis_name: AxisName = None,
+    batch_axis_name: AxisName = None,
+) -> Any:
+    """Σ weight · row_loss(statistics, *row_args), of the statistics of hidden @ kernel + bias, without the logits.
+
+    Any loss of a policy or a classifier that is a function of the `Statistics` of a row, with its gradient, for three
+    matrix products. What `row_loss` does not read is not computed.
+
+    Args:
+        row_loss: a function of one sample: `Statistics` of scalars, and the sample's entry of each of `row_args`, to a
+            real scalar, or with `has_aux` to `(loss, aux)`, `aux` a pytree of arrays of any dtype. It is mapped over
+            the samples. Derivatives reach arrays that it closes over (under Explicit axes JAX allows concrete ones
+            only: pass traced ones as `row_args`).
+        hidden: `[*samples, features]`, real floating.
+        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
+        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
+        row_args: arrays, or pytrees of arrays, `[*samples, …]`; differentiable where they are floating.
+        bias: `[classes]`.
+        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
+            (what the kernel holds for them must be finite).
+        weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 may hold anything.
+        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
+        reduction: "sum"; "mean", over Σ weight, 0 where that is 0; "none", one number for each sample, whose gradient
+            takes a fourth product.
+        has_aux: whether `row_loss` gives `(loss, aux)`. What is measured beside the loss takes no further product, and
+            no derivative flows through it; for samples of weight 0 it may be anything.
+        block_size: the samples of a block, chosen from the shapes and the platform if None.
+        precision: as in `linear_cross_entropy`.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
+
+    Returns:
+        A scalar, or `[*samples]` if `reduction` is "none", float32 or float64; with `has_aux` `(value, aux)`, each leaf
+        of `aux` `[*samples, …]`.
+
+    Raises:
+        TypeError: `row_loss` is not a function or gives no real floating number (and `aux`), or a wrong dtype.
+        ValueError: shapes that do not fit, or a value out of range.
+
+    An eager call compiles once for each `row_loss` that is the same object and closes over no array; under `jit` it
+    makes no difference.
+
+    Source: the gradients are those of `statistics`, taken in the forward pass as in Hsu et al. 2024, arXiv:2410.10989.
+
+    >>> import jax, jax.numpy as jnp, softjax
+    >>> def policy_gradient(s, advantage):
+    ...     return advantage * s.cross_entropy - 0.01 * s.entropy
+    >>> kernel, labels, advantages = jnp.array([[0.0, 1.0], [2.0, 5.0]]), jnp.array([1, 0]), jnp.array([1.0, -1.0])
+    >>> loss = jax.jit(lambda h: softjax.linear_loss(policy_gradient, h, kernel, labels, advantages))
+    >>> print(loss(jnp.eye(2)).round(4))
+    -2.7431
+    >>> def with_accuracy(s):
+    ...     return s.cross_entropy, {"hit": s.label_rank == 0}
+    >>> value, aux = softjax.linear_loss(with_accuracy, jnp.eye(2), kernel, labels, reduction="mean", has_aux=True)
+    >>> print(value.round(4), aux["hit"])
+    1.6809 [ True False]
+    """
+    if not callable(row_loss):
+        raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
+    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
+    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
+    leaves, tree = checks.row_args(row_args, problem.shape)
+    static = _Static(plan, tree, checks.reduction(reduction), checks.flag("has_aux", has_aux))
+    return _program(row_loss)(static, problem, leaves)
+
+
+class _Static(NamedTuple):
+    plan: Plan
+    tree: Any
+    """Of the row arguments."""
+    reduction: str
+    has_aux: bool
+
+    def of_row(self, row_loss: Callable[..., Any]) -> Callable[..., tuple[Array, Any]]:
+        """The caller's loss of a row and the leaves of its arguments, and what is measured beside it."""
+
+        def of(row: Statistics, args: list[Array]) -> tuple[Array, Any]:
+            result = row_loss(row, *jax.tree.unflatten(self.tree, args))
+            return checks.row_loss_result(result, self.has_aux)
+
+        return of
+
+
+_programs: Any = weakref.WeakKeyDictionary()
+
+
+def _program(row_loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once for a function that closes over no array, else for this call alone."""
+    if _closes_over_arrays(row_loss):
+        return jax.jit(partial(_linear_loss, lambda: row_loss), static_argnums=0)
+    if row_loss not in _programs:
+        # weakly, so that neither the function nor its program outlives the caller's use of it
+        _programs[row_loss] = jax.jit(partial(_linear_loss, weakref.ref(row_loss)), static_argnums=0)
+    return _programs[row_loss]
+
+
+def _closes_over_arrays(function: Callable[..., Any]) -> bool:
+    """Whether it may: of anything but a function of Python and what that closes over, nobody knows."""
+    cells = getattr(function, "__closure__", ())
+    if cells is None and not getattr(function, "__defaults__", None) and not getattr(function, "__kwdefaults__", None):
+        return False
+    if not cells or hasattr(function, "__self__"):
+        return True
+    constants = (bool, int, float, str, bytes, type(None))
+    return not all(isinstance(cell.cell_contents, constants) for cell in cells)
+
+
+def _linear_loss(function, static, problem, row_args):
+    plan, of_row = static.plan, static.of_row(function())
+    one = plan.split.result
+    local = partial(_local_rows if static.reduction == "none" else _local_sum, static, of_row)
+    out = (one if static.reduction == "none" else P(), one)
+    value, aux = plan.over_devices(local, problem, ((), row_args), out)(problem, (), row_args)
+    return (value, aux) if static.has_aux else value
+
+
+def _local_sum(static, of_row, problem, _, row_args):
+    plan, names = static.plan, static.plan.split.samples
+    parameters, samples = plan.filled(problem, row_args)
+    summed = Static(plan.layer, plan.classes, mesh.bound(names))
+    function, closed_over = hoisted_row_loss(summed, of_row, parameters, samples)
+    total, aux = loss_sum(summed._replace(row_loss=function), parameters, samples, closed_over)
+    total = mesh.total(total, mesh.unbound(names))
+    if static.reduction == "mean":
+        total = mean_of(total, plan.weights(problem), problem.samples, names)
+    return total, jax.tree.map(lambda leaf: blocks.merge(leaf, problem.shape), lax.stop_gradient(aux))
+
+
+def _local_rows(static, of_row, problem, _, row_args):
+    weights, row = static.plan.weights(problem), rows_of(static.plan, problem).statistics
+    flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
+    if weights is not None:
+        flat = guarded(flat, weights.reshape(-1, 1) != 0)
+    loss, aux = jax.tree.map(lambda a: a.reshape((*problem.shape, *a.shape[1:])), jax.vmap(of_row)(*flat))
+    return reduce(loss.astype(static.plan.layer.dtype), weights, "none"), lax.stop_gradient(aux)
