@@ -4,24 +4,21 @@ Each function takes what the caller gave and returns it as the code behind the d
 """
 
 import math
-import numbers
 import operator
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.core import Tracer
 
 from softjax._types import Array, Shape
 
-REDUCTIONS = ("mean", "sum", "none")
 _SCALARS = (bool, int, float, complex)
 
 
 def _array(name: str, value: Any) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must not be a NumPy masked array, whose mask JAX drops; got {value.dtype}.")
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) and not hasattr(value, "__jax_array__"):
         raise TypeError(f"`{name}` must be an array, got {type(value).__name__}: {value!r:.60}.")
     try:
@@ -32,6 +29,8 @@ def _array(name: str, value: Any) -> Array:
 
 
 def _labels_array(value: Any) -> Array:
+    if isinstance(value, np.ma.MaskedArray):
+        return _array("labels", value)
     # Without 64-bit types JAX would wrap a wide id around to one in range: kept out of range, it is told as wrong.
     ids = isinstance(value, int) or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu")
     if ids and not isinstance(value, bool) and not jax.config.read("jax_enable_x64"):
@@ -59,7 +58,7 @@ def logits(value: Any, axis: Any) -> tuple[Array, int]:
 
 def class_axis(name: str, array: Array, axis: Any) -> int:
     """`axis` counted from the end, which stays the same axis when `vmap` adds one in front."""
-    index = _integer("axis", axis)
+    index = integer("axis", axis)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have a class axis, got a scalar.")
     if not -array.ndim <= index < array.ndim:
@@ -68,6 +67,14 @@ def class_axis(name: str, array: Array, axis: Any) -> int:
     if array.shape[index] == 0 and math.prod(samples(array.shape, index)) > 0:
         raise ValueError(f"`{name}` must have at least one class, got shape {array.shape} with axis {index}.")
     return index
+
+
+def axes(name: str, array: Array, value: Any) -> tuple[int, ...]:
+    """Several axes, none twice."""
+    found = tuple(class_axis(name, array, axis) for axis in value)
+    if len(set(found)) < max(len(found), 1):
+        raise ValueError(f"`axis` must name each axis of `{name}` once, and at least one, got {tuple(value)}.")
+    return found
 
 
 def samples(shape: Shape, axis: int) -> Shape:
@@ -88,6 +95,8 @@ def labels(value: Any, logits: Shape, axis: int, name: str = "logits") -> Array:
             hint = f" A one-hot or other distribution must be floating: labels.astype({name.split()[0]}.dtype)."
         elif shape == (*logits[:axis], 1, *logits[len(logits) + axis + 1 :]):
             hint = f" Drop the class axis: labels.squeeze({axis})."
+        elif len(shape) == len(ids) and (other := _other_axis(shape, logits, axis)) is not None:
+            hint = f" If the classes are axis {other} of `{name}`, say axis={other}."
         raise ValueError(
             f"Integer `labels` are class ids and need the shape of `{name}` {logits} without its class axis, "
             f"{ids}; got {shape}.{hint}"
@@ -101,6 +110,12 @@ def labels(value: Any, logits: Shape, axis: int, name: str = "logits") -> Array:
             f"{logits}; got {shape}.{hint}"
         )
     raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
+
+
+def _other_axis(ids: Shape, logits: Shape, axis: int) -> int | None:
+    """The only other axis that the classes may be, for ids of this shape."""
+    fitting = [i for i in range(len(logits)) if samples(logits, i) == ids and i != axis % len(logits)]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
@@ -142,58 +157,12 @@ def weights(value: Any, shape: Shape) -> Array | None:
     return _broadcastable("weights", array, shape, "`labels` (one weight for each sample)")
 
 
-def base(value: Any) -> float:
-    """A Python number, positive, finite and not 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`base` must be a Python number, got {type(value).__name__}: {value!r:.60}.")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not 0 < number < math.inf or number == 1:
-        raise ValueError(f"`base` must be a positive finite number other than 1, got {value!r}.")
-    return number
-
-
-def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
-    """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= cast(float, value) <= min(most, float(np.finfo(np.float32).max)):
-            raise ValueError(
-                f"`{name}` must be in [0, {most}], got {value!r}."
-                if most < math.inf
-                else f"`{name}` must be finite and at least 0, got {value!r}."
-            )
-        return None if value == 0 else float(value)
-    if not isinstance(value, (jax.Array, np.ndarray)):
-        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}: {value!r:.60}.")
-    array = floating(name, value)
-    if array.ndim != 0:
-        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    return array if isinstance(array, Tracer) else coefficient(name, array.item(), most)
-
-
-def reduction(value: Any) -> str:
-    """One of "mean", "sum", "none"."""
-    if not isinstance(value, str) or value not in REDUCTIONS:
-        raise ValueError(f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}.")
-    return value
-
-
 def class_labels(value: Any) -> Array:
     """Integer class ids of any shape."""
     array = _labels_array(value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`labels` must be integer class ids, got {array.dtype}.")
     return array
-
-
-def count(name: str, value: Any) -> int:
-    """A Python integer of at least 1."""
-    number = _integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {number}.")
-    return number
 
 
 def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | None]:
@@ -221,35 +190,6 @@ def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | No
     return h, k, b
 
 
-def softcap(value: Any) -> float | None:
-    """A positive finite Python number, or None."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`logit_softcap` must be a Python number or None, got {type(value).__name__}: {value!r:.60}.")
-    if not 0 < cast(float, value) < float(np.finfo(np.float32).max):
-        raise ValueError(f"`logit_softcap` must be positive and finite, got {value!r}.")
-    return float(value)
-
-
-def precision(value: Any) -> Any:
-    """What `lax.dot_general` takes as such; for None what `jax.default_matmul_precision` says now."""
-    if value is None:
-        return getattr(jax.config, "jax_default_matmul_precision") or lax.Precision.DEFAULT  # noqa: B009
-    try:
-        value, ones = tuple(value) if isinstance(value, list) else value, jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        jax.eval_shape(partial(lax.dot, precision=value, preferred_element_type=jnp.float32), ones, ones)
-    except (TypeError, ValueError) as error:
-        kinds = "a `jax.lax.Precision`, its name, a pair of them, or a `jax.lax.DotAlgorithmPreset`"
-        raise ValueError(f"`precision` must be None, {kinds}, as in `jax.numpy.matmul`; got {value!r:.60}.") from error
-    return value
-
-
-def block_size(value: Any) -> int | None:
-    """A Python integer of at least 1, or None."""
-    return None if value is None else count("block_size", value)
-
-
 def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
     """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
     leaves, tree = jax.tree.flatten(value)
@@ -275,13 +215,10 @@ def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
     return array, jax.tree.map(lambda leaf: _array("aux", leaf), aux)
 
 
-def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"`{name}` must be True or False, got {type(value).__name__}: {value!r:.60}.")
-    return bool(value)
-
-
-def _integer(name: str, value: Any) -> int:
+def integer(name: str, value: Any) -> int:
+    """A Python integer; True is none."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be an integer, got bool: {value!r}.")
     try:
         return operator.index(value)
     except TypeError:

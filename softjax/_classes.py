@@ -149,6 +149,11 @@ def varying(array: Array) -> frozenset[Hashable]:
     return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
 
 
+def same_everywhere(array: Array, names: Names) -> Names:
+    """Those of the bound axes of several devices on all of which the type of the array says that it is the same."""
+    return tuple(name for name in names if name in _typed(names) - varying(array) and lax.axis_size(name) > 1)
+
+
 def _typed(names: Iterable[Hashable]) -> set[Hashable]:
     """Those of the bound axes over which JAX types what varies, which it does not under `vmap` or `check_vma=False`."""
     return {name for name in names if name in varying(lax.axis_index(name))}

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks as checks
+from softjax import _options as options
 from softjax._block import block_of
 from softjax._cpu import wide
+from softjax._placement import split_of_logits
 from softjax._reduce import from_nats, reduce
 from softjax._rows import Row, Statistics, rows, without_classes
-from softjax._split import Split, split_of_logits
+from softjax._split import Split
 from softjax._types import Array, ArrayLike, Axis, AxisName, Float, Number, Reduction
 
 
@@ -42,7 +44,8 @@ def cross_entropy(
         base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats. It scales values and gradients
             by 1 / ln b, nothing else.
         axis: the class axis of `logits`.
-        where: boolean, broadcastable to `logits`: the classes that exist, as if the others had been deleted.
+        where: boolean, broadcastable to `logits`: the classes that exist, as if the others had been deleted. A row
+            that it empties is not counted, in the divisor of a mean either.
         weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 is not counted, whatever it
             holds: `weights=labels != PAD` ignores padding, `class_weights[labels]` weighs classes.
         label_smoothing: ε in [0, 1]: the target becomes (1 − ε) · p + ε / C over the C classes that exist. It and
@@ -51,9 +54,13 @@ def cross_entropy(
         reduction: "mean" is Σ weight · loss / Σ weight, 0 when Σ weight is 0; "sum" is Σ weight · loss; "none" is
             weight · loss, one for each sample.
         axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
-            the call, else of the mesh in context. Class ids stay global.
+            the call, else of the mesh in context. Class ids stay global. Logits that are the same on all its devices
+            are refused; where types do not tell (`check_vma=False`, `vmap`), the loss would be log_b of the number of
+            devices too large.
         batch_axis_name: the mesh axis, or axes, over which the samples are split, those of global arrays along their
-            first axis: "mean" and "sum" are then of the whole mesh, the same number on every device.
+            first axis: "mean" and "sum" are then of the whole mesh, the same number on every device. Gradients taken
+            inside a `shard_map` with `check_vma=False`, or a `pmap`, are those of the sum over the devices: take
+            `pmean` of what every device holds whole, and divide what is split by the number of devices.
 
     Returns:
         A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, float32, or float64 if `logits` or a
@@ -76,7 +83,7 @@ def cross_entropy(
     where, weights = checks.where(where, logits), checks.weights(weights, checks.samples(logits.shape, axis))
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     split = split_of_logits(axis_name, batch_axis_name, logits, axis)
-    static = _Static(axis, split, checks.base(base), checks.reduction(reduction))
+    static = _Static(axis, split, options.base(base), options.reduction(reduction))
     return _cross_entropy(static, logits, labels, where, weights, coefficients)
 
 
@@ -176,8 +183,8 @@ class Coefficients(NamedTuple):
 
     @classmethod
     def checked(cls, label_smoothing: Any, z_loss: Any) -> "Coefficients":
-        smoothing = checks.coefficient("label_smoothing", label_smoothing, most=1.0)
-        return cls(smoothing, checks.coefficient("z_loss", z_loss))
+        smoothing = options.coefficient("label_smoothing", label_smoothing, most=1.0)
+        return cls(smoothing, options.coefficient("z_loss", z_loss))
 
 
 def loss_of_row(row: Row, coefficients: Coefficients, base: float) -> Float[Array, "*samples"]:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _checks as checks
+from softjax import _options as options
 from softjax._cpu import wide
 from softjax._every_mode import in_every_mode
 from softjax._reduce import from_nats
@@ -42,7 +43,7 @@ def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: Number = 10.
     p, q = checks.floating("p", p), checks.floating("q", q)
     if p.shape != q.shape:
         raise ValueError(f"`p` and `q` must have one shape, got {p.shape} and {q.shape}.")
-    return _distribution_cross_entropy((checks.class_axis("p", p, axis), checks.base(base)), p, q)
+    return _distribution_cross_entropy((checks.class_axis("p", p, axis), options.base(base)), p, q)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,6 +8,7 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from softjax import _checks as checks
+from softjax import _options as options
 from softjax._types import Array, ArrayLike, Count, Float, Integer
 
 
@@ -30,6 +31,8 @@ def is_ids(labels: Array) -> bool:
 
 def target_of(labels: Array, classes: int, axis: int) -> Ids | Distribution:
     """The labels as what they are; `classes` counts those of all devices."""
+    if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {classes}.")
     if is_ids(labels):
         return Ids(jnp.expand_dims(canonical(labels, classes), axis))
     return Distribution(labels)
@@ -66,7 +69,7 @@ def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike
         ...
     ValueError: labels[2] is 5, outside 0 … 4.
     """
-    array, count = checks.class_labels(labels), checks.count("num_classes", num_classes)
+    array, count = checks.class_labels(labels), options.count("num_classes", num_classes)
     counted = checks.weights(weights, array.shape)
     bad = canonical(array, count) < 0
     if counted is not None:

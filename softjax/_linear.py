@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax import _blocks as blocks
-from softjax import _checks as checks
 from softjax import _classes as mesh
+from softjax import _options as options
 from softjax._cross_entropy import Coefficients, loss_of_row
 from softjax._loss_sum import loss_sum
 from softjax._problem import Plan, Problem, arranged
@@ -59,10 +59,13 @@ def linear_cross_entropy(
         precision: of every matrix product, as in `jax.numpy.matmul`; None takes `jax.default_matmul_precision` as it
             stands where the function is called, for the backward pass too.
         axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
-            the call, else of the mesh in context. Class ids stay global.
+            the call, else of the mesh in context. Class ids stay global. A kernel that is the same on all its devices
+            is refused, as in `cross_entropy`.
         batch_axis_name: the mesh axis, or axes, over which the samples are split, those of global arrays along their
             first axis: "mean" and "sum" are then of the whole mesh, the same number on every device. Under Explicit
-            axes both are known from the types.
+            axes both are known from the types. A kernel split along its features, too, is gathered along them once a
+            call, and its gradient reduce-scattered to where it lies. Gradients taken inside a `shard_map` with
+            `check_vma=False`, or a `pmap`, are as in `cross_entropy`.
 
     Returns:
         A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, float32 or float64. The products take
@@ -82,11 +85,11 @@ def linear_cross_entropy(
     >>> print(softjax.linear_cross_entropy(hidden, kernel, jnp.array([2, 1])).round(4))
     1.0872
     """
-    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
     arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
+    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **given)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
-    static = _Static(plan, checks.base(base), checks.reduction(reduction))
+    static = _Static(plan, options.base(base), options.reduction(reduction))
     return _linear_cross_entropy(static, problem, coefficients)
 
 
@@ -133,9 +136,9 @@ def linear_statistics(
     >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
     0.3133 3.0486
     """
-    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
     names = axis_name, batch_axis_name
-    plan, problem = arranged(hidden, kernel, labels, names=names, bias=bias, where=where, **options)
+    plan, problem = arranged(hidden, kernel, labels, names=names, bias=bias, where=where, **given)
     return _linear_statistics(plan, problem)
 
 

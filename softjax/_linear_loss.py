@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from softjax import _blocks as blocks
 from softjax import _checks as checks
 from softjax import _classes as mesh
+from softjax import _options as options
 from softjax._hoist import hoisted_row_loss
 from softjax._linear import rows_of
 from softjax._loss_sum import guarded, loss_sum
@@ -94,11 +95,11 @@ def linear_loss(
     """
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    options = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
+    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
     arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **options)
+    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **given)
     leaves, tree = checks.row_args(row_args, problem.shape)
-    static = _Static(plan, tree, checks.reduction(reduction), checks.flag("has_aux", has_aux))
+    static = _Static(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))
     return _program(row_loss)(static, problem, leaves)
 
 

@@ -15,11 +15,13 @@ from softjax import _checks as checks
 from softjax import _classes as mesh
 from softjax import _cpu as cpu
 from softjax import _labels
+from softjax import _options as options
 from softjax._classes import Classes
 from softjax._layer import Layer, Parameters
+from softjax._placement import split_of_layer
 from softjax._regather import gradient_alike, regathered
 from softjax._samples import Samples, aligned_samples
-from softjax._split import Split, split_of_layer
+from softjax._split import Split
 from softjax._types import Array, Bool, Float, Length, Shape
 
 
@@ -138,18 +140,18 @@ class Plan(NamedTuple):
 
 
 def arranged(
-    hidden: Any, kernel: Any, labels: Any, *, names: tuple[Any, Any], weights: Any = None, **options: Any
+    hidden: Any, kernel: Any, labels: Any, *, names: tuple[Any, Any], weights: Any = None, **given: Any
 ) -> tuple[Plan, Problem]:
     """What the caller gave, refused by name if it does not fit."""
-    hidden, kernel, bias = checks.layer(hidden, kernel, options["bias"])
+    hidden, kernel, bias = checks.layer(hidden, kernel, given["bias"])
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     labels = checks.labels(labels, (*samples, classes), -1, "hidden @ kernel")
-    weights, exists = checks.weights(weights, samples), checks.where_of_classes(options["where"], classes)
-    cap, precision = checks.softcap(options["logit_softcap"]), checks.precision(options["precision"])
+    weights, exists = checks.weights(weights, samples), checks.where_of_classes(given["where"], classes)
+    cap, precision = options.softcap(given["logit_softcap"]), options.precision(given["precision"])
     split = split_of_layer(*names, hidden, kernel)
     count, classes = split.share(samples, classes)
     dtype = jnp.dtype(cpu.wide(hidden, kernel, *([] if _labels.is_ids(labels) else [labels])))
-    rows = checks.block_size(options["block_size"])
+    rows = options.block_size(given["block_size"])
     if rows is None:
         rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
     turned = cpu.is_transpose(kernel)

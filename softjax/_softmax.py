@@ -8,20 +8,22 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _cpu as cpu
+from softjax import _options as options
 from softjax._classes import Classes, aligned
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._log_sum import below, log_sum
+from softjax._placement import split_of_logits
 from softjax._reduce import from_nats
-from softjax._split import Split, split_of_logits
-from softjax._types import Array, ArrayLike, Axis, AxisName, Number
+from softjax._split import Split
+from softjax._types import Array, ArrayLike, Axes, AxisName, Number
 
 
-def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
+def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
     """q_i = exp x_i / Σ_j exp x_j.
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        axis: the class axis of `logits`.
+        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
         where: boolean, broadcastable to `logits`: the classes that exist. The others have probability exactly 0 and
             gradient exactly 0.
         axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
@@ -40,16 +42,14 @@ def softmax(logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = Non
     >>> print(*(f"{q:.4f}" for q in softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]))))
     0.0000 0.0000 0.0059 0.1185 0.8756
     """
-    logits, axis = checks.logits(logits, axis)
-    exist = checks.where(where, logits)
-    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis)), logits, exist)
+    return _of_axes(None, logits, axis, where, axis_name)
 
 
 def log_softmax(
     logits: ArrayLike,
     *,
     base: Number = 10.0,
-    axis: Axis = -1,
+    axis: Axes = -1,
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
@@ -58,7 +58,7 @@ def log_softmax(
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
         base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        axis: the class axis of `logits`.
+        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
         where: boolean, broadcastable to `logits`: the classes that exist. The others have log-probability −inf and
             gradient exactly 0.
         axis_name: as in `softmax`.
@@ -77,9 +77,28 @@ def log_softmax(
     >>> print(softjax.log_softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))
     [-8.7436 -4.4007 -2.2292 -0.9263 -0.0577]
     """
-    logits, axis = checks.logits(logits, axis)
-    base, exist = checks.base(base), checks.where(where, logits)
-    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis), base), logits, exist)
+    return _of_axes(options.base(base), logits, axis, where, axis_name)
+
+
+def _of_axes(base, logits, axis, where, axis_name):
+    """Several axes of classes are one to the rest of the way."""
+    if not isinstance(axis, (tuple, list)) or len(axis) == 1:
+        logits, axis = checks.logits(logits, axis if not isinstance(axis, (tuple, list)) else axis[0])
+        static = _Static(axis, split_of_logits(axis_name, None, logits, axis), base)
+        return _over_devices(static, logits, checks.where(where, logits))
+    if axis_name is not None:
+        raise ValueError(f"`axis` must be one axis where `axis_name` splits it, got {tuple(axis)}.")
+    logits = checks.floating("logits", logits)
+    axes, mask = checks.axes("logits", logits, axis), checks.where(where, logits)
+    last = tuple(range(-len(axes), 0))
+
+    def flat(array: Array) -> Array:
+        moved = jnp.moveaxis(array, axes, last)
+        return moved.reshape((*moved.shape[: -len(axes)], -1))
+
+    exist = None if mask is None else flat(jnp.broadcast_to(mask, logits.shape))
+    shape = jnp.moveaxis(logits, axes, last).shape
+    return jnp.moveaxis(_of_axes(base, flat(logits), -1, exist, None).reshape(shape), last, axes)
 
 
 class _Static(NamedTuple):

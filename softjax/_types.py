@@ -17,6 +17,7 @@ from jaxtyping import Integer as Integer
 if TYPE_CHECKING:
     Function = Callable[..., ArrayLike]
     Axis = Count = Length = int
+    Axes = int | tuple[int, ...]
     Shape = tuple[int, ...]
     AxisName = str | tuple[str, ...] | None
     Flag = bool
@@ -28,6 +29,7 @@ else:
     ArrayLike = Annotated[Any, "array"]
     Function = Annotated[Any, "function"]
     Axis = Count = Annotated[Any, "int"]
+    Axes = Annotated[Any, "int | tuple[int, ...]"]
     # lengths that `jax.export` may leave open, which are no integers then
     Length, Shape = Annotated[Any, "int"], Annotated[Any, "tuple[int, ...]"]
     AxisName = Annotated[Any, "str | tuple[str, ...] | None"]

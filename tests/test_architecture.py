@@ -29,11 +29,12 @@ FLOORS = [
     {"_linear_loss", "losses", "metrics"},
     {"_linear", "_temperature"},
     {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
-    {"_loss_sum", "_row_blocks"},
+    {"_loss_sum", "_row_blocks", "_placement"},
     {"_rows", "_samples", "_split"},
     {"_block", "_log_sum", "_reduce", "_blocks", "_layer", "_regather"},
     {"_classes", "_labels"},
-    {"_checks", "_cpu", "_every_mode"},
+    {"_options", "_cpu", "_every_mode"},
+    {"_checks"},
     {"_types"},
 ]
 

@@ -156,3 +156,46 @@ def test_the_slope_of_a_schedule_at_its_ends(fused):
             np.testing.assert_allclose(mode(loss, 0)(smoothing, 0.0), uniform - hard, rtol=1e-6)
             np.testing.assert_allclose(mode(loss, 1)(smoothing, 0.0), z**2, rtol=1e-6)  # 17.3876
     np.testing.assert_allclose(jax.grad(loss, 1)(0.0, 0.5), 17.3876, rtol=1e-5)
+
+
+def test_ids_beside_classes_on_another_axis():
+    images, ids = jnp.zeros((2, 3, 5, 6)), jnp.zeros((2, 5, 6), int)
+    with pytest.raises(ValueError, match="If the classes are axis 1 of `logits`, say axis=1"):
+        ce(images, ids)
+    assert np.isfinite(ce(images, ids, axis=1))
+
+
+@pytest.mark.parametrize("name", ["logits", "labels", "where", "weights"])
+def test_masked_arrays_are_refused_by_name(name):
+    arrays = {
+        "logits": np.ones((2, 3)),
+        "labels": np.zeros(2, int),
+        "where": np.ones((2, 3), bool),
+        "weights": np.ones(2),
+    }
+    arrays[name] = np.ma.masked_array(arrays[name])
+    with pytest.raises(TypeError, match=f"`{name}` must not be a NumPy masked array"):
+        ce(**arrays)
+
+
+def test_true_is_no_number_of_anything():
+    with pytest.raises(TypeError, match="`axis` must be an integer, got bool: True"):
+        softjax.softmax(X, axis=True)
+    with pytest.raises(TypeError, match="`block_size` must be an integer, got bool: True"):
+        softjax.linear_cross_entropy(X, jnp.ones((X.shape[1], 3)), Y, block_size=True)
+    with pytest.raises(TypeError, match="`num_classes` must be an integer, got bool"):
+        softjax.validate_labels(Y, np.True_)
+
+
+@pytest.mark.parametrize("classes", [2**31, 2**32 + 1])
+def test_more_classes_than_int32_counts(classes):
+    logits, ids = jax.ShapeDtypeStruct((2, classes), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.int32)
+    for labels in (ids, logits):
+        with pytest.raises(ValueError, match="at most 2³¹ − 1"):
+            jax.eval_shape(softjax.cross_entropy, logits, labels)
+    hidden, kernel = jax.ShapeDtypeStruct((2, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, classes), jnp.bfloat16)
+    with pytest.raises(ValueError, match="at most 2³¹ − 1"):
+        jax.eval_shape(softjax.linear_cross_entropy, hidden, kernel, ids)
+    most = jax.ShapeDtypeStruct((2, 2**31 - 1), jnp.bfloat16)
+    assert jax.eval_shape(softjax.statistics, most, ids).entropy.shape == (2,)
+    assert jax.eval_shape(softjax.softmax, logits).shape == (2, classes)

@@ -112,3 +112,34 @@ def test_edges():
     jacobian = jax.jacrev(softjax.softmax)(x[0])
     np.testing.assert_allclose(jacobian, [[0.25, 0, -0.25], [0, 0, 0], [-0.25, 0, 0.25]])
     np.testing.assert_allclose(softjax.log_softmax(x[0], base=2), [-1, -inf, -1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("axes", [(1, 2), (0, -1), (-1, 0, 1), (2,), [0, 1]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_axes_of_classes_are_as_in_jax(axes, masked):
+    x, g = (jax.random.normal(key, (3, 4, 5)) for key in jax.random.split(jax.random.key(0)))
+    where = jnp.arange(5) % 3 != 1 if masked else None
+    mask = None if where is None else where[None, None, :]
+    axis = tuple(axes)
+
+    def theirs(x):
+        return jax.nn.softmax(x, axis, where=mask)
+
+    value, pull = jax.vjp(lambda x: softjax.softmax(x, axis=axes, where=where), x)
+    expected, their_pull = jax.vjp(theirs, x)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(pull(g)[0], their_pull(g)[0], atol=1e-6)
+    logarithm = softjax.log_softmax(x, axis=axes, base=np.e, where=where)
+    np.testing.assert_allclose(jnp.exp(logarithm), expected, rtol=1e-5)
+
+
+def test_axes_that_are_none():
+    x = jnp.ones((3, 4))
+    with pytest.raises(ValueError, match="each axis of `logits` once"):
+        softjax.softmax(x, axis=(0, -2))
+    with pytest.raises(ValueError, match="and at least one"):
+        softjax.softmax(x, axis=())
+    with pytest.raises(ValueError, match="`axis` must name an axis"):
+        softjax.log_softmax(x, axis=(0, 2))
+    with pytest.raises(ValueError, match="`axis` must be one axis where `axis_name` splits it"):
+        softjax.softmax(x, axis=(0, 1), axis_name="classes")

@@ -6,11 +6,11 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from softjax import _split
+from softjax import _placement, _split
 
 
 def split(shape, axis, names, batch):
-    return _split.split_of_logits(names, batch, jnp.zeros(shape), axis)
+    return _placement.split_of_logits(names, batch, jnp.zeros(shape), axis)
 
 
 def test_nothing_is_split_where_no_axis_is_named():

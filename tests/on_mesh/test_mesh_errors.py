@@ -160,3 +160,28 @@ def test_the_snippet_for_many_devices():
     assert kernel.sharding == NamedSharding(scope["mesh"], P(None, "classes"))
     assert [shard.data.shape for shard in hidden.addressable_shards] == [(8, 16)] * 8
     np.testing.assert_allclose(scope["value"], np.log10(128), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function", ["cross_entropy", "statistics", "softmax", "linear_cross_entropy", "linear_statistics"]
+)
+def test_what_is_the_same_on_every_device_is_no_part_of_the_classes(function):
+    mesh = jax.make_mesh((2, 4), ("data", "classes"))
+    x, k, y = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.zeros(4, int)
+    arrays = {"linear": (x, k, y), "softmax": (x,)}.get(function.split("_")[0], (x, y))
+    name = "kernel" if "linear" in function else "logits"
+
+    def call(*arrays):
+        return getattr(softjax, function)(*arrays, axis_name="classes")
+
+    def over(mesh):
+        specs = (jax.sharding.PartitionSpec(),) * len(arrays)
+        return jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=jax.sharding.PartitionSpec())
+
+    with pytest.raises(
+        ValueError, match=f"`axis_name` 'classes' splits the classes, but `{name}` is the same on every"
+    ):
+        over(mesh)(*arrays)
+    if function == "cross_entropy":  # one device has all classes
+        alone = jax.make_mesh((2, 1), ("data", "classes"), devices=jax.devices()[:2])
+        assert jnp.allclose(over(alone)(*arrays), jnp.log10(8.0))

@@ -1,0 +1,154 @@
+"""Where the arrays of a call lie, and so how it is split: by what the caller names, and what their types say."""
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+from jax import lax
+from jax.sharding import AxisType
+
+from softjax import _checks as checks
+from softjax._classes import Names, same_everywhere
+from softjax._split import Split, names_of
+from softjax._types import Array, Length, Shape
+
+
+def split(
+    axis_name: Any,
+    batch_axis_name: Any,
+    samples: Shape,
+    classes: Length,
+    placed: Callable[[], tuple[tuple[Names, ...], Names, Any]],
+    always: bool = False,
+) -> Split:
+    """The split of a call on `samples` and `classes`, these being global where a mesh axis is not bound.
+
+    Args:
+        placed: gives what the types of the arrays say: the mesh axes of each axis of the samples, those of the classes,
+            and the mesh.
+        always: take what the types say also if no axis is named.
+    """
+    named, batch = _checked("axis_name", axis_name), _checked("batch_axis_name", batch_axis_name)
+    if both := set(named) & set(batch):
+        raise ValueError(f"`axis_name` and `batch_axis_name` must not share a mesh axis, got {sorted(map(str, both))}.")
+    columns = tuple(name for name in named if not _bound(name))
+    leading = tuple(name for name in batch if not _bound(name))
+    rows, context_mesh = ((),) * len(samples), None
+    if columns or leading or always:
+        rows, typed, context_mesh = placed()
+        columns, named = (columns, named) if named else (typed, typed)
+        rows = tuple(tuple(name for name in axis if name not in named) for axis in rows)
+    seen = {name for axis in rows for name in axis}
+    missing = tuple(name for name in leading if name not in seen)
+    context = jax.sharding.get_abstract_mesh()
+    context_mesh = None if not context.empty else context_mesh
+    if missing and not samples:
+        raise ValueError(f"`batch_axis_name` {missing} splits samples, but there is a single one, without an axis.")
+    if missing:
+        rows = (missing + rows[0], *rows[1:])
+    here = context_mesh or context
+    for axis, length in zip(rows, samples, strict=True):
+        _check("batch_axis_name", axis, length, "samples", here)
+    _check("axis_name", columns, classes, "classes", here)
+    batch = batch + tuple(name for axis in rows for name in axis if name not in batch)
+    mapped = _of_a_vmap(named, columns)
+    return Split(() if mapped else named, mapped, batch, rows, columns, context_mesh)
+
+
+def _of_a_vmap(named: Names, columns: Names) -> Names:
+    """The axes that a `vmap` binds: all of the named ones, or none."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    mapped = tuple(name for name in named if name not in columns and name not in manual)
+    if mapped and mapped != named:
+        raise ValueError(f"`axis_name` {named} must not mix axes of a `vmap`, {mapped}, with those of a mesh.")
+    return mapped
+
+
+def split_of_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: int) -> Split:
+    """The split of a call on logits. The compiler splits it by their types if no axis is named."""
+
+    def placed() -> tuple[tuple[Names, ...], Names, Any]:
+        names, known = placement_of(logits)
+        columns = names.pop(axis)
+        return tuple(names), columns, known
+
+    found = split(axis_name, batch_axis_name, checks.samples(logits.shape, axis), logits.shape[axis], placed)
+    return _of_parts(found, "logits", logits)
+
+
+def split_of_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: Array) -> Split:
+    """The split of a call on hidden vectors `[*samples, features]` and a kernel `[features, classes]`."""
+
+    def placed() -> tuple[tuple[Names, ...], Names, Any]:
+        (*rows, _), known = placement_of(hidden)
+        (_, columns), other = placement_of(kernel)
+        return tuple(rows), columns, known or other
+
+    samples, (features, classes) = hidden.shape[:-1], kernel.shape
+    found = split(axis_name, batch_axis_name, samples, classes, placed, always=True)
+    (kept, _), typed = placement_of(kernel)
+    if typed is None:  # Auto axes do not say how the kernel lies: all axes that sum its gradient may split it
+        kept = found.leading
+    kept = tuple(name for name in kept if name in found.leading)
+    even = features % math.prod(found.devices(name) for name in kept) == 0
+    return _of_parts(found._replace(features=kept if even else (), typed=typed is not None), "kernel", kernel)
+
+
+def _of_parts(found: Split, name: str, array: Array) -> Split:
+    """The split, if each device may have classes of its own: the same ones would be counted once for each device."""
+    bound = tuple(name for name in found.classes if name not in found.columns)
+    if same := same_everywhere(array, bound):
+        raise ValueError(
+            f"`axis_name` {same[0]!r} splits the classes, but `{name}` is the same on every device of that axis. Give "
+            f"each device its own classes, by the `in_specs` of the `shard_map`; or leave `axis_name` out; or, if they "
+            f'are its own, say so: jax.lax.pcast({name}, {same[0]!r}, to="varying").'
+        )
+    return found
+
+
+def placement_of(array: Array) -> tuple[list[Names], Any]:
+    """What the type of an array says: for each of its axes the Explicit mesh axes, and the mesh, or None."""
+    sharding = jax.typeof(array).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return [()] * array.ndim, None
+    return [names_of(entry) for entry in sharding.spec], sharding.mesh
+
+
+def _checked(argument: str, value: Any) -> tuple[Any, ...]:
+    """The names of mesh axes: one, or several in a tuple or a list, none for None."""
+    if value is None:
+        return ()
+    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for name in each:
+        if not isinstance(name, str):
+            raise TypeError(f"`{argument}` must name mesh axes by strings, got {type(name).__name__}: {name!r:.60}.")
+    if len(set(each)) < len(each):
+        raise ValueError(f"`{argument}` must name each mesh axis once, got {each}.")
+    return each
+
+
+def _bound(name: Hashable) -> bool:
+    try:
+        lax.axis_size(name)
+    except NameError:
+        return False
+    return True
+
+
+def _check(argument: str, names: Names, length: Length, what: str, on: Any) -> None:
+    for name in names:
+        if name not in on.axis_names:
+            known = (
+                f"the mesh in context has the axes {', '.join(map(repr, on.axis_names))}"
+                if on.axis_names
+                else "there is no mesh in context (`jax.set_mesh`)"
+            )
+            raise ValueError(f"`{argument}` {name!r} is bound by no `shard_map` or `vmap`, and {known}.")
+    devices = math.prod(on.shape[name] for name in names)
+    if length % devices:
+        hint = "; pad with classes that `where` leaves out" if what == "classes" else ""
+        raise ValueError(
+            f"`{argument}` {'×'.join(map(str, names))} splits the {what} over {devices} devices, "
+            f"but {length} {what} do not divide by {devices}{hint}."
+        )
