@@ -63,8 +63,9 @@ def linear_cross_entropy(
             is refused, as in `cross_entropy`.
         batch_axis_name: the mesh axis, or axes, over which the samples are split, those of global arrays along their
             first axis: "mean" and "sum" are then of the whole mesh, the same number on every device. Under Explicit
-            axes both are known from the types. A kernel split along its features, too, is gathered along them once a
-            call, and its gradient reduce-scattered to where it lies. Gradients taken inside a `shard_map` with
+            axes both are known from the types, and a kernel that is split along its features, too, is gathered along
+            them once a call, and its gradient reduce-scattered to where it lies. Auto axes do not tell: there the
+            gradient is summed whole, and lies as `out_shardings` says. Gradients taken inside a `shard_map` with
             `check_vma=False`, or a `pmap`, are as in `cross_entropy`.
 
     Returns:

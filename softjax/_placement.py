@@ -87,12 +87,10 @@ def split_of_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: 
 
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     found = split(axis_name, batch_axis_name, samples, classes, placed, always=True)
-    (kept, _), typed = placement_of(kernel)
-    if typed is None:  # Auto axes do not say how the kernel lies: all axes that sum its gradient may split it
-        kept = found.leading
+    (kept, _), _ = placement_of(kernel)  # nothing under Auto axes, which do not say how the kernel lies
     kept = tuple(name for name in kept if name in found.leading)
-    even = features % math.prod(found.devices(name) for name in kept) == 0
-    return _of_parts(found._replace(features=kept if even else (), typed=typed is not None), "kernel", kernel)
+    even = features % math.prod(map(found.devices, kept)) == 0
+    return _of_parts(found._replace(features=kept if even else ()), "kernel", kernel)
 
 
 def _of_parts(found: Split, name: str, array: Array) -> Split:

@@ -19,7 +19,7 @@ from softjax import _options as options
 from softjax._classes import Classes
 from softjax._layer import Layer, Parameters
 from softjax._placement import split_of_layer
-from softjax._regather import gradient_alike, regathered
+from softjax._regather import regathered
 from softjax._samples import Samples, aligned_samples
 from softjax._split import Split
 from softjax._types import Array, Bool, Float, Length, Shape
@@ -73,21 +73,26 @@ class Plan(NamedTuple):
         )
         shared, row_args = more
         rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.of_samples, row_args)
-        if not split.features:
-            return split.over(function, (specs, *rest), out)
-        others = tuple(name for name in split.leading if name not in split.features)
-        gather = partial(regathered, split.features, others, self.layer.axes[0])
-        part = P(columns, split.features) if self.layer.turned else P(split.features, columns)
+        if split.features:
+            return self._regathering(function, (specs, *rest), out)
+        return split.over(function, (specs, *rest), out)
 
-        def regathering(problem: Problem, part: Array, *more: Any) -> Any:
+    def _regathering(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+        """The same, with the gradient of the kernel reduce-scattered along its features."""
+        split, features = self.split, self.split.features
+        others = tuple(name for name in split.leading if name not in features)
+        gather = partial(regathered, features, others, self.layer.axes[0])
+        columns = split.columns or None
+        part = P(columns, features) if self.layer.turned else P(features, columns)
+
+        def local(problem: Problem, part: Array, *more: Any) -> Any:
             return function(problem.with_kernel(gather(problem.parameters.kernel, part)), *more)
 
-        run = split.over(regathering, (specs, part, *rest), out)
+        run = split.over(local, (specs[0], part, *specs[1:]), out)
 
         def of_whole(problem: Problem, *more: Any) -> Any:
             kernel = problem.parameters.kernel
-            part = kernel if split.typed else gradient_alike(kernel)
-            return run(problem.with_kernel(lax.stop_gradient(kernel)), part, *more)
+            return run(problem.with_kernel(lax.stop_gradient(kernel)), kernel, *more)
 
         return of_whole
 

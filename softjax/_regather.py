@@ -4,7 +4,6 @@ from functools import partial
 
 import jax
 from jax import lax
-from jax.experimental.shard_alike import shard_alike
 
 from softjax._classes import Names, varying
 from softjax._types import Array
@@ -30,11 +29,3 @@ def _regathered_jvp(names, others, axis, primals, tangents):
 def _varying(names: Names, array: Array) -> Array:
     missing = tuple(name for name in names if name not in varying(array))
     return lax.pcast(array, missing, to="varying") if missing else array
-
-
-def gradient_alike(array: Array) -> Array:
-    """`array`, whose gradient is to lie as it does, where the types of arrays do not say how (Auto axes)."""
-    place = lax.stop_gradient(array)
-    return lax.custom_linear_solve(
-        lambda x: x, array, lambda _, b: b, lambda _, gradient: shard_alike(place, gradient)[1]
-    )

@@ -35,8 +35,6 @@ class Split(NamedTuple):
     """The mesh of these, None for the one in context."""
     features: Names = ()
     """Over which the gradient of a kernel is split along its features, some of those of the samples."""
-    typed: bool = True
-    """Whether the types of the arrays say so (Explicit axes)."""
 
     def gathered(self, array: Any, axis: int) -> Any:
         """The array with the classes of all examples of a `vmap`."""
