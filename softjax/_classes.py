@@ -52,6 +52,10 @@ class Classes(NamedTuple):
         found = jnp.any(condition, self.axis, keepdims=True)
         return total(found.astype(jnp.int32), self.names) > 0 if self.names else found
 
+    def nonempty(self, exists: Bool[Array, "..."]) -> Array:
+        """The classes that exist; all in a row that has none, which is not counted: its numbers are numbers then."""
+        return exists | ~self.any(exists)
+
     def count(self, x: Array) -> Length:
         """How many classes there are, on all devices."""
         return x.shape[self.axis] * size(self.names)

@@ -183,7 +183,7 @@ def weights_of_one(loss: Float[Array, " rows"]) -> Float[Array, " rows"] | None:
 
     Else the cotangent of a row's loss is a constant, and XLA would keep an array of the size of the logits for it.
     """
-    ones = jnp.where(jnp.isnan(loss), jnp.nan, jnp.ones(len(loss), loss.dtype))
+    ones = jnp.where(jnp.isnan(loss), loss, jnp.ones(len(loss), loss.dtype))
     return lax.stop_gradient(ones) if on_one_cpu(loss) else None
 
 

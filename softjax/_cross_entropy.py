@@ -111,6 +111,7 @@ def _local(static, logits, labels, where, weights, coefficients):
     if where is not None:
         exists = jnp.broadcast_to(jnp.squeeze(classes.any(where), static.axis), samples)
         weights = exists.astype(wide(logits)) if weights is None else jnp.where(exists, weights, 0)
+        where = classes.nonempty(where)
     counted = None if weights is None else jnp.expand_dims(weights != 0, static.axis)
     row = rows(classes, block_of(classes, logits, target, where, counted))
     return reduce(loss_of_row(row, coefficients, static.base), weights, static.reduction, static.split.samples)
@@ -168,7 +169,8 @@ def _statistics(static, logits, labels, where):
 
     def local(logits: Array, labels: Array, where: Array | None) -> Statistics:
         classes, logits, target, where = split.dense(logits, labels, where, axis)
-        block = block_of(classes, logits, target, where, None if where is None else classes.any(where))
+        some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
+        block = block_of(classes, logits, target, exist, some)
         row = rows(classes, block).statistics
         return row if where is None else without_classes(row, classes.number(~classes.any(where)))
 

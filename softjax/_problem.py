@@ -122,9 +122,10 @@ class Plan(NamedTuple):
         # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
         given = problem.weights is not None and not self.split.classes
         occupied = blocks.occupied(weights[..., 0]) if given and weights is not None else None
-        kernel, *vectors = problem.parameters
-        vectors = [self.split.gathered(vector, 0) for vector in vectors]
-        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), *vectors)
+        kernel, bias, exists = problem.parameters
+        exists = None if exists is None else exists | ~self.any(exists)
+        bias, exists = (self.split.gathered(vector, 0) for vector in (bias, exists))
+        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), bias, exists)
         return aligned_samples(self.classes, parameters, Samples(hidden, target, weights, row_args, occupied))
 
     def filled(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:

@@ -27,7 +27,7 @@ from softjax._block import Block
 from softjax._classes import Classes
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._labels import Distribution, Ids
-from softjax._log_sum import LogSum, below, exponentials, log_sum
+from softjax._log_sum import LogSum, below, exponentials, log_sum, no_number
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -133,7 +133,8 @@ def _of_ids(classes: Classes, block: Block, x: Array, s: LogSum) -> tuple[Any, .
     """The label, a, h, and what the slopes need."""
     (ids,) = block.target
     logit = block.at(classes, ids)
-    a = classes.number(jnp.where(ids < 0, jnp.nan, logit))
+    outside = ids < 0 if block.counted is None else (ids < 0) & block.counted
+    a = classes.number(no_number(outside, logit))
     peak, log_mass = classes.number(s.peak), LogSum(*map(classes.number, s)).log_mass
     # h = ln Σ exp(x_j − peak) + (peak − x_y), a sum of two numbers that are at least 0
     return ids, a, log_mass + (peak - a), logit

@@ -119,7 +119,7 @@ def _local(static, logits, where):
     (x, where), _ = aligned(split.classes, tuple(split.gathered(a, axis) for a in (logits, where)))
     classes = Classes(axis, split.classes)
     if where is not None:
-        x = jnp.where(where, x, -jnp.inf)
+        x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
     number = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
     if where is not None:
         number = jnp.where(where, number, 0 if base is None else -jnp.inf)  # a constant, to every derivative
