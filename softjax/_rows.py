@@ -92,8 +92,7 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     s, x = log_sum(classes, block.logits, block.exists), block.wide_logits()
     of = _of_ids if isinstance(block.target, Ids) else _of_distribution
     label, a, h, target = of(classes, block, x, s)
-    absent = _absent(block, s)
-    s = s._replace(rest=_without(absent, s.rest))
+    s = s._replace(rest=_without(absent := _absent(block, s), s.rest))
     row = LogSum(*map(classes.number, s))
     d, e, count = below(classes, x, s), exponentials(classes, x, s, absent), block.class_count(classes)
     prediction = block.first_equal(classes, x, s.peak)

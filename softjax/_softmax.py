@@ -42,7 +42,11 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = Non
     >>> print(*(f"{q:.4f}" for q in softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]))))
     0.0000 0.0000 0.0059 0.1185 0.8756
     """
-    return _of_axes(None, logits, axis, where, axis_name)
+    if isinstance(axis, (tuple, list)):
+        return _of_several_axes(softmax, logits, axis, where, axis_name)
+    logits, axis = checks.logits(logits, axis)
+    exist = checks.where(where, logits)
+    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis)), logits, exist)
 
 
 def log_softmax(
@@ -77,15 +81,15 @@ def log_softmax(
     >>> print(softjax.log_softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))
     [-8.7436 -4.4007 -2.2292 -0.9263 -0.0577]
     """
-    return _of_axes(options.base(base), logits, axis, where, axis_name)
+    if isinstance(axis, (tuple, list)):
+        return _of_several_axes(partial(log_softmax, base=base), logits, axis, where, axis_name)
+    logits, axis = checks.logits(logits, axis)
+    base, exist = options.base(base), checks.where(where, logits)
+    return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis), base), logits, exist)
 
 
-def _of_axes(base, logits, axis, where, axis_name):
-    """Several axes of classes are one to the rest of the way."""
-    if not isinstance(axis, (tuple, list)) or len(axis) == 1:
-        logits, axis = checks.logits(logits, axis if not isinstance(axis, (tuple, list)) else axis[0])
-        static = _Static(axis, split_of_logits(axis_name, None, logits, axis), base)
-        return _over_devices(static, logits, checks.where(where, logits))
+def _of_several_axes(function, logits, axis, where, axis_name):
+    """`function` of the logits with these axes put together as their last one."""
     if axis_name is not None:
         raise ValueError(f"`axis` must be one axis where `axis_name` splits it, got {tuple(axis)}.")
     logits = checks.floating("logits", logits)
@@ -98,7 +102,7 @@ def _of_axes(base, logits, axis, where, axis_name):
 
     exist = None if mask is None else flat(jnp.broadcast_to(mask, logits.shape))
     shape = jnp.moveaxis(logits, axes, last).shape
-    return jnp.moveaxis(_of_axes(base, flat(logits), -1, exist, None).reshape(shape), last, axes)
+    return jnp.moveaxis(function(flat(logits), where=exist).reshape(shape), last, axes)
 
 
 class _Static(NamedTuple):
