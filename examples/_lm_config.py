@@ -46,7 +46,8 @@ class Config:
     compute: Literal["float32", "bfloat16"]
     """Type of the model's arithmetic; parameters and optimiser are float32."""
     loss: Literal["fused", "logits", "optax"]
-    """fused: softjax.linear_cross_entropy, no logits; logits: softjax.cross_entropy on them; optax: optax on them."""
+    """fused: softjax.linear_loss, no logits, and measures more than the loss; logits: softjax.cross_entropy on them;
+    optax: optax on them."""
     z_loss: float
     """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
     steps: int
@@ -154,9 +155,9 @@ class Arguments(_run.Source):
     """Train a small language model on text, with a loss that never holds its logits.
 
     A run keeps its last two checkpoints in its output folder, and at the end writes curves.png, positions.png,
-    sample.txt and metrics.json. A folder that already holds any of these is refused, unless you say what to do with
-    them: --resume goes on from the last checkpoint (or begins, where a run was killed before its first one);
-    --overwrite deletes the old checkpoints and starts anew. Ctrl-C saves a checkpoint and stops.
+    calibration.png, sample.txt and metrics.json. A folder that already holds any of these is refused, unless you say
+    what to do with them: --resume goes on from the last checkpoint (or begins, where a run was killed before its first
+    one); --overwrite deletes the old checkpoints and starts anew. Ctrl-C saves a checkpoint and stops.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]

@@ -1,30 +1,45 @@
-"""What a trained language model is worth: its loss on held-out text, and a sample of its own."""
+"""What a trained language model is worth: its numbers on held-out text, and a sample of its own."""
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from _lm_config import Config
 from _lm_data import Corpus, pack
-from _lm_loss import token_losses
+from _lm_loss import last_layer, measure
 from _lm_model import Transformer
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 from tokenizers import Tokenizer
+
+import softjax
+from softjax import metrics
+
+BINS = 15  # of the confidences
 
 
 class Evaluation(NamedTuple):
     """Sums over held-out text, so that every mean is exact."""
 
-    nats: np.ndarray  # [positions]: of the tokens at each position of a sequence
+    sums: dict[str, np.ndarray]  # [positions]: of what is measured of the tokens at each position of a sequence
     tokens: np.ndarray  # [positions]: how many these are
     bytes: int  # of text that all of them stand for
+    calibration: metrics.Calibration
+
+    @property
+    def nats(self) -> np.ndarray:
+        return self.sums["cross_entropy"]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Of each number that is measured, over the tokens."""
+        return {name: float(of.sum() / self.tokens.sum()) for name, of in self.sums.items()}
 
     @property
     def nats_per_token(self) -> float:
-        return float(self.nats.sum() / self.tokens.sum())
+        return self.means["cross_entropy"]
 
     @property
     def bits_per_byte(self) -> float:
@@ -37,22 +52,37 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(model: Transformer, corpus: Corpus, config: Config) -> Evaluation:
-    """The loss on the held-out files, without the z-loss."""
+    """Of the held-out files, whatever route the loss of the training takes."""
     rows = pack(corpus.test, config.sequence_length, config.end)
     sequences = config.batch_size // config.microbatches
     filled = np.full((-len(rows) % sequences, rows.shape[1]), config.end, np.int32)
     batches = np.concatenate([rows, filled]).reshape(-1, sequences, rows.shape[1])
-    nats = sum(np.asarray(_nats_by_position(model, batch, config), np.float64) for batch in batches)
+    parts = (jax.tree.map(np.float64, _sums(model, batch, config)) for batch in batches)
+    sums, calibration = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
     counted = rows[:, :-1] != config.end
     lengths = corpus.token_bytes(config.vocabulary)[rows[:, 1:]]
-    return Evaluation(np.asarray(nats), counted.sum(axis=0), int(lengths[counted].sum()))
+    return Evaluation(sums, counted.sum(axis=0), int(lengths[counted].sum()), calibration)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _nats_by_position(
+def _sums(
     model: Transformer, rows: Int[Array, "sequences tokens"], config: Config
-) -> Float[Array, " positions"]:
-    return jnp.sum(token_losses(model, rows, config, z_loss=0.0, reduction="none"), axis=0)
+) -> tuple[dict[str, Array], metrics.Calibration]:
+    """By position those of what is measured, and how rightly the model is sure."""
+    *arrays, weights = last_layer(model, rows, config)
+
+    def of_token(s: softjax.Statistics) -> tuple[Array, Any]:
+        return s.cross_entropy, (measure(s, config.z_loss), metrics.calibration(s, BINS))
+
+    options: dict[str, Any] = {"weights": weights, "has_aux": True, **config.axis_names}
+    _, of_tokens = softjax.linear_loss(of_token, *arrays, **options)
+
+    def counted(number: Array) -> Array:
+        return jnp.where(weights.reshape(-1, *(1,) * (number.ndim - 1)), number, 0)
+
+    numbers, calibration = jax.tree.map(counted, of_tokens)
+    by_position = {name: jnp.sum(number.reshape(len(rows), -1), axis=0) for name, number in numbers.items()}
+    return by_position, jax.tree.map(lambda bins: jnp.sum(bins, axis=0), calibration)
 
 
 def sample(model: Transformer, tokenizer: Tokenizer, config: Config) -> str:

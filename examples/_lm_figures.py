@@ -1,4 +1,4 @@
-"""The two pictures of `train_lm.py`, each as the bytes of a PNG file."""
+"""The three pictures of `train_lm.py`, each as the bytes of a PNG file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,9 +9,11 @@ from _figures import BLUE, GREY, ORANGE, STYLE, png
 from _lm_evaluation import Evaluation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
-NAMES = ("curves.png", "positions.png")
+from softjax import metrics
+
+NAMES = ("curves.png", "positions.png", "calibration.png")
 
 
 def draw(
@@ -26,7 +28,7 @@ def draw(
       tokens_per_step: with which a step becomes an amount of text.
     """
     with matplotlib.rc_context(STYLE):
-        figures = (_curves(curves, evaluated, tokens_per_step), _positions(test))
+        figures = (_curves(curves, evaluated, tokens_per_step), _positions(test), _calibration(test.calibration))
         return {name: png(figure) for name, figure in zip(NAMES, figures, strict=True)}
 
 
@@ -92,6 +94,27 @@ def _positions(test: Evaluation) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.legend()
+    return figure
+
+
+def _calibration(measured: metrics.Calibration) -> Figure:
+    """Of each bin of confidences the share that is right, over how many tokens it holds."""
+    confidence, right, share = map(np.asarray, measured.curve())
+    bins = len(share)
+    figure = Figure(figsize=(4.6, 4.6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], ":", color=GREY, label="perfect calibration")
+    some = share > 0
+    above.plot(confidence[some], right[some], "o-", color=BLUE, markersize=4, linewidth=1.1, label="bin of tokens")
+    title = f"Calibration on the held-out files\n(expected error {float(measured.expected_error()):.1%})"
+    above.set(title=title, ylabel="share that is right", ylim=(-0.03, 1.03))
+    above.legend(loc="upper left")
+    below.bar((np.arange(bins) + 0.5) / bins, share, width=0.9 / bins, color=BLUE)
+    below.set(xlabel="probability of the likeliest token", ylabel="tokens", xlim=(0, 1.02))
+    for axes in (above, below):
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(alpha=0.25)
     return figure
 
 

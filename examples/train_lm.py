@@ -1,4 +1,4 @@
-"""Train a small language model on text, with `softjax.linear_cross_entropy` as its loss: the logits never exist.
+"""Train a small language model on text, its loss of `softjax.linear_loss`: the logits never exist.
 
     python examples/train_lm.py                                # everything as in configs/lm.toml
     python examples/train_lm.py --text notes --pattern '*.md'  # any of its settings changed
@@ -36,7 +36,7 @@ from _lm_checkpoint import FOLDER, Checkpoints
 from _lm_config import Config, parse
 from _lm_data import Corpus
 from _lm_evaluation import evaluate, sample
-from _lm_loss import mean_loss_and_gradient
+from _lm_loss import mean_loss_and_gradient, measured
 from _lm_model import Transformer
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
@@ -78,8 +78,9 @@ def initial_state(config: Config) -> State:
         tied=config.tied,
         key=jax.random.key(config.seed),
     )
-    steps = {"loss": config.steps, "gradient_norm": config.steps, "test_loss": len(evaluation_steps(config))}
-    curves = {name: jnp.full(length, jnp.nan) for name, length in steps.items()}
+    lengths = dict.fromkeys(("loss", "gradient_norm", *measured(config)), config.steps)
+    lengths |= {"test_loss": len(evaluation_steps(config))}
+    curves = {name: jnp.full(length, jnp.nan) for name, length in lengths.items()}
     return on_mesh(State(model, make_optimiser(config).init(model), jnp.int32(0), curves), config)
 
 
@@ -101,11 +102,11 @@ def train_step(state: State, batch: Int[Array, "microbatches sequences tokens"],
     if config.mesh:
         batch = jax.lax.with_sharding_constraint(batch, P(None, "data"))
     model: Any = state.model
-    loss, gradient = mean_loss_and_gradient(model, batch, config)
+    (loss, beside), gradient = mean_loss_and_gradient(model, batch, config)
     # optax mixes its int32 count of steps with floats, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         updates, optimiser = make_optimiser(config).update(gradient, state.optimiser, model)
-    numbers = {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+    numbers = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), **beside}
     curves = state.curves | {name: state.curves[name].at[state.step].set(value) for name, value in numbers.items()}
     model = optax.apply_updates(model, updates)
     return on_mesh(State(model, optimiser, state.step + 1, curves), config)
@@ -172,11 +173,18 @@ def refuse_divergence(state: State, checkpoints: Checkpoints) -> None:
             )
 
 
+def lately(state: State, config: Config) -> dict[str, float]:
+    """The loss and what is measured beside it, means of the last `REPORT_EVERY` steps."""
+    step = int(state.step)
+    names = ("loss", *measured(config))
+    return {name: float(np.mean(np.asarray(state.curves[name])[max(step - REPORT_EVERY, 0) : step])) for name in names}
+
+
 class Meter:
-    """What the progress bar says: the loss, its bits for a byte of text, and the tokens a second."""
+    """What the progress bar says: the loss, bits for a byte of text, what else is measured, and the tokens a second."""
 
     def __init__(self, progress: Progress, corpus: Corpus, config: Config, step: int):
-        self._progress = progress
+        self._progress, self._config = progress, config
         self._bar = progress.add_task("", total=config.steps, completed=step)
         self._bytes_per_token = corpus.token_bytes(config.vocabulary)[corpus.train].mean()
         self._tokens_per_step = config.batch_size * config.sequence_length
@@ -187,11 +195,15 @@ class Meter:
 
     def show(self, state: State) -> None:
         step = int(state.step)
-        loss = float(np.mean(np.asarray(state.curves["loss"])[max(step - REPORT_EVERY, 0) : step]))
+        numbers = lately(state, self._config)
         speed = (step - self._step) * self._tokens_per_step / (time.perf_counter() - self._start)
-        bits = loss / math.log(2) / self._bytes_per_token
-        shown = f"loss {loss:.3f} nats a token, {bits:.3f} bits a byte, {speed:,.0f} tokens/s"
-        self._progress.update(self._bar, completed=step, description=shown)
+        bits = numbers.get("cross_entropy", numbers["loss"]) / math.log(2) / self._bytes_per_token
+        shown = [f"loss {numbers['loss']:.3f} nats a token", f"{bits:.3f} bits a byte"]
+        if "cross_entropy" in numbers:
+            shown.append("cross-entropy {cross_entropy:.3f}, z-loss {z_loss:.3f}, entropy {entropy:.3f}")
+            shown.append("right {accuracy:.1%}, among 5 {top_5_accuracy:.1%}")
+        shown.append(f"{speed:,.0f} tokens/s")
+        self._progress.update(self._bar, completed=step, description=", ".join(shown).format(**numbers))
 
 
 def publish(state: State, corpus: Corpus, config: Config) -> None:
@@ -203,13 +215,19 @@ def publish(state: State, corpus: Corpus, config: Config) -> None:
     metrics = {
         "settings": config.result_settings(),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.model)),
-        "train": {"tokens": len(corpus.train), "bytes": int(lengths[corpus.train].sum())},
+        "train": {
+            "tokens": len(corpus.train),
+            "bytes": int(lengths[corpus.train].sum()),
+            "last_steps": lately(state, config),
+        },
         "test": {
             "tokens": int(test.tokens.sum()),
             "bytes": test.bytes,
             "nats_per_token": test.nats_per_token,
             "bits_per_byte": test.bits_per_byte,
             "perplexity": test.perplexity,
+            **test.means,
+            "calibration_error": float(test.calibration.expected_error()),
         },
     }
     pictures = figures.draw(curves, evaluation_steps(config), test, config.batch_size * config.sequence_length)
@@ -220,10 +238,13 @@ def publish(state: State, corpus: Corpus, config: Config) -> None:
     }
     for name in RESULTS:
         checkpoint.write(config.output / name, contents[name])
+    means, error = test.means, metrics["test"]["calibration_error"]
     print(f"A sample:\n\n{text}\n")
     print(
         f"Held-out files: {test.nats_per_token:.3f} nats a token, {test.bits_per_byte:.3f} bits a byte, "
-        f"perplexity {test.perplexity:.1f} ({test.bytes:,} bytes, {test.tokens.sum():,} tokens)."
+        f"perplexity {test.perplexity:.1f} ({test.bytes:,} bytes, {test.tokens.sum():,} tokens).\n"
+        f"{means['accuracy']:.1%} right, {means['top_5_accuracy']:.1%} among the first 5, entropy "
+        f"{means['entropy']:.3f} nats, z-loss {means['z_loss']:.3f}, expected calibration error {error:.3f}."
     )
     print(f"Results: {config.output}")
 

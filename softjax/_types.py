@@ -15,7 +15,7 @@ from jaxtyping import Float as Float
 from jaxtyping import Integer as Integer
 
 if TYPE_CHECKING:
-    Function = Callable[..., ArrayLike]
+    Function = Callable[..., Any]
     Axis = Count = Length = int
     Axes = int | tuple[int, ...]
     Shape = tuple[int, ...]

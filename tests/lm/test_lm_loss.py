@@ -48,8 +48,37 @@ def test_the_mean_is_over_tokens(text):
     losses = z - np.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0] + 1e-3 * z**2
     expected = np.mean(losses[batch[:, :-1] != config.end])
     for microbatches in (1, 4):
-        actual, _ = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
+        (actual, _), _ = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_what_is_measured_is_that_of_the_logits(text, z_loss, microbatches):
+    config, model, batch = case(text, z_loss=z_loss)
+    numbers = of_logits(model, batch, z_loss, config)
+    (loss, beside), _ = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
+    assert tuple(numbers) == program.measured(config)
+    assert jax.tree.map(float, beside) == pytest.approx(numbers, rel=1e-5)
+    assert float(loss) == pytest.approx(numbers["cross_entropy"] + numbers["z_loss"], rel=1e-5)
+
+
+def of_logits(model, batch, z_loss, config):
+    """Each number from its definition, in float64."""
+    hidden = np.asarray(jax.vmap(model)(batch[:, :-1]), np.float64)
+    counted = batch[:, :-1] != config.end
+    logits, labels = (hidden @ np.asarray(model.kernel, np.float64))[counted], batch[:, 1:][counted]
+    z = np.logaddexp.reduce(logits, axis=-1)
+    log_probability = logits - z[:, None]
+    own = np.take_along_axis(log_probability, labels[:, None], axis=-1)
+    rank = np.sum(log_probability > own, axis=-1)
+    return {
+        "cross_entropy": -np.mean(own),
+        "z_loss": z_loss * np.mean(z**2),
+        "accuracy": np.mean(rank == 0),
+        "top_5_accuracy": np.mean(rank < 5),
+        "entropy": -np.mean(np.sum(np.exp(log_probability) * log_probability, axis=-1)),
+    }
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -57,18 +86,20 @@ def test_the_mean_is_over_tokens(text):
 def test_routes_agree(text, route, tied):
     config, model, batch = case(text, z_loss=1e-3, tied=tied)
     assert (model.head is None) == tied
-    fused = mean_loss_and_gradient(model, batch[None], config)
-    other = mean_loss_and_gradient(model, batch[None], dataclasses.replace(config, loss=route))
-    near(other, fused, TERMS)
+    (loss, _), gradient = mean_loss_and_gradient(model, batch[None], config)
+    config = dataclasses.replace(config, loss=route)
+    (other, beside), other_gradient = mean_loss_and_gradient(model, batch[None], config)
+    near((other, other_gradient), (loss, gradient), TERMS)
+    assert beside == {}
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_bfloat16_is_near_and_its_parameters_stay_float32(text, route):
     config, model, batch = case(text, loss=route)
-    expected, _ = mean_loss_and_gradient(model, batch[None], config)
+    (expected, _), _ = mean_loss_and_gradient(model, batch[None], config)
     config = dataclasses.replace(config, compute="bfloat16")
     with jax.numpy_dtype_promotion("standard"):  # which jax.nn.dot_product_attention needs
-        actual, gradient = mean_loss_and_gradient(model, batch[None], config)
+        (actual, _), gradient = mean_loss_and_gradient(model, batch[None], config)
     np.testing.assert_allclose(actual, expected, rtol=0.02)
     assert actual.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
@@ -76,8 +107,8 @@ def test_bfloat16_is_near_and_its_parameters_stay_float32(text, route):
 
 def test_a_batch_of_nothing_but_ends_has_loss_0(text):
     config, model, batch = case(text)
-    loss, gradient = mean_loss_and_gradient(model, np.full_like(batch[None], config.end), config)
-    assert float(loss) == 0
+    (loss, beside), gradient = mean_loss_and_gradient(model, np.full_like(batch[None], config.end), config)
+    assert {float(number) for number in (loss, *beside.values())} == {0.0}
     assert all(np.all(np.asarray(leaf) == 0) for leaf in jax.tree.leaves(gradient))
 
 

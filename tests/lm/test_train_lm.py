@@ -21,6 +21,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import train_lm as program
+from _lm_evaluation import BINS
 from lm_runs import config_of, last_state, metrics, options, run, same_result, the_one_line
 
 
@@ -46,6 +47,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
     model, corpus = last_state(finished).model, lm_data.load(finished)
     test = corpus.test.tolist()
     nats, tokens, foretold = 0.0, 0, []
+    others, confidence, right = [], [], []
     for start in range(0, len(test) - 1, finished.sequence_length):
         window = test[start : start + finished.sequence_length + 1]
         hidden = np.asarray(model(jax.numpy.asarray(window[:-1])), np.float64)
@@ -56,11 +58,30 @@ def test_the_metrics_are_those_of_the_parameters(finished):
                 nats -= log_probability[position, token]
                 tokens += 1
                 foretold.append(token)
+                row = log_probability[position]
+                rank = np.sum(row > row[token])
+                others.append((rank == 0, rank < 5, -np.sum(np.exp(row) * row)))
+                confidence.append(np.exp(row.max()))
+                right.append(rank == 0)
     size = len(corpus.tokenizer.decode([token for token in foretold if token != finished.end]).encode())
     # The first token of a file is not foretold: it is `#`, and not a part of a longer character.
     numbers = {"tokens": tokens, "bytes": size, "nats_per_token": nats / tokens}
     numbers |= {"bits_per_byte": nats / math.log(2) / size, "perplexity": math.exp(nats / tokens)}
+    names = ("accuracy", "top_5_accuracy", "entropy")
+    numbers |= {"cross_entropy": nats / tokens, "z_loss": 0.0} | dict(zip(names, np.mean(others, axis=0), strict=True))
+    in_bin = np.ceil(np.array(confidence) * BINS).astype(int) - 1
+    gaps = np.bincount(in_bin, np.array(right) - np.array(confidence), BINS)
+    numbers["calibration_error"] = np.abs(gaps).sum() / tokens
     assert metrics(finished.output)["test"] == pytest.approx(numbers, rel=1e-5)
+
+
+def test_the_metrics_hold_the_last_steps(finished):
+    curves = last_state(finished).curves
+    last = {
+        name: float(np.mean(curves[name][-program.REPORT_EVERY :])) for name in ("loss", *program.measured(finished))
+    }
+    assert metrics(finished.output)["train"]["last_steps"] == pytest.approx(last, rel=1e-5)
+    assert last["cross_entropy"] == pytest.approx(last["loss"], rel=1e-5)
 
 
 def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text):
