@@ -114,6 +114,7 @@ def _calibration(measured: metrics.Calibration) -> Figure:
     for axes in (above, below):
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_axisbelow(True)
         axes.grid(alpha=0.25)
     return figure
 
