@@ -1,15 +1,11 @@
 """The door of the functions of `Statistics`: what they are given, checked and made arrays."""
 
-import math
-import numbers
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from softjax import _checks as checks
+from softjax import _options as options
 from softjax._rows import Statistics
 from softjax._types import Array, Float
 
@@ -39,28 +35,17 @@ def sample_weights(value: Any, s: Statistics) -> Float[Array, "*samples"]:
 
 def real(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
     """A finite number, or a traced scalar, whose value is not checked."""
-    return _scalar(name, value, dtype, "finite", lambda _: True)
+    return jnp.asarray(options.scalar(name, value, "finite", lambda _: True)).astype(dtype)
 
 
 def at_least_zero(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    return _scalar(name, value, dtype, "finite and at least 0", lambda number: number >= 0)
+    return jnp.asarray(options.scalar(name, value, "finite and at least 0", lambda number: number >= 0)).astype(dtype)
 
 
 def positive(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    return _scalar(name, value, dtype, "finite and greater than 0", lambda number: number > 0)
+    number = options.scalar(name, value, "finite and greater than 0", lambda number: number > 0)
+    return jnp.asarray(number).astype(dtype)
 
 
-def _scalar(name: str, value: Any, dtype: Any, expected: str, fits: Any) -> Array:
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        most = float(np.finfo(np.float32).max)
-        if math.isnan(cast(float, value)) or not (-most <= cast(float, value) <= most and fits(value)):
-            raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
-        return jnp.asarray(float(value), dtype)
-    if not isinstance(value, (jax.Array, np.ndarray)):
-        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}: {value!r:.60}.")
-    array = checks.floating(name, value)
-    if array.ndim != 0:
-        raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    if not isinstance(array, Tracer):
-        _scalar(name, array.item(), dtype, expected, fits)
-    return array.astype(dtype)
+def margin_and_scale(margin: Any, scale: Any, dtype: Any) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    return at_least_zero("margin", margin, dtype), positive("scale", scale, dtype)

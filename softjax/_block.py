@@ -104,3 +104,9 @@ def harmless(array: Array, counted: Bool[Array, "..."] | None) -> Array:
     if counted is None or not jnp.issubdtype(array.dtype, jnp.inexact):
         return array
     return jnp.where(counted | jnp.isfinite(array), array, 0)
+
+
+def no_number(condition: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, NaN where the condition holds. A NaN that is written down would stop `jax.debug_nans` everywhere."""
+    endless = jnp.where(condition, jnp.inf, jnp.zeros_like(x))
+    return (x + endless) - endless

@@ -165,6 +165,14 @@ def class_labels(value: Any) -> Array:
     return array
 
 
+def count(name: str, value: Any) -> int:
+    """A Python integer of at least 1."""
+    number = integer(name, value)
+    if number < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {number}.")
+    return number
+
+
 def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | None]:
     """`[*samples, features]`, `[features, classes]` and `[classes]`, all real floating."""
     h, k = floating("hidden", hidden), floating("kernel", kernel)

@@ -139,12 +139,12 @@ def aligned(names: Names, split: Any, shared: Any = ()) -> tuple[Any, Any]:
     common = _union(shared)
     every = _union(split) | common
     rows, columns = (every - set(names)) | common, every | _typed(names)
-    return jax.tree.map(lambda a: _over(columns, a), split), jax.tree.map(lambda a: _over(rows, a), shared)
+    return jax.tree.map(lambda a: over(columns, a), split), jax.tree.map(lambda a: over(rows, a), shared)
 
 
 def like(array: Array, *others: Any) -> Array:
     """`array`, varying over every mesh axis that one of the others varies over."""
-    return _over(_union(others), array)
+    return over(_union(others), array)
 
 
 def varying(array: Array) -> frozenset[Hashable]:
@@ -167,6 +167,7 @@ def _union(arrays: Any) -> frozenset[Hashable]:
     return frozenset().union(*(varying(array) for array in jax.tree.leaves(arrays)))
 
 
-def _over(axes: Set[Hashable], array: Array) -> Array:
+def over(axes: Set[Hashable], array: Array) -> Array:
+    """`array`, varying over these mesh axes, too."""
     missing = tuple(axes - varying(array))
     return lax.pcast(array, missing, to="varying") if missing else array

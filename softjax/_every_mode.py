@@ -20,9 +20,7 @@ def in_every_mode(function: Callable[..., Any]) -> Callable[..., Any]:
     is not in the program at all. Each of `arrays` may be a pytree; integer outputs have no derivative.
     """
 
-    @partial(jax.custom_jvp, nondiff_argnums=(0,))
-    def every(static: Hashable, *arrays: Any) -> Any:
-        return function(static, *arrays)
+    every = jax.custom_jvp(function, nondiff_argnums=(0,))
 
     @partial(every.defjvp, symbolic_zeros=True)
     def push(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:

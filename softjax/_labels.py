@@ -8,7 +8,6 @@ from jax.core import Tracer
 from jax.experimental import checkify
 
 from softjax import _checks as checks
-from softjax import _options as options
 from softjax._types import Array, ArrayLike, Count, Float, Integer
 
 
@@ -69,7 +68,7 @@ def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike
         ...
     ValueError: labels[2] is 5, outside 0 … 4.
     """
-    array, count = checks.class_labels(labels), options.count("num_classes", num_classes)
+    array, count = checks.class_labels(labels), checks.count("num_classes", num_classes)
     counted = checks.weights(weights, array.shape)
     bad = canonical(array, count) < 0
     if counted is not None:

@@ -7,16 +7,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from softjax import _blocks as blocks
-from softjax import _classes as mesh
 from softjax import _options as options
 from softjax._cross_entropy import Coefficients, loss_of_row
-from softjax._loss_sum import loss_sum
+from softjax._loss_sum import loss_sum, rows_of
 from softjax._problem import Plan, Problem, arranged
-from softjax._reduce import mean_of, reduce
-from softjax._row_blocks import rows_of_blocks
+from softjax._reduce import reduce
 from softjax._rows import Row, Statistics, without_classes
-from softjax._samples import Static
 from softjax._types import Array, ArrayLike, AxisName, Count, Number, Reduction
 
 
@@ -159,16 +155,16 @@ def _linear_cross_entropy(static, problem, coefficients):
 
 
 def _local_losses(static, problem, coefficients, _):
-    losses = loss_of_row(rows_of(static.plan, problem), coefficients, static.base)
-    return reduce(losses, static.plan.weights(problem), "none")
+    plan = static.plan
+    row = rows_of(plan.static, plan.blocks(problem), problem.shape)
+    return reduce(loss_of_row(row, coefficients, static.base), plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, coefficients, _):
-    (plan, base, reduction), samples = static, static.plan.split.samples
-    summed = Static(plan.layer, plan.classes, mesh.bound(samples), _CrossEntropy(base))
+    plan = static.plan
+    summed = plan.static._replace(row_loss=_CrossEntropy(static.base))
     total, _ = loss_sum(summed, *plan.filled(problem), coefficients)
-    total = mesh.total(total, mesh.unbound(samples))
-    return total if reduction == "sum" else mean_of(total, plan.weights(problem), problem.samples, samples)
+    return plan.reduced(problem, total, static.reduction)
 
 
 class _CrossEntropy(NamedTuple):
@@ -178,16 +174,10 @@ class _CrossEntropy(NamedTuple):
         return loss_of_row(row, coefficients, self.base), None
 
 
-def rows_of(plan: Plan, problem: Problem) -> Row:
-    """The numbers of each row, in the shape of the samples."""
-    row = rows_of_blocks(Static(plan.layer, plan.classes), *plan.blocks(problem))
-    return jax.tree.map(lambda number: blocks.merge(number, problem.shape), row)
-
-
 @partial(jax.jit, static_argnums=0)
 def _linear_statistics(plan, problem):
     def local(problem: Problem, *_: Any) -> Statistics:
-        row, exists = rows_of(plan, problem).statistics, problem.parameters.exists
+        row, exists = rows_of(plan.static, plan.blocks(problem), problem.shape).statistics, problem.parameters.exists
         return row if exists is None else without_classes(row, jnp.broadcast_to(~plan.any(exists), problem.shape))
 
     return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())

@@ -6,20 +6,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
 from softjax import _blocks as blocks
 from softjax import _checks as checks
-from softjax import _classes as mesh
 from softjax import _options as options
-from softjax._hoist import hoisted_row_loss
-from softjax._linear import rows_of
-from softjax._loss_sum import guarded, loss_sum
+from softjax._layer import Parameters
+from softjax._loss_sum import guarded, loss_sum, rows_of
 from softjax._problem import Plan, arranged
-from softjax._reduce import mean_of, reduce
-from softjax._rows import Statistics
-from softjax._samples import Static
+from softjax._reduce import reduce
+from softjax._rows import Row, Statistics
+from softjax._samples import Samples, Static, number_like
 from softjax._types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
 
 
@@ -154,21 +154,56 @@ def _linear_loss(function, static, problem, row_args):
 
 
 def _local_sum(static, of_row, problem, _, row_args):
-    plan, names = static.plan, static.plan.split.samples
+    plan = static.plan
     parameters, samples = plan.filled(problem, row_args)
-    summed = Static(plan.layer, plan.classes, mesh.bound(names))
-    function, closed_over = hoisted_row_loss(summed, of_row, parameters, samples)
-    total, aux = loss_sum(summed._replace(row_loss=function), parameters, samples, closed_over)
-    total = mesh.total(total, mesh.unbound(names))
-    if static.reduction == "mean":
-        total = mean_of(total, plan.weights(problem), problem.samples, names)
-    return total, jax.tree.map(lambda leaf: blocks.merge(leaf, problem.shape), lax.stop_gradient(aux))
+    function, closed_over = hoisted_row_loss(plan.static, of_row, parameters, samples)
+    total, aux = loss_sum(plan.static._replace(row_loss=function), parameters, samples, closed_over)
+    aux = jax.tree.map(lambda leaf: blocks.merge(leaf, problem.shape), lax.stop_gradient(aux))
+    return plan.reduced(problem, total, static.reduction), aux
 
 
 def _local_rows(static, of_row, problem, _, row_args):
-    weights, row = static.plan.weights(problem), rows_of(static.plan, problem).statistics
+    plan, weights = static.plan, static.plan.weights(problem)
+    row = rows_of(plan.static, plan.blocks(problem), problem.shape).statistics
     flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
     if weights is not None:
         flat = guarded(flat, weights.reshape(-1, 1) != 0)
     loss, aux = jax.tree.map(lambda a: a.reshape((*problem.shape, *a.shape[1:])), jax.vmap(of_row)(*flat))
-    return reduce(loss.astype(static.plan.layer.dtype), weights, "none"), lax.stop_gradient(aux)
+    return reduce(loss.astype(plan.layer.dtype), weights, "none"), lax.stop_gradient(aux)
+
+
+class Hoisted(NamedTuple):
+    """A function with all that it closes over taken out of it: static, and so fit for a custom derivative."""
+
+    jaxpr: core.Jaxpr
+    out: Any
+
+    def __call__(self, closed_over: tuple[Array, ...], *args: Any) -> Any:
+        flat = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, closed_over))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self.out, flat)
+
+
+def hoist(function: Callable[..., Any], *like: Any) -> tuple[Hoisted, tuple[Array, ...]]:
+    """The function, traced for arguments like these, and the arrays that it closes over, tracers among them."""
+    closed, out = jax.make_jaxpr(function, return_shape=True)(*like)
+    return Hoisted(closed.jaxpr, jax.tree.structure(out)), tuple(closed.consts)
+
+
+class RowLoss(NamedTuple):
+    """A caller's loss of the statistics of rows and of their arguments, as `loss_sum` takes it."""
+
+    function: Hoisted
+
+    def __call__(self, closed_over: tuple[Array, ...], row: Row, row_args: list[Array]) -> tuple[Array, Any]:
+        return self.function(closed_over, row.statistics, row_args)
+
+
+def hoisted_row_loss(
+    static: Static, of_row: Callable[..., Any], parameters: Parameters, samples: Samples
+) -> tuple[RowLoss, tuple[Array, ...]]:
+    """The row loss of a block, traced with arrays that vary over the mesh as the numbers and the arguments will."""
+    number = jnp.broadcast_to(number_like(static, parameters, samples), samples.hidden.shape[1])
+    integer = number.astype(jnp.int32)
+    row = Statistics.of(number, integer)
+    function, closed_over = hoist(jax.vmap(of_row), row, [jnp.zeros_like(a[0]) for a in samples.row_args])
+    return RowLoss(function), closed_over

@@ -42,12 +42,6 @@ class LogSum(NamedTuple):
         return (x == self.peak) & (self.rest < 1)
 
 
-def no_number(condition: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, NaN where the condition holds. A NaN that is written down would stop `jax.debug_nans` everywhere."""
-    endless = jnp.where(condition, jnp.inf, jnp.zeros_like(x))
-    return (x + endless) - endless
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_sum(classes: Classes, logits: Float[Array, "..."], exists: Bool[Array, "..."] | None) -> LogSum:
     """Of each row, the class axis kept at length 1."""

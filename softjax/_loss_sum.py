@@ -1,7 +1,7 @@
 """Σ weight · row_loss over the rows of hidden @ kernel, with its gradients taken while a block's logits are at hand.
 
 The weights are known, so that the gradient of a block of logits is, up to the one scalar that comes from outside.
-Three matrix products in all, the least possible; the value alone takes one.
+Three matrix products in all, the least possible; the value alone takes one. Below, the rows themselves, for four.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ from softjax._classes import like
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._layer import Parameters
 from softjax._reduce import reduce
-from softjax._rows import rows
-from softjax._samples import Running, Samples, Static, as_kept, no_gradients, number_like
-from softjax._types import Array, Bool
+from softjax._rows import Row, pulled_back, rows, values
+from softjax._samples import Running, Samples, Static, added, as_kept, no_gradients, number_like
+from softjax._types import Array, Bool, Shape
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -142,3 +142,56 @@ def _scaled(g: Array, gradients: Any, types: Any) -> Any:
         return None if gradient is None else (g * gradient.astype(g.dtype)).astype(kind.dtype)
 
     return jax.tree.map(one, gradients, types, is_leaf=lambda gradient: gradient is None)
+
+
+# The numbers of each row, a block at a time. Their cotangents come later, so that the pull-back computes the logits
+# again: four products in all, the logits twice.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows_of_blocks(static, parameters, samples):
+    return _rows_forward(static, parameters, samples)[0]
+
+
+def _rows_forward(static, parameters, samples):
+    def step(carry: None, block: Samples) -> tuple[None, Any]:
+        x = static.layer.logits(block.harmless_hidden, parameters)
+        return carry, values(static.classes, block_of(static.classes, x, block.target, parameters.where, block.counted))
+
+    _, (row, sums) = blocks.walk(step, None, samples, samples.occupied)
+    return row, (parameters, samples, sums)
+
+
+def _rows_backward(static, residuals, cotangents):
+    parameters, samples, sums = residuals
+    layer, classes = static.layer, static.classes
+    cotangents = jax.tree.map(lambda ds: ds[..., None], classes.whole(cotangents))
+
+    @partial(jax.checkpoint, prevent_cse=False)  # its transpose, too, makes the slopes of a block where it needs them
+    def step(gradients: Parameters, of_block: Any) -> tuple[Parameters, Any]:
+        samples, sums, cotangents = of_block
+        hidden = samples.harmless_hidden
+        x = layer.logits(hidden, parameters)
+        block = block_of(classes, x, samples.target, parameters.where, samples.counted)
+        pulled = pulled_back(classes, block, sums, cotangents)
+        du = layer.uncapped(pulled.logits, x)
+        dhidden = layer.hidden_gradient(du, parameters.kernel).astype(hidden.dtype)
+        return added(layer, gradients, du, hidden), (dhidden, pulled.target)
+
+    gradients = no_gradients(layer, parameters, samples)
+    every = samples._replace(occupied=None), sums, cotangents
+    gradients, (dhidden, dtarget) = blocks.walk(step, gradients, every, samples.occupied)
+    gradients, floating = as_kept(layer, gradients), parameters._replace(exists=None)
+    dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
+    return dparameters, Samples(dhidden, dtarget, None)
+
+
+_rows_of_blocks.defvjp(one_operation(_rows_forward), _rows_backward)
+rows_of_blocks = in_every_mode(_rows_of_blocks)
+"""`rows_of_blocks(static, parameters, samples)`: the numbers of each row, `[blocks, rows]`."""
+
+
+def rows_of(static: Static, of_blocks: tuple[Parameters, Samples], shape: Shape) -> Row:
+    """The same in the shape of the samples."""
+    row = rows_of_blocks(static, *of_blocks)
+    return jax.tree.map(lambda number: blocks.merge(number, shape), row)

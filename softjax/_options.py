@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -31,20 +32,23 @@ def base(value: Any) -> float:
 
 def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
     """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
+    expected = f"in [0, {most}]" if most < math.inf else "finite and at least 0"
+    number = scalar(name, value, expected, lambda number: 0 <= number <= most)
+    return number if isinstance(number, Tracer) else number or None
+
+
+def scalar(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> Any:
+    """A finite number that fits, or a traced scalar, whose value is not checked."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not 0 <= cast(float, value) <= min(most, float(np.finfo(np.float32).max)):
-            raise ValueError(
-                f"`{name}` must be in [0, {most}], got {value!r}."
-                if most < math.inf
-                else f"`{name}` must be finite and at least 0, got {value!r}."
-            )
-        return None if value == 0 else float(value)
+        if not abs(cast(float, value)) <= float(np.finfo(np.float32).max) or not fits(cast(float, value)):
+            raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+        return float(value)
     if not isinstance(value, (jax.Array, np.ndarray)):
         raise TypeError(f"`{name}` must be a number, got {type(value).__name__}: {value!r:.60}.")
     array = checks.floating(name, value)
     if array.ndim != 0:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    return array if isinstance(array, Tracer) else coefficient(name, array.item(), most)
+    return array if isinstance(array, Tracer) else scalar(name, array.item(), expected, fits)
 
 
 def reduction(value: Any) -> str:
@@ -52,14 +56,6 @@ def reduction(value: Any) -> str:
     if not isinstance(value, str) or value not in REDUCTIONS:
         raise ValueError(f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}.")
     return value
-
-
-def count(name: str, value: Any) -> int:
-    """A Python integer of at least 1."""
-    number = checks.integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {number}.")
-    return number
 
 
 def softcap(value: Any) -> float | None:
@@ -88,7 +84,7 @@ def precision(value: Any) -> Any:
 
 def block_size(value: Any) -> int | None:
     """A Python integer of at least 1, or None."""
-    return None if value is None else count("block_size", value)
+    return None if value is None else checks.count("block_size", value)
 
 
 def flag(name: str, value: Any) -> bool:

@@ -19,9 +19,9 @@ from softjax import _options as options
 from softjax._classes import Classes
 from softjax._layer import Layer, Parameters
 from softjax._placement import split_of_layer
-from softjax._regather import regathered
-from softjax._samples import Samples, aligned_samples
-from softjax._split import Split
+from softjax._reduce import mean_of
+from softjax._samples import Samples, Static, aligned_samples
+from softjax._split import Split, regathered
 from softjax._types import Array, Bool, Float, Length, Shape
 
 
@@ -104,9 +104,24 @@ class Plan(NamedTuple):
             weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
         return None if weights is None else jnp.broadcast_to(weights, problem.shape).astype(self.layer.dtype)
 
+    @property
+    def _every_class(self) -> Classes:
+        """The axis of a vector of all classes, also where a `vmap` splits them."""
+        return Classes(-1, (*self.split.classes, *self.split.mapped))
+
     def any(self, exists: Bool[Array, " classes"]) -> Bool[Array, ""]:
         """Whether a class exists, on any device."""
-        return Classes(-1, (*self.split.classes, *self.split.mapped)).any(exists)[0]
+        return self._every_class.any(exists)[0]
+
+    @property
+    def static(self) -> Static:
+        return Static(self.layer, self.classes, mesh.bound(self.split.samples))
+
+    def reduced(self, problem: Problem, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
+        """The sum over the blocks as that of all devices, or as the mean."""
+        names = self.split.samples
+        total = mesh.total(total, mesh.unbound(names))
+        return total if reduction == "sum" else mean_of(total, self.weights(problem), problem.samples, names)
 
     def blocks(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
         """The samples cut into blocks; those that fill up the last one weigh nothing, if any sample has a weight."""
@@ -120,10 +135,11 @@ class Plan(NamedTuple):
             missing = math.prod(hidden.shape[:2]) - count
             weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
         # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
-        given = problem.weights is not None and not self.split.classes
-        occupied = blocks.occupied(weights[..., 0]) if given and weights is not None else None
+        occupied = None
+        if weights is not None and problem.weights is not None and not self.split.classes:
+            occupied = blocks.occupied(weights[..., 0])
         kernel, bias, exists = problem.parameters
-        exists = None if exists is None else exists | ~self.any(exists)
+        exists = None if exists is None else self._every_class.nonempty(exists)
         bias, exists = (self.split.gathered(vector, 0) for vector in (bias, exists))
         parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), bias, exists)
         return aligned_samples(self.classes, parameters, Samples(hidden, target, weights, row_args, occupied))

@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _cpu as cpu
-from softjax._block import Block
+from softjax._block import Block, no_number
 from softjax._classes import Classes
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._labels import Distribution, Ids
-from softjax._log_sum import LogSum, below, exponentials, log_sum, no_number
+from softjax._log_sum import LogSum, below, exponentials, log_sum
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -59,6 +59,11 @@ class Statistics(NamedTuple):
     """How many classes come before the label's when logits are sorted downwards, equal ones by class: 0 where the label
     is the prediction. Of a distribution, its most probable class's. −1 for an id out of range and in a row that holds
     NaN or has no mass; 2³¹ − 1 for a label that `where` leaves out"""
+
+    @classmethod
+    def of(cls, number: Any, integer: Any) -> "Statistics":
+        """The same in every field: a number, or an integer where no derivative is."""
+        return cls(**{name: integer if name in ("prediction", "label_rank") else number for name in cls._fields})
 
 
 _NONE: Any = None
@@ -117,10 +122,7 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
 
 
 def _absent(block: Block, s: LogSum) -> Bool[Array, "*rows"] | None:
-    """The rows that are not counted and not finite, None where all are counted.
-
-    Anything that is no number shows in the peak or in the rest. A finite row that is not counted keeps its slopes.
-    """
+    """The rows that are not counted and not finite, which shows in peak or rest; None where all are counted."""
     return None if block.counted is None else ~block.counted & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
 
 
@@ -243,5 +245,5 @@ def _times(slope: Array | None, cotangent: Array) -> Array | None:
 
 def without_classes(row: Statistics, absent: Bool[Array, "*rows"]) -> Statistics:
     """The numbers of the rows in which no class exists are constants."""
-    constants = Statistics._make([0] * 8 + [-1, -1])._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
+    constants = Statistics.of(0, -1)._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
     return jax.tree.map(lambda number, constant: jnp.where(absent, constant, number), row, constants)

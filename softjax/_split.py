@@ -6,6 +6,7 @@ a `shard_map` over them. Under Explicit axes the types of the arrays say where t
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from softjax import _labels
-from softjax._classes import Classes, Names, size
+from softjax._classes import Classes, Names, over, size
 from softjax._types import Array, Length, Shape
 
 
@@ -126,3 +127,20 @@ def names_of(entry: Any) -> Names:
 
 def _entry(names: Names, length: Length) -> Names | None:
     return names if names and length != 1 else None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def regathered(names: Names, others: Names, axis: int, whole: Array, part: Array) -> Array:
+    """`whole`, as if it had been gathered here from each device's `part` of its `axis`, split over `names`.
+
+    It varies over the `others`, too, over which samples are split. So reverse mode sums a gradient over all of them in
+    this order: the reduce-scatter first, and then only a part of it over the others.
+    """
+    return over({*names, *others}, whole)
+
+
+@regathered.defjvp
+def _regathered_jvp(names, others, axis, primals, tangents):
+    # the derivative of a gather is a gather, whose transpose is a reduce-scatter
+    step = lax.all_gather(over({*names, *others}, tangents[1]), names, axis=axis, tiled=True)
+    return regathered(names, others, axis, *primals), step

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _checks as checks
-from softjax._classes import like
+from softjax._block import block_of, no_number
+from softjax._classes import Classes, like
 from softjax._cpu import widen
-from softjax._cross_entropy import statistics
+from softjax._labels import target_of
+from softjax._rows import rows
 from softjax._types import Array, ArrayLike, Float
 
+_LAST = Classes(-1)
 LEAST, MOST = 0.01, 100.0
 """Of the temperature, and of its inverse."""
 
@@ -60,7 +63,7 @@ def _fit(logits, labels, weights):
     root = _root(slopes, (low < 0) & (high > 0), x.dtype)
     root = jnp.where(high <= 0, 1 / LEAST, jnp.where(low >= 0, 1 / MOST, root))
     root = jnp.where(ends.varied.any(), root, 1)
-    return jnp.where(jnp.isnan(ends.loss).any(), jnp.nan, 1 / root)
+    return no_number(jnp.isnan(ends.loss).any(), 1 / root)
 
 
 class _Slopes(NamedTuple):
@@ -77,7 +80,9 @@ def _slopes(below, labels, weights, beta):
     finite = jnp.where(absent, 0, below)
 
     def sums(beta):
-        s = statistics(jnp.where(absent, -jnp.inf, finite * beta), labels)
+        x = jnp.where(absent, -jnp.inf, finite * beta)
+        target = target_of(labels, x.shape[-1], -1)
+        s = rows(_LAST, block_of(_LAST, x, target, None, None)).statistics
         w = jnp.ones_like(s.entropy) if weights is None else weights.astype(s.entropy.dtype)
         counted = (w != 0) & (s.cross_entropy != jnp.inf)
         h, entropy = (jnp.sum(w * jnp.where(counted, n, 0)).astype(beta.dtype) for n in (s.cross_entropy, s.entropy))

@@ -139,7 +139,7 @@ def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[
     [0.2633 2.1269]
     """
     h = arguments.statistics(s).cross_entropy
-    margin, scale = arguments.at_least_zero("margin", margin, h.dtype), arguments.positive("scale", scale, h.dtype)
+    margin, scale = arguments.margin_and_scale(margin, scale, h.dtype)
     return margins.lowered(h, scale * margin)
 
 
@@ -171,7 +171,7 @@ def angular_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[A
     [0.2113 3.1944]
     """
     h, a = arguments.statistics(s).cross_entropy, s.label_logit
-    margin, scale = arguments.at_least_zero("margin", margin, h.dtype), arguments.positive("scale", scale, h.dtype)
+    margin, scale = arguments.margin_and_scale(margin, scale, h.dtype)
     return margins.lowered(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
 
 

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _arguments as arguments
-from softjax import _options as options
+from softjax import _checks as checks
 from softjax._arguments import OfSamples
+from softjax._block import no_number
 from softjax._reduce import reduce
 from softjax._temperature import fit_temperature
 from softjax._types import Array, ArrayLike, Count, Float
@@ -76,7 +77,7 @@ def top_k_accuracy(s: OfSamples, k: Count, weights: ArrayLike | None = None) -> 
     0.5
     """
     s = arguments.statistics(s)
-    return _mean(_among(s, options.count("k", k)), s, weights)
+    return _mean(_among(s, checks.count("k", k)), s, weights)
 
 
 def perplexity(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, ""]:
@@ -182,7 +183,8 @@ class Calibration:
 
     def curve(self) -> Curve:
         """Of each bin the mean confidence, the accuracy and the share of weight, for a reliability diagram."""
-        confidence, hits = (_over(number, self.weight, jnp.nan) for number in (self.confidence, self.correct))
+        empty = self.weight == 0
+        confidence, hits = (no_number(empty, _over(n, self.weight, 0)) for n in (self.confidence, self.correct))
         return Curve(confidence, hits, _over(self.weight, jnp.sum(self.weight, -1, keepdims=True), 0))
 
 
@@ -211,7 +213,7 @@ def calibration(s: OfSamples, bins: Count = 15, weights: ArrayLike | None = None
     >>> print(measured.weight, measured.expected_error().round(4))
     [0. 0. 0. 1. 2.] 0.3231
     """
-    s, bins = arguments.statistics(s), options.count("bins", bins)
+    s, bins = arguments.statistics(s), checks.count("bins", bins)
     w = arguments.sample_weights(weights, s)
     confidence, hit = jnp.exp(-s.peak_entropy), _among(s, 1)
     upwards = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1

@@ -26,12 +26,11 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear_loss", "losses", "metrics"},
-    {"_linear", "_temperature"},
-    {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_hoist", "_problem"},
-    {"_loss_sum", "_row_blocks", "_placement"},
+    {"_linear_loss", "_linear", "losses", "metrics"},
+    {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_problem", "_temperature"},
+    {"_loss_sum", "_placement"},
     {"_rows", "_samples", "_split"},
-    {"_block", "_log_sum", "_reduce", "_blocks", "_layer", "_regather"},
+    {"_block", "_log_sum", "_reduce", "_blocks", "_layer"},
     {"_classes", "_labels"},
     {"_options", "_cpu", "_every_mode"},
     {"_checks"},

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
+import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -31,23 +31,20 @@ def test_where_arrays_lie():
         assert split_.share((4, 6), 3) == (24, 3)
 
 
-def test_the_axes_of_a_vmap_are_put_together():
-    def one(x):
-        found = split(x.shape, -1, "shards", None)
-        assert (found.classes, found.mapped) == ((), ("shards",))
-        whole = found.gathered(x, -1)
-        assert whole.shape == (6,)
-        return found.scattered(whole, -1)
-
+def test_a_gather_whose_transpose_is_a_reduce_scatter():
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     x = jnp.arange(6.0).reshape(3, 2)
-    assert (jax.vmap(one, axis_name="shards")(x) == x).all()
 
+    def local(whole, part):
+        return jax.lax.psum(_split.regathered(("fsdp",), ("data",), 0, whole, part) ** 3, ("data", "fsdp"))
 
-def test_axes_of_a_vmap_and_of_a_mesh_do_not_mix():
-    mesh = jax.make_mesh((1,), ("classes",), axis_types=(AxisType.Auto,))
+    def f(part, whole=x):
+        return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("fsdp")), out_specs=P())(whole, part)
 
-    def one(x):
-        return split(x.shape, -1, ("shards", "classes"), None)
-
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="must not mix axes of a `vmap`"):
-        jax.vmap(one, axis_name="shards")(jnp.ones((2, 4)))
+    np.testing.assert_array_equal(f(0 * x), x**3)  # the value is the whole one's
+    value, tangent = jax.jvp(f, (x,), (x,))
+    np.testing.assert_allclose(tangent, 3 * value)
+    gradient = jax.grad(lambda x: f(x).sum())
+    np.testing.assert_allclose(gradient(x), 3 * x**2)
+    assert "all_gather" in str(jax.make_jaxpr(lambda x: jax.jvp(f, (x,), (x,)))(x))
+    assert "reduce_scatter" in str(jax.make_jaxpr(gradient)(x))
