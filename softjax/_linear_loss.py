@@ -158,8 +158,7 @@ def _local_sum(static, of_row, problem, _, row_args):
     parameters, samples = plan.filled(problem, row_args)
     function, closed_over = hoisted_row_loss(plan.static, of_row, parameters, samples)
     total, aux = loss_sum(plan.static._replace(row_loss=function), parameters, samples, closed_over)
-    aux = jax.tree.map(lambda leaf: blocks.merge(leaf, problem.shape), lax.stop_gradient(aux))
-    return plan.reduced(problem, total, static.reduction), aux
+    return plan.reduced(problem, total, static.reduction), blocks.merge(aux, problem.shape)
 
 
 def _local_rows(static, of_row, problem, _, row_args):

@@ -193,5 +193,4 @@ rows_of_blocks = in_every_mode(_rows_of_blocks)
 
 def rows_of(static: Static, of_blocks: tuple[Parameters, Samples], shape: Shape) -> Row:
     """The same in the shape of the samples."""
-    row = rows_of_blocks(static, *of_blocks)
-    return jax.tree.map(lambda number: blocks.merge(number, shape), row)
+    return blocks.merge(rows_of_blocks(static, *of_blocks), shape)

@@ -183,7 +183,7 @@ class Calibration:
 
     def curve(self) -> Curve:
         """Of each bin the mean confidence, the accuracy and the share of weight, for a reliability diagram."""
-        empty = self.weight == 0
+        empty = jnp.asarray(self.weight) == 0
         confidence, hits = (no_number(empty, _over(n, self.weight, 0)) for n in (self.confidence, self.correct))
         return Curve(confidence, hits, _over(self.weight, jnp.sum(self.weight, -1, keepdims=True), 0))
 

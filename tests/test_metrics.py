@@ -56,6 +56,8 @@ def test_the_curve_of_scikit_learn(bins):
     q = probabilities()
     accuracy, confidence = calibration_curve(q.argmax(1) == Y, q.max(1), n_bins=bins)
     curve = metrics.calibration(S, bins).curve()
+    fetched = jax.device_get(metrics.calibration(S, bins)).curve()  # of NumPy's arrays, as a checkpoint gives them back
+    jax.tree.map(np.testing.assert_array_equal, fetched, curve)
     occupied = np.asarray(curve.share) > 0
     close(curve.accuracy[occupied], accuracy)
     close(curve.confidence[occupied], confidence)
