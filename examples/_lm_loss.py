@@ -37,7 +37,7 @@ def last_layer(
     weights = inputs != config.end
     model = jax.tree.map(lambda p: p.astype(config.compute_dtype), model)
     hidden = jax.vmap(model)(inputs)
-    # One axis of samples: of logits with two, XLA on a CPU makes the gradient twice. The fused route does not care.
+    # One axis of samples, whichever the route.
     hidden, labels, weights = (array.reshape(-1, *array.shape[2:]) for array in (hidden, labels, weights))
     return hidden, model.kernel, labels, weights
 
