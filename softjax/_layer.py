@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
+from softjax._classes import like
 from softjax._types import Array, Bool, Float
 
 
@@ -75,14 +76,21 @@ class Layer(NamedTuple):
         )
 
     def add_kernel_gradient(
-        self, total: Float[Array, "classes features"], du: Float[Array, "rows classes"], hidden: Array
+        self, total: Float[Array, "classes features"] | None, du: Float[Array, "rows classes"], hidden: Array
     ) -> Float[Array, "classes features"]:
-        """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]."""
+        """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]. None is 0.
+
+        What is added to piece by piece lies in memory as it is; a product alone goes at once to where the kernel's
+        gradient is to lie.
+        """
         cast = _operands(hidden, du)
+        add_product = cpu.add_in_tiles if total is not None else lambda zero, function, x: zero + function(x)
+        if total is None:
+            total = like(jnp.zeros((du.shape[1], hidden.shape[1]), du.dtype), du, hidden)
 
         def add(total: Array, du: Array) -> Array:
             du, h = cast(du)
-            return cpu.add_in_tiles(total, lambda du: self.product(du, h, 0, 0).astype(total.dtype), du)
+            return add_product(total, lambda du: self.product(du, h, 0, 0).astype(total.dtype), du)
 
         def back(total: Array) -> Array:
             total, h = cast(total)

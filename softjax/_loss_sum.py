@@ -57,13 +57,13 @@ def _forward(static, parameters, samples, shared):
 
     moved, _, in_place = _floating(shared)
     dshared = in_place({i: like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
-    dkernel, dbias, _ = no_gradients(layer, parameters, samples)
+    dkernel, dbias = no_gradients(layer, parameters, samples)
     carry = Running.of((number_like(static, parameters, samples), dbias)), dkernel, dshared
     (sums, dkernel, dshared), (dsamples, aux) = blocks.walk(step, carry, samples, samples.occupied)
     total, dbias = sums.total
     types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
     return (mesh.total(total, static.samples), aux), (
-        (as_kept(layer, Parameters(dkernel, dbias)), dsamples, dshared),
+        (as_kept(layer, dkernel, dbias), dsamples, dshared),
         types,
     )
 
@@ -168,7 +168,7 @@ def _rows_backward(static, residuals, cotangents):
     cotangents = jax.tree.map(lambda ds: ds[..., None], classes.whole(cotangents))
 
     @partial(jax.checkpoint, prevent_cse=False)  # its transpose, too, makes the slopes of a block where it needs them
-    def step(gradients: Parameters, of_block: Any) -> tuple[Parameters, Any]:
+    def step(gradients: Any, of_block: Any) -> tuple[Any, Any]:
         samples, sums, cotangents = of_block
         hidden = samples.harmless_hidden
         x = layer.logits(hidden, parameters)
@@ -181,7 +181,7 @@ def _rows_backward(static, residuals, cotangents):
     gradients = no_gradients(layer, parameters, samples)
     every = samples._replace(occupied=None), sums, cotangents
     gradients, (dhidden, dtarget) = blocks.walk(step, gradients, every, samples.occupied)
-    gradients, floating = as_kept(layer, gradients), parameters._replace(exists=None)
+    gradients, floating = as_kept(layer, *gradients), parameters._replace(exists=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
     return dparameters, Samples(dhidden, dtarget, None)
 

@@ -84,22 +84,23 @@ def number_like(static: Static, parameters: Parameters, samples: Samples) -> Flo
     return aligned(static.classes.names, (samples.hidden, parameters), (zero, rest))[1][0]
 
 
-def no_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> Parameters:
-    """Zeros, the kernel's as [classes, features]."""
+def no_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> tuple[Array | None, Array | None]:
+    """Zeros, the kernel's as [classes, features], None where a single block adds nothing to it, and the bias's."""
     classes, features = layer.classes(parameters), samples.hidden.shape[-1]
-    dkernel, dbias = jnp.zeros((classes, features), layer.dtype), jnp.zeros(classes, layer.dtype)
-    gradients = Parameters(dkernel, None if parameters.bias is None else dbias)
-    return jax.tree.map(lambda zeros: like(zeros, samples.hidden, parameters.kernel), gradients)
+    alone = isinstance(samples.hidden.shape[0], int) and samples.hidden.shape[0] == 1
+    dkernel = None if alone else jnp.zeros((classes, features), layer.dtype)
+    dbias = None if parameters.bias is None else jnp.zeros(classes, layer.dtype)
+    return jax.tree.map(lambda zeros: like(zeros, samples.hidden, parameters.kernel), (dkernel, dbias))
 
 
 def added(
-    layer: Layer, dparameters: Parameters, du: Float[Array, "rows classes"], hidden: Float[Array, "rows features"]
-) -> Parameters:
+    layer: Layer, gradients: tuple[Array | None, Array | None], du: Float[Array, "rows classes"], hidden: Array
+) -> tuple[Array, Array | None]:
     """dW + hᵀ du and db + Σ du"""
-    dkernel, dbias, _ = dparameters
+    dkernel, dbias = gradients
     dbias = None if dbias is None else dbias + jnp.sum(du, 0)
-    return Parameters(layer.add_kernel_gradient(dkernel, du, hidden), dbias)
+    return layer.add_kernel_gradient(dkernel, du, hidden), dbias
 
 
-def as_kept(layer: Layer, dparameters: Parameters) -> Parameters:
-    return dparameters if layer.turned else dparameters._replace(kernel=dparameters.kernel.T)
+def as_kept(layer: Layer, dkernel: Array, dbias: Array | None) -> Parameters:
+    return Parameters(dkernel if layer.turned else dkernel.T, dbias)

@@ -157,3 +157,14 @@ def test_on_one_cpu_a_block_is_one_array(weighted, classes):
     block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
     arrays = 1.1 if _cpu.on_one_cpu(jnp.zeros(())) else 5
     assert temporary(ours, samples, features, classes) < arrays * block + kernel + 4 * hidden
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_single_block_is_all_that_is_held(reduction):
+    samples, features, classes = 64, 128, 32768
+
+    def ours(h, k, y):
+        return softjax.linear_cross_entropy(h, k, y, reduction=reduction).sum()
+
+    arrays = 1.1 if _cpu.on_one_cpu(jnp.zeros(())) else 5
+    assert temporary(ours, samples, features, classes) < arrays * 4 * samples * classes

@@ -22,18 +22,20 @@ def test_what_is_not_counted_is_harmless():
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_sums_of_gradients(turned):
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_sums_of_gradients(turned, blocks):
     hidden, kernel, bias = cases.layer(7)
     du = cases.logits(7, seed=2)
     layer = Layer(turned, None, jnp.dtype(jnp.float32))
     parameters = Parameters(kernel.T if turned else kernel, bias)
-    samples = SAMPLES._replace(hidden=hidden[None])
+    samples = SAMPLES._replace(hidden=jnp.stack([hidden] * blocks))
+    assert (no_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
     gradients = added(layer, added(layer, no_gradients(layer, parameters, samples), du, hidden), du, hidden)
-    dkernel, dbias, _ = as_kept(layer, gradients)
+    dkernel, dbias, _ = as_kept(layer, *gradients)
     assert dkernel.shape == parameters.kernel.shape
     np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)
-    assert no_gradients(layer, parameters._replace(bias=None), samples).bias is None
+    assert no_gradients(layer, parameters._replace(bias=None), samples)[1] is None
 
 
 def test_without_a_mesh_nothing_is_moved():
