@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -152,5 +153,6 @@ def test_a_full_disk_under_a_checkpoint_gets_one_line(tmp_path, limit):
     program = [EXAMPLES / "train_lm.py", *options(tmp_path / "run", tmp_path / "text")]
     status, _, said = outcome(["-c", f"{limited}; {run}", *program], env=NO_CACHE)
     assert status == 2
-    assert said.startswith("error: cannot save step 4; there is no good checkpoint: ")
-    assert said.count("\n") == 1
+    # Which step is the first whose files are over the limit depends on how well its numbers compress.
+    first, later = "4; there is no good checkpoint", rf"\d+; the last good checkpoint is {re.escape(str(tmp_path))}\S+"
+    assert re.fullmatch(rf"error: cannot save step ({first}|{later}): .*\n", said)
