@@ -1,5 +1,6 @@
 """A block of logits and what belongs to them: made, and asked for its classes."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 
 from softjax import _cpu as cpu
 from softjax._classes import NOWHERE, Classes, aligned, present, total
-from softjax._labels import Distribution, Ids
+from softjax._labels import Distribution, Target
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -15,7 +16,7 @@ class Block(NamedTuple):
     """Logits and what belongs to them. Numbers of a row keep the class axis at length 1."""
 
     logits: Float[Array, "..."]
-    target: Ids | Distribution
+    target: Target
     exists: Bool[Array, "..."] | None
     """The classes that exist, None for all."""
     counted: Bool[Array, "*rows"] | None
@@ -33,8 +34,8 @@ class Block(NamedTuple):
 
     def wide_probabilities(self) -> Float[Array, "..."]:
         """The target distribution likewise, 0 where no class is, and finite in rows that are not counted."""
-        (p,) = self.target
-        return harmless(self.existing(cpu.widen(p)), self.counted)
+        p = cpu.widen(self.target.probabilities)  # pyright: ignore[reportAttributeAccessIssue]
+        return harmless(self.existing(p), self.counted)
 
     def existing(self, x: Array) -> Array:
         """`x`, 0 for the classes that do not exist."""
@@ -59,15 +60,21 @@ class Block(NamedTuple):
         """The id of each class, to be used beside these numbers of the rows."""
         return classes.ids(self.logits, beside, self.first)
 
-    def at(self, classes: Classes, ids: Integer[Array, "*rows"]) -> Float[Array, "*rows"]:
-        """x_y, and 0 for an id that is no class here.
-
-        Ids are compared with an iota, which fuses, is safe for any id, and stays local when classes are sharded.
-        """
-        local = ids if self.first is None else ids - self.first
-        hit = self.class_ids(classes, ids) == ids
+    def at(self, classes: Classes, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
+        """x at these classes of each row, 0 for an id that is no class, −inf for a class that does not exist."""
         logits = self.logits if self.exists is None else jnp.where(self.exists, self.logits, -jnp.inf)
-        return total(cpu.widen(cpu.picked(logits, local, classes.axis, hit)), classes.names)
+        return total(cpu.widen(cpu.picked(logits, self.local(ids), classes.axis)), classes.names)
+
+    def local(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
+        """The places of these classes among those of this device."""
+        return ids if self.first is None else ids - self.first
+
+    def taken(self, classes: Classes, ids: Integer[Array, "..."]) -> Bool[Array, "..."]:
+        """Which of these classes exist."""
+        if self.exists is None:
+            return ids >= 0
+        exists = jnp.broadcast_to(self.exists, self.logits.shape).astype(jnp.float32)
+        return (ids >= 0) & (total(cpu.picked(exists, self.local(ids), classes.axis), classes.names) > 0)
 
     def first_equal(self, classes: Classes, x: Array, most: Array) -> Integer[Array, "*rows"]:
         """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
@@ -84,16 +91,31 @@ class Block(NamedTuple):
         return jnp.where((label < 0) | jnp.isnan(classes.most(x)), -1, rank)
 
 
+class Page(NamedTuple):
+    """Numbers of each row of a block, and their derivative: of one class axis, and a block of logits."""
+
+    numbers: Callable[..., Any]
+    """`(classes, block)` to the numbers, in every mode of differentiation."""
+    values: Callable[..., tuple[Any, Any]]
+    """`(classes, block)` to the numbers, and what the pull-back needs of them beside the block."""
+    pulled_back: Callable[..., Block]
+    """`(classes, block, of the values, cotangents)` to the cotangents of the block."""
+
+
 def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
     """The block of logits of one device."""
     logits = cpu.gradient_once(logits)
-    if isinstance(target, Ids):
+    if cpu.wide(logits, *jax.tree.leaves(target)) == jnp.float64:
+        logits, target = jax.tree.map(float64, (logits, target))
+    if isinstance(target, Distribution):
+        (logits, target, where), counted = aligned(classes.names, (logits, target, where), counted)
+    else:
         (logits, where), (target, counted) = aligned(classes.names, (logits, where), (target, counted))
-        return Block(logits, target, where, counted, classes.first(logits))
-    if cpu.wide(logits) != cpu.wide(target.probabilities):
-        logits, target = jax.tree.map(lambda a: a.astype(jnp.float64), (logits, target))
-    (logits, target, where), counted = aligned(classes.names, (logits, target, where), counted)
     return Block(logits, target, where, counted, classes.first(logits))
+
+
+def float64(array: Array) -> Array:
+    return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def harmless(array: Array, counted: Bool[Array, "..."] | None) -> Array:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -72,7 +73,7 @@ def merge(arrays: Any, shape: Shape) -> Any:
     """Each `[blocks, rows, …]` as `[*shape, …]`, without what `split` filled in."""
 
     def one(array: Array) -> Array:
-        flat = array.reshape((-1, *array.shape[2:]))
+        flat = array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
         return flat[: math.prod(shape)].reshape(shape + array.shape[2:])
 
     return jax.tree.map(one, arrays)
@@ -92,9 +93,14 @@ def walk(
         _, out = jax.eval_shape(step, carry, block)
         return carry, jax.tree.map(lambda to: like(jnp.zeros(to.shape, to.dtype), *every), out)
 
+    if occupied is None:
+        return lax.scan(step, carry, blocks)
+
+    # The derivative of a `cond` would keep what each block reads once for every block, as the kernel that all read.
+    @partial(jax.checkpoint, prevent_cse=False)
     def at(carry: Any, here: tuple[Any, Any]) -> tuple[Any, Any]:
         block, taken = here
-        return step(carry, block) if taken is None else lax.cond(taken, step, skip, carry, block)
+        return lax.cond(taken, step, skip, carry, block)
 
     return lax.scan(at, carry, (blocks, occupied))
 

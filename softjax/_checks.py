@@ -16,7 +16,7 @@ from softjax._types import Array, Shape
 _SCALARS = (bool, int, float, complex)
 
 
-def _array(name: str, value: Any) -> Array:
+def array_of(name: str, value: Any) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must not be a NumPy masked array, whose mask JAX drops; got {value.dtype}.")
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) and not hasattr(value, "__jax_array__"):
@@ -28,20 +28,9 @@ def _array(name: str, value: Any) -> Array:
         raise TypeError(f"`{name}` must be an array that JAX can hold, got {kind}.") from error
 
 
-def _labels_array(value: Any) -> Array:
-    if isinstance(value, np.ma.MaskedArray):
-        return _array("labels", value)
-    # Without 64-bit types JAX would wrap a wide id around to one in range: kept out of range, it is told as wrong.
-    ids = isinstance(value, int) or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu")
-    if ids and not isinstance(value, bool) and not jax.config.read("jax_enable_x64"):
-        limits = np.iinfo(np.int32)
-        value = np.asarray(np.clip(value, limits.min, limits.max), np.int32)
-    return _array("labels", value)
-
-
 def floating(name: str, value: Any) -> Array:
     """A real floating array."""
-    array = _array(name, value)
+    array = array_of(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a real floating array, got {array.dtype}.")
     if array.dtype.itemsize < 2:
@@ -83,41 +72,6 @@ def samples(shape: Shape, axis: int) -> Shape:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def labels(value: Any, logits: Shape, axis: int, name: str = "logits") -> Array:
-    """Integer class ids of the shape of the samples, or a floating distribution of the shape of the logits."""
-    array = _labels_array(value)
-    ids, shape = samples(logits, axis), array.shape
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        if shape == ids:
-            return array
-        hint = ""
-        if shape == logits:
-            hint = f" A one-hot or other distribution must be floating: labels.astype({name.split()[0]}.dtype)."
-        elif shape == (*logits[:axis], 1, *logits[len(logits) + axis + 1 :]):
-            hint = f" Drop the class axis: labels.squeeze({axis})."
-        elif len(shape) == len(ids) and (other := _other_axis(shape, logits, axis)) is not None:
-            hint = f" If the classes are axis {other} of `{name}`, say axis={other}."
-        raise ValueError(
-            f"Integer `labels` are class ids and need the shape of `{name}` {logits} without its class axis, "
-            f"{ids}; got {shape}.{hint}"
-        )
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        if shape == logits:
-            return array
-        hint = " Class ids must be integer: labels.astype(int)." if shape == ids else ""
-        raise ValueError(
-            f"Floating `labels` are distributions over the classes and need the shape of `{name}`, "
-            f"{logits}; got {shape}.{hint}"
-        )
-    raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
-
-
-def _other_axis(ids: Shape, logits: Shape, axis: int) -> int | None:
-    """The only other axis that the classes may be, for ids of this shape."""
-    fitting = [i for i in range(len(logits)) if samples(logits, i) == ids and i != axis % len(logits)]
-    return fitting[0] if len(fitting) == 1 else None
-
-
 def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
     """`array` with leading axes of length 1 up to the rank of `shape`, which it must broadcast to."""
     short = len(shape) - array.ndim
@@ -141,7 +95,7 @@ def where_of_classes(value: Any, classes: int) -> Array | None:
 
 
 def _boolean(name: str, value: Any) -> Array:
-    array = _array(name, value)
+    array = array_of(name, value)
     if array.dtype != jnp.bool_:
         raise TypeError(f"`{name}` must be boolean, got {array.dtype}.")
     return array
@@ -151,18 +105,10 @@ def weights(value: Any, shape: Shape) -> Array | None:
     """Boolean or real weights of the rank of the samples that broadcast to them, or None."""
     if value is None:
         return None
-    array = _array("weights", value)
+    array = array_of("weights", value)
     if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
         array = floating("weights", array)
     return _broadcastable("weights", array, shape, "`labels` (one weight for each sample)")
-
-
-def class_labels(value: Any) -> Array:
-    """Integer class ids of any shape."""
-    array = _labels_array(value)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"`labels` must be integer class ids, got {array.dtype}.")
-    return array
 
 
 def count(name: str, value: Any) -> int:
@@ -201,7 +147,7 @@ def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | No
 def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
     """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
     leaves, tree = jax.tree.flatten(value)
-    arrays = [_array("row_args", leaf) for leaf in leaves]
+    arrays = [array_of("row_args", leaf) for leaf in leaves]
     for array in arrays:
         if array.shape[: len(samples)] != samples:
             raise ValueError(f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}.")
@@ -220,7 +166,7 @@ def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
     array = floating("the result of row_loss", loss)
     if array.ndim != 0:
         raise ValueError(f"`row_loss` must give a scalar for one sample, got shape {array.shape}.")
-    return array, jax.tree.map(lambda leaf: _array("aux", leaf), aux)
+    return array, jax.tree.map(lambda leaf: array_of("aux", leaf), aux)
 
 
 def integer(name: str, value: Any) -> int:

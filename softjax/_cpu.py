@@ -1,5 +1,6 @@
 """What is done only for XLA on one CPU: speed depends on it, meaning never. Each way stands beside the plain line."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,8 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 from jax.sharding import AxisType
-
-from softjax._types import Array, Bool, Float, Integer, Length
+from jaxtyping import Array, Bool, Float, Integer
 
 
 def on_one_cpu(x: Array) -> bool:
@@ -53,13 +53,41 @@ def _from_bits(x: Array) -> Array:
     return lax.bitcast_convert_type(x.astype(jnp.uint32) << 16, jnp.float32)
 
 
-def picked(x: Float[Array, "..."], local: Integer[Array, "*rows"], axis: int, hit: Bool[Array, "..."]) -> Array:
-    """x at the class `local` of each row, 0 where it lies elsewhere. A gather reads one entry of a row."""
-    if on_one_cpu(x) and x.shape[axis] > 0:
+def picked(x: Float[Array, "..."], local: Integer[Array, "..."], axis: int) -> Array:
+    """x at the classes `local` of each row, 0 where one lies elsewhere. A gather reads one entry of a row for each."""
+    if _gathered(x, local, axis):
         inside = (local >= 0) & (local < x.shape[axis])
         entry = jnp.take_along_axis(x, jnp.clip(local, 0, x.shape[axis] - 1), axis, mode="clip")
         return jnp.where(inside, entry, 0)
-    return jnp.sum(jnp.where(hit, x, 0), axis, keepdims=True)
+    return jnp.sum(jnp.where(_hits(x, local, axis), jnp.expand_dims(x, axis - 1), 0), axis)
+
+
+def added_at(
+    x: Float[Array, "..."], local: Integer[Array, "..."], axis: int, number: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """x, with `number` added at the classes `local` of each row, that of equal ones together."""
+    if not _gathered(x, local, axis):
+        return x + jnp.sum(jnp.where(_hits(x, local, axis), jnp.expand_dims(number, axis), 0), axis - 1)
+    outside = x.shape[axis]  # where a negative index would count from the end
+    ordered = [jnp.moveaxis(a, axis, -1) for a in (x, jnp.where(local < 0, outside, local), number)]
+    rows = math.prod(ordered[0].shape[:-1])
+    flat = [a.reshape((rows, a.shape[-1])) for a in ordered]
+    added = jax.vmap(lambda row, ids, numbers: row.at[ids].add(numbers, mode="drop"))(*flat)
+    return jnp.moveaxis(added.reshape(ordered[0].shape), -1, axis)
+
+
+_FEW = 8
+
+
+def _gathered(x: Array, local: Array, axis: int) -> bool:
+    """Whether to gather and scatter. Elsewhere classes are compared: it fuses, and stays local where they are split."""
+    many = local.shape[axis] > _FEW and AxisType.Explicit not in jax.typeof(x).sharding.mesh.axis_types
+    return x.shape[axis] > 0 and (on_one_cpu(x) or many)
+
+
+def _hits(x: Array, local: Array, axis: int) -> Bool[Array, "..."]:
+    """Which class is which of the `local` ones, these along an axis before that of the classes."""
+    return jnp.expand_dims(class_ids(x, axis, local), axis - 1) == jnp.expand_dims(local, axis)
 
 
 def class_ids(x: Array, axis: int, tied: Array) -> Integer[Array, "..."]:
@@ -118,7 +146,7 @@ def over_rows(function: Callable[..., Any], rows: int, x: Array, *beside: Array)
     return jax.tree.map(lambda a: a.reshape((*shape[:-1], *a.shape[1:])), numbers)
 
 
-def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], otherwise: Array, work: Length) -> Array:
+def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], otherwise: Array, work: Any) -> Array:
     """`function()`, which is `otherwise` where the condition does not hold, at the price of asking if it holds at all.
 
     Asking is worth it on a CPU alone, and there for a function of many numbers: `work` of them.

@@ -12,16 +12,18 @@ from softjax import _checks as checks
 from softjax import _options as options
 from softjax._block import block_of
 from softjax._cpu import wide
+from softjax._labels import Labels, SparseLabels
 from softjax._placement import split_of_logits
 from softjax._reduce import from_nats, reduce
 from softjax._rows import Row, Statistics, rows, without_classes
 from softjax._split import Split
 from softjax._types import Array, ArrayLike, Axis, AxisName, Float, Number, Reduction
+from softjax._validation import checked as checked_labels
 
 
 def cross_entropy(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     base: Number = 10.0,
     axis: Axis = -1,
@@ -79,7 +81,7 @@ def cross_entropy(
     [0.05771 2.22918]
     """
     logits, axis = checks.logits(logits, axis)
-    labels = checks.labels(labels, logits.shape, axis)
+    labels = checked_labels(labels, logits.shape, axis)
     where, weights = checks.where(where, logits), checks.weights(weights, checks.samples(logits.shape, axis))
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     split = split_of_logits(axis_name, batch_axis_name, logits, axis)
@@ -119,7 +121,7 @@ def _local(static, logits, labels, where, weights, coefficients):
 
 def statistics(
     logits: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     axis: Axis = -1,
     where: ArrayLike | None = None,
@@ -158,7 +160,7 @@ def statistics(
     -0.1329 12.6 0.3998 4 0
     """
     logits, axis = checks.logits(logits, axis)
-    labels = checks.labels(labels, logits.shape, axis)
+    labels = checked_labels(labels, logits.shape, axis)
     static = _Static(axis, split_of_logits(axis_name, None, logits, axis))
     return _statistics(static, logits, labels, checks.where(where, logits))
 
@@ -167,7 +169,7 @@ def statistics(
 def _statistics(static, logits, labels, where):
     split, axis = static.split, static.axis
 
-    def local(logits: Array, labels: Array, where: Array | None) -> Statistics:
+    def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
         classes, logits, target, where = split.dense(logits, labels, where, axis)
         some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
         block = block_of(classes, logits, target, exist, some)

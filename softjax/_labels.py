@@ -1,14 +1,33 @@
-"""Labels: what the target of a loss is, and the check that says which label is wrong."""
+"""Labels: what the target of a loss is."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.experimental import checkify
 
-from softjax import _checks as checks
-from softjax._types import Array, ArrayLike, Count, Float, Integer
+from softjax._types import Array, Float, Integer
+
+
+class SparseLabels(NamedTuple):
+    """Labels with mass at a few classes: for each sample a distribution given by k classes and their probabilities.
+
+    It stands for the distribution p_j = Σ_{i: ids_i = j} probabilities_i, in value and gradient, also by the
+    probabilities, without an array of all classes. Equal ids add. Mass 0 at an id outside the classes is padding; any
+    other mass there makes the row NaN, with gradient 0.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> labels = softjax.SparseLabels(jnp.array([[2, 0]]), jnp.array([[0.75, 0.25]]))
+    >>> print(softjax.cross_entropy(jnp.array([[1.0, 0.0, 3.0]]), labels).round(4))
+    0.2909
+    """
+
+    ids: Integer[Array, "*samples k"]
+    """Of classes, each from 0 to C − 1, global where these are split."""
+    probabilities: Float[Array, "*samples k"]
+
+
+Labels = Array | SparseLabels
 
 
 class Ids(NamedTuple):
@@ -23,18 +42,49 @@ class Distribution(NamedTuple):
     probabilities: Float[Array, "..."]
 
 
-def is_ids(labels: Array) -> bool:
-    """Whether the labels are class ids, not distributions."""
-    return jnp.issubdtype(labels.dtype, jnp.integer)
+class Sparse(NamedTuple):
+    """`SparseLabels`, their ids −1 for what is no class, at the place of the class axis."""
+
+    ids: Integer[Array, "..."]
+    probabilities: Float[Array, "..."]
+
+    @classmethod
+    def asked(cls, ids: Integer[Array, "..."]) -> SparseLabels:
+        """Classes without mass, of which no more is asked than how probable they are."""
+        return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
 
 
-def target_of(labels: Array, classes: int, axis: int) -> Ids | Distribution:
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Largest:
+    """No label: the k most probable classes of the row are asked for."""
+
+    k: int
+
+    def among(self, classes: int) -> "Largest":
+        if self.k > classes:
+            raise ValueError(f"`k` must be at most the number of classes, {classes}; got {self.k}.")
+        return self
+
+
+Target = Ids | Distribution | Sparse | Largest
+
+
+def is_distribution(labels: Any) -> bool:
+    """Whether the labels have an axis of all classes, which may be split over devices."""
+    return isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.floating)
+
+
+def target_of(labels: Labels, classes: int, axis: int) -> Ids | Distribution | Sparse:
     """The labels as what they are; `classes` counts those of all devices."""
     if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {classes}.")
-    if is_ids(labels):
-        return Ids(jnp.expand_dims(canonical(labels, classes), axis))
-    return Distribution(labels)
+    if isinstance(labels, SparseLabels):
+        ids, probabilities = (jnp.moveaxis(a, -1, axis) for a in (canonical(labels.ids, classes), labels.probabilities))
+        return Sparse(ids, probabilities)
+    if is_distribution(labels):
+        return Distribution(labels)
+    return Ids(jnp.expand_dims(canonical(labels, classes), axis))
 
 
 def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
@@ -45,40 +95,3 @@ def canonical(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array
     if not isinstance(classes, int) or classes <= jnp.iinfo(labels.dtype).max:
         valid &= labels < classes
     return jnp.where(valid, labels.astype(jnp.int32), -1)
-
-
-def validate_labels(labels: ArrayLike, num_classes: Count, *, weights: ArrayLike | None = None) -> None:
-    """Raises an error that names the first label outside 0 … num_classes − 1.
-
-    A label of weight 0 may be anything. Called eagerly it raises at once. Under `jit` no value can raise: wrap the
-    function in `jax.experimental.checkify.checkify`, and the returned error holds the same message.
-
-    Args:
-        labels: `[*samples]`, integer class ids.
-        num_classes: the number of classes C, at least 1.
-        weights: boolean or real, broadcastable to `labels`.
-
-    Raises:
-        TypeError: `labels` are not integers.
-        ValueError: `weights` do not broadcast to `labels`, `num_classes` is less than 1, or a label is out of range.
-
-    >>> import jax.numpy as jnp, softjax
-    >>> softjax.validate_labels(jnp.array([0, 4, 5]), 5)
-    Traceback (most recent call last):
-        ...
-    ValueError: labels[2] is 5, outside 0 … 4.
-    """
-    array, count = checks.class_labels(labels), checks.count("num_classes", num_classes)
-    counted = checks.weights(weights, array.shape)
-    bad = canonical(array, count) < 0
-    if counted is not None:
-        bad &= counted.astype(bool)
-    first = jnp.unravel_index(jnp.argmax(bad), array.shape) if array.size else ()
-    value = array[first] if array.size else 0
-    message = f"labels[{', '.join('{}' for _ in first)}] is {{}}, outside 0 … {count - 1}."
-    if array.ndim == 0:
-        message = message.replace("[]", "")
-    if isinstance(bad, Tracer):
-        checkify.check(~jnp.any(bad), message, *first, value)
-    elif np.any(bad):
-        raise ValueError(message.format(*first, value))

@@ -9,17 +9,19 @@ from jax.sharding import PartitionSpec as P
 
 from softjax import _options as options
 from softjax._cross_entropy import Coefficients, loss_of_row
+from softjax._labels import SparseLabels
 from softjax._loss_sum import loss_sum, rows_of
-from softjax._problem import Plan, Problem, arranged
+from softjax._problem import Plan, arranged
 from softjax._reduce import reduce
-from softjax._rows import Row, Statistics, without_classes
+from softjax._rows import PAGE, Row
 from softjax._types import Array, ArrayLike, AxisName, Count, Number, Reduction
+from softjax._validation import checked
 
 
 def linear_cross_entropy(
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
@@ -84,59 +86,11 @@ def linear_cross_entropy(
     """
     given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
     arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **given)
+    labelled = partial(checked, labels, name="hidden @ kernel")
+    plan, problem = arranged(hidden, kernel, labelled, names=names, **arrays, **given)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     static = _Static(plan, options.base(base), options.reduction(reduction))
     return _linear_cross_entropy(static, problem, coefficients)
-
-
-def linear_statistics(
-    hidden: ArrayLike,
-    kernel: ArrayLike,
-    labels: ArrayLike,
-    *,
-    bias: ArrayLike | None = None,
-    where: ArrayLike | None = None,
-    logit_softcap: Number | None = None,
-    block_size: Count | None = None,
-    precision: Any = None,
-    axis_name: AxisName = None,
-    batch_axis_name: AxisName = None,
-) -> Statistics:
-    """`statistics(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
-
-    A loss of them takes four matrix products with its gradient, since logits are computed again; `linear_loss` three.
-
-    Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
-        bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
-            (what the kernel holds for them must be finite).
-        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
-        block_size: the samples of a block, chosen from the shapes and the platform if None.
-        precision: as in `linear_cross_entropy`.
-        axis_name, batch_axis_name: as in `linear_cross_entropy`.
-
-    Returns:
-        `Statistics`, each `[*samples]`, in nats, float32 or float64. What is not used costs nothing under `jit`.
-
-    Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, or another wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
-
-    Source: the gradients are those of `statistics`.
-
-    >>> import jax.numpy as jnp, softjax
-    >>> s = softjax.linear_statistics(jnp.eye(2), jnp.array([[0.0, 1.0], [2.0, 5.0]]), jnp.array([1, 0]))
-    >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
-    0.3133 3.0486
-    """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    names = axis_name, batch_axis_name
-    plan, problem = arranged(hidden, kernel, labels, names=names, bias=bias, where=where, **given)
-    return _linear_statistics(plan, problem)
 
 
 class _Static(NamedTuple):
@@ -156,13 +110,13 @@ def _linear_cross_entropy(static, problem, coefficients):
 
 def _local_losses(static, problem, coefficients, _):
     plan = static.plan
-    row = rows_of(plan.static, plan.blocks(problem), problem.shape)
+    row = rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape)
     return reduce(loss_of_row(row, coefficients, static.base), plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, coefficients, _):
     plan = static.plan
-    summed = plan.static._replace(row_loss=_CrossEntropy(static.base))
+    summed = plan.static(PAGE)._replace(row_loss=_CrossEntropy(static.base))
     total, _ = loss_sum(summed, *plan.filled(problem), coefficients)
     return plan.reduced(problem, total, static.reduction)
 
@@ -172,12 +126,3 @@ class _CrossEntropy(NamedTuple):
 
     def __call__(self, coefficients: Coefficients, row: Row, _: Any) -> tuple[Array, None]:
         return loss_of_row(row, coefficients, self.base), None
-
-
-@partial(jax.jit, static_argnums=0)
-def _linear_statistics(plan, problem):
-    def local(problem: Problem, *_: Any) -> Statistics:
-        row, exists = rows_of(plan.static, plan.blocks(problem), problem.shape).statistics, problem.parameters.exists
-        return row if exists is None else without_classes(row, jnp.broadcast_to(~plan.any(exists), problem.shape))
-
-    return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())

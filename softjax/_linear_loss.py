@@ -14,20 +14,22 @@ from jax.sharding import PartitionSpec as P
 from softjax import _blocks as blocks
 from softjax import _checks as checks
 from softjax import _options as options
+from softjax._labels import SparseLabels
 from softjax._layer import Parameters
 from softjax._loss_sum import guarded, loss_sum, rows_of
 from softjax._problem import Plan, arranged
 from softjax._reduce import reduce
-from softjax._rows import Row, Statistics
+from softjax._rows import PAGE, Row, Statistics
 from softjax._samples import Samples, Static, number_like
 from softjax._types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
+from softjax._validation import checked
 
 
 def linear_loss(
     row_loss: Function,
     hidden: ArrayLike,
     kernel: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | SparseLabels,
     *row_args: Any,
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
@@ -97,7 +99,8 @@ def linear_loss(
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
     given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
     arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    plan, problem = arranged(hidden, kernel, labels, names=names, **arrays, **given)
+    labelled = partial(checked, labels, name="hidden @ kernel")
+    plan, problem = arranged(hidden, kernel, labelled, names=names, **arrays, **given)
     leaves, tree = checks.row_args(row_args, problem.shape)
     static = _Static(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))
     return _program(row_loss)(static, problem, leaves)
@@ -156,14 +159,15 @@ def _linear_loss(function, static, problem, row_args):
 def _local_sum(static, of_row, problem, _, row_args):
     plan = static.plan
     parameters, samples = plan.filled(problem, row_args)
-    function, closed_over = hoisted_row_loss(plan.static, of_row, parameters, samples)
-    total, aux = loss_sum(plan.static._replace(row_loss=function), parameters, samples, closed_over)
+    static_of = plan.static(PAGE)
+    function, closed_over = hoisted_row_loss(static_of, of_row, parameters, samples)
+    total, aux = loss_sum(static_of._replace(row_loss=function), parameters, samples, closed_over)
     return plan.reduced(problem, total, static.reduction), blocks.merge(aux, problem.shape)
 
 
 def _local_rows(static, of_row, problem, _, row_args):
     plan, weights = static.plan, static.plan.weights(problem)
-    row = rows_of(plan.static, plan.blocks(problem), problem.shape).statistics
+    row = rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape).statistics
     flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
     if weights is not None:
         flat = guarded(flat, weights.reshape(-1, 1) != 0)

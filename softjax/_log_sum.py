@@ -42,6 +42,20 @@ class LogSum(NamedTuple):
         return (x == self.peak) & (self.rest < 1)
 
 
+def gap(x: Float[Array, "..."], peak: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x_j − peak, exactly 0 for what is the peak.
+
+    A compiler may compute a product and a difference as one operation, without the rounding in between: of logits
+    a · b that are made within the same loop, a_j b_j − peak would not be 0. A number that is used twice it rounds.
+    """
+    return x - jnp.where(x > peak, x, peak)
+
+
+def but_peak(e: Float[Array, "..."]) -> Float[Array, "..."]:
+    """e_j = exp(x_j − peak), and 0 for what is above 1/2: a product, which XLA on a CPU takes into a sum."""
+    return e - e * jnp.floor(e + 0.5)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_sum(classes: Classes, logits: Float[Array, "..."], exists: Bool[Array, "..."] | None) -> LogSum:
     """Of each row, the class axis kept at length 1."""
@@ -52,11 +66,12 @@ def log_sum(classes: Classes, logits: Float[Array, "..."], exists: Bool[Array, "
     mass = classes.total(jnp.exp(x - peak))
 
     def exact() -> Array:
-        # A mass below 2 has one class at the peak, whose ⌊e⌋ is 1; any other mass loses nothing to the 1.
-        e = jnp.exp(x - peak)
-        return jnp.where(mass < 2, classes.total(e - jnp.floor(e)), mass - 1)
+        # A mass below 3/2 has one class whose e is above 1/2; any other mass loses next to nothing to the 1. A maximum
+        # for the selection of `gap`: XLA on a CPU takes it into the sum, and what is the peak has no part in it.
+        e = jnp.exp(x - jnp.maximum(x, peak))
+        return jnp.where(mass < 1.5, classes.total(but_peak(e)), mass - 1)
 
-    rest = cpu.if_any(mass < 2, exact, mass - 1, 0 if classes.names else x.size)
+    rest = cpu.if_any(mass < 1.5, exact, mass - 1, 0 if classes.names else x.size)
     return LogSum(peak, jnp.where(peak == jnp.inf, 0, rest))  # exp(inf − inf) is NaN, but ln Σ exp is +inf
 
 
@@ -78,7 +93,7 @@ def _log_sum_jvp(classes, primals, tangents):
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def below(classes: Classes, x: Float[Array, "..."], s: LogSum) -> Float[Array, "..."]:
     """x_j − peak"""
-    return x - s.peak
+    return gap(x, s.peak)
 
 
 @below.defjvp
@@ -97,7 +112,7 @@ def exponentials(
 
     The exponential is that of `log_sum`, on the same numbers: a program that takes both takes it once.
     """
-    e = jnp.exp(x - s.peak)
+    e = jnp.exp(gap(x, s.peak))
     # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
     return e if absent is None else jnp.where(absent, jnp.zeros_like(s.rest), e)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from softjax import _blocks as blocks
 from softjax import _classes as mesh
@@ -19,7 +20,6 @@ from softjax._classes import like
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._layer import Parameters
 from softjax._reduce import reduce
-from softjax._rows import Row, pulled_back, rows, values
 from softjax._samples import Running, Samples, Static, added, as_kept, no_gradients, number_like
 from softjax._types import Array, Bool, Shape
 
@@ -84,7 +84,7 @@ measures beside it, `[blocks, rows, …]`.
 
 def _block_loss(static: Static, where: Array | None, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
     counted = block.counted
-    row = rows(static.classes, block_of(static.classes, x, block.target, where, counted))
+    row = static.page.numbers(static.classes, block_of(static.classes, x, block.target, where, counted))
     row_args = block.row_args
     if counted is not None:
         row, row_args = guarded((row, row_args), counted)
@@ -106,15 +106,18 @@ def guarded(arrays: Any, counted: Bool[Array, "rows 1"]) -> Any:
     return jax.tree.map(one, arrays)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _guard(array, counted):
     return array
 
 
-_guard.defvjp(
-    lambda array, counted: (array, counted),
-    lambda counted, g: (jnp.where(counted | jnp.isfinite(g), g, 0), None),
-)
+@_guard.defjvp
+def _guard_jvp(primals, tangents):
+    # The solution of t = step: JAX takes what it is given for it, and for its transpose.
+    def finite(_: Any, step: Array) -> Array:
+        return harmless(step, primals[1])
+
+    return _guard(*primals), lax.custom_linear_solve(lambda t: t, tangents[0], finite, finite)
 
 
 class _Floating(NamedTuple):
@@ -155,8 +158,8 @@ def _rows_of_blocks(static, parameters, samples):
 
 def _rows_forward(static, parameters, samples):
     def step(carry: None, block: Samples) -> tuple[None, Any]:
-        x = static.layer.logits(block.harmless_hidden, parameters)
-        return carry, values(static.classes, block_of(static.classes, x, block.target, parameters.where, block.counted))
+        x, classes = static.layer.logits(block.harmless_hidden, parameters), static.classes
+        return carry, static.page.values(classes, block_of(classes, x, block.target, parameters.where, block.counted))
 
     _, (row, sums) = blocks.walk(step, None, samples, samples.occupied)
     return row, (parameters, samples, sums)
@@ -165,7 +168,7 @@ def _rows_forward(static, parameters, samples):
 def _rows_backward(static, residuals, cotangents):
     parameters, samples, sums = residuals
     layer, classes = static.layer, static.classes
-    cotangents = jax.tree.map(lambda ds: ds[..., None], classes.whole(cotangents))
+    cotangents = classes.whole(cotangents)
 
     @partial(jax.checkpoint, prevent_cse=False)  # its transpose, too, makes the slopes of a block where it needs them
     def step(gradients: Any, of_block: Any) -> tuple[Any, Any]:
@@ -173,7 +176,7 @@ def _rows_backward(static, residuals, cotangents):
         hidden = samples.harmless_hidden
         x = layer.logits(hidden, parameters)
         block = block_of(classes, x, samples.target, parameters.where, samples.counted)
-        pulled = pulled_back(classes, block, sums, cotangents)
+        pulled = static.page.pulled_back(classes, block, sums, cotangents)
         du = layer.uncapped(pulled.logits, x)
         dhidden = layer.hidden_gradient(du, parameters.kernel).astype(hidden.dtype)
         return added(layer, gradients, du, hidden), (dhidden, pulled.target)
@@ -191,6 +194,6 @@ rows_of_blocks = in_every_mode(_rows_of_blocks)
 """`rows_of_blocks(static, parameters, samples)`: the numbers of each row, `[blocks, rows]`."""
 
 
-def rows_of(static: Static, of_blocks: tuple[Parameters, Samples], shape: Shape) -> Row:
+def rows_of(static: Static, of_blocks: tuple[Parameters, Samples], shape: Shape) -> Any:
     """The same in the shape of the samples."""
     return blocks.merge(rows_of_blocks(static, *of_blocks), shape)

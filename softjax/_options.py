@@ -13,6 +13,7 @@ from jax import lax
 from jax.core import Tracer
 
 from softjax import _checks as checks
+from softjax._types import Array, Float
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -49,6 +50,20 @@ def scalar(name: str, value: Any, expected: str, fits: Callable[[float], bool]) 
     if array.ndim != 0:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
     return array if isinstance(array, Tracer) else scalar(name, array.item(), expected, fits)
+
+
+def real(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
+    """A finite number, or a traced scalar, whose value is not checked."""
+    return jnp.asarray(scalar(name, value, "finite", lambda _: True)).astype(dtype)
+
+
+def at_least_zero(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
+    return jnp.asarray(scalar(name, value, "finite and at least 0", lambda number: number >= 0)).astype(dtype)
+
+
+def positive(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
+    number = scalar(name, value, "finite and greater than 0", lambda number: number > 0)
+    return jnp.asarray(number).astype(dtype)
 
 
 def reduction(value: Any) -> str:

@@ -14,9 +14,10 @@ from softjax import _blocks as blocks
 from softjax import _checks as checks
 from softjax import _classes as mesh
 from softjax import _cpu as cpu
-from softjax import _labels
 from softjax import _options as options
+from softjax._block import Page, float64
 from softjax._classes import Classes
+from softjax._labels import Labels, Largest, Target, is_distribution, target_of
 from softjax._layer import Layer, Parameters
 from softjax._placement import split_of_layer
 from softjax._reduce import mean_of
@@ -30,7 +31,7 @@ class Problem(NamedTuple):
 
     parameters: Parameters
     hidden: Array
-    labels: Array
+    labels: Labels | Largest
     weights: Array | None
 
     @property
@@ -113,9 +114,8 @@ class Plan(NamedTuple):
         """Whether a class exists, on any device."""
         return self._every_class.any(exists)[0]
 
-    @property
-    def static(self) -> Static:
-        return Static(self.layer, self.classes, mesh.bound(self.split.samples))
+    def static(self, page: Page) -> Static:
+        return Static(page, self.layer, self.classes, mesh.bound(self.split.samples))
 
     def reduced(self, problem: Problem, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
         """The sum over the blocks as that of all devices, or as the mean."""
@@ -152,30 +152,36 @@ class Plan(NamedTuple):
         parameters, samples = self.blocks(problem._replace(weights=ones), row_args)
         return parameters, samples._replace(occupied=None)
 
-    def _target(self, problem: Problem) -> _labels.Ids | _labels.Distribution:
-        if _labels.is_ids(problem.labels):
-            classes = self.layer.classes(problem.parameters)
-            every = classes * mesh.size(self.split.classes) * mesh.size(self.split.mapped)
-            return _labels.target_of(problem.labels, every, -1)
-        labels = self.split.gathered(problem.labels, -1)
-        return _labels.Distribution(labels.astype(jnp.float64) if self.layer.dtype == jnp.float64 else labels)
+    def _target(self, problem: Problem) -> Target:
+        labels, split = problem.labels, self.split
+        classes = self.layer.classes(problem.parameters) * mesh.size(split.classes) * mesh.size(split.mapped)
+        if isinstance(labels, Largest):
+            return labels.among(classes)
+        target = target_of(split.gathered(labels, -1) if is_distribution(labels) else labels, classes, -1)
+        return jax.tree.map(float64, target) if self.layer.dtype == jnp.float64 else target
 
 
 def arranged(
-    hidden: Any, kernel: Any, labels: Any, *, names: tuple[Any, Any], weights: Any = None, **given: Any
+    hidden: Any,
+    kernel: Any,
+    labels: Callable[[Shape], Labels | Largest],
+    *,
+    names: tuple[Any, Any],
+    weights: Any = None,
+    **given: Any,
 ) -> tuple[Plan, Problem]:
-    """What the caller gave, refused by name if it does not fit."""
+    """What the caller gave, refused by name if it does not fit; the labels are given for logits of a shape."""
     hidden, kernel, bias = checks.layer(hidden, kernel, given["bias"])
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
-    labels = checks.labels(labels, (*samples, classes), -1, "hidden @ kernel")
+    target = labels((*samples, classes))
     weights, exists = checks.weights(weights, samples), checks.where_of_classes(given["where"], classes)
     cap, precision = options.softcap(given["logit_softcap"]), options.precision(given["precision"])
     split = split_of_layer(*names, hidden, kernel)
     count, classes = split.share(samples, classes)
-    dtype = jnp.dtype(cpu.wide(hidden, kernel, *([] if _labels.is_ids(labels) else [labels])))
+    dtype = jnp.dtype(cpu.wide(hidden, kernel, *jax.tree.leaves(target)))
     rows = options.block_size(given["block_size"])
     if rows is None:
         rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
     turned = cpu.is_transpose(kernel)
     plan = Plan(Layer(turned, cap, dtype, precision), blocks.at_most(rows, count), split)
-    return plan, Problem(Parameters(kernel.T if turned else kernel, bias, exists), hidden, labels, weights)
+    return plan, Problem(Parameters(kernel.T if turned else kernel, bias, exists), hidden, target, weights)

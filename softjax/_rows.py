@@ -17,17 +17,17 @@ To add a number: a field, a value, a slope.
 """
 
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from softjax import _cpu as cpu
-from softjax._block import Block, no_number
+from softjax._block import Block, Page
 from softjax._classes import Classes
 from softjax._every_mode import in_every_mode, one_operation
-from softjax._labels import Distribution, Ids
-from softjax._log_sum import LogSum, below, exponentials, log_sum
+from softjax._log_sum import LogSum, below, but_peak, exponentials
+from softjax._target import Measured, measure, target_pulled, target_slopes
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -73,94 +73,65 @@ _NONE: Any = None
 class Row(NamedTuple):
     statistics: Statistics
     uniform: Float[Array, "*rows"]
+    surprisals: Any = None
+    """−ln q at each of a few classes, which keep the place of the class axis"""
+    ids: Any = None
+    """These classes"""
+
+    def with_class_axis(self, axis: int) -> "Row":
+        """The numbers with a class axis of length 1, beside which the few classes have theirs."""
+        row = jax.tree.map(lambda number: jnp.expand_dims(number, axis), self._replace(surprisals=None, ids=None))
+        return row._replace(surprisals=self.surprisals)
 
 
 class Sums(NamedTuple):
     """What the slopes need of a row beside its block."""
 
-    log_sum: LogSum
-    """Its rest is 0 in the absent rows; its peak is what it is there, as the sum has taken it."""
-    absent: Bool[Array, "*rows"] | None
-    """The rows that are not counted and not finite, None where all are counted."""
+    measured: Measured
     spread: Float[Array, "*rows"]
     """Σ_j q_j (peak − x_j)"""
     squares: Float[Array, "*rows"]
     """Σ_j exp(2 (x_j − peak)) over all classes but one at the peak"""
-    target: Any
-    """Of a class id x_y; of a distribution P and its part beside the peak"""
     prediction: Integer[Array, "*rows"]
     class_count: Float[Array, "*rows"]
     """C, at least 1"""
 
 
 def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
-    s, x = log_sum(classes, block.logits, block.exists), block.wide_logits()
-    of = _of_ids if isinstance(block.target, Ids) else _of_distribution
-    label, a, h, target = of(classes, block, x, s)
-    s = s._replace(rest=_without(absent := _absent(block, s), s.rest))
-    row = LogSum(*map(classes.number, s))
-    d, e, count = below(classes, x, s), exponentials(classes, x, s, absent), block.class_count(classes)
+    x = block.wide_logits()
+    labelled, measured = measure(classes, block, x)
+    s = measured.log_sum
+    of_row = LogSum(*map(classes.number, s))
+    d, e, count = below(classes, x, s), exponentials(classes, x, s, measured.absent), block.class_count(classes)
     prediction = block.first_equal(classes, x, s.peak)
     spread = classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass  # 0 · ln 0 = 0
-    squares = jnp.where(s.rest < 1, classes.total(e * e - jnp.floor(e)), classes.total(e * e) - 1)
+    squares = jnp.where(s.rest < 0.5, classes.total(e * but_peak(e)), classes.total(e * e) - 1)
     statistics = Statistics(
-        log_normalizer=row.peak + row.log_mass,
-        label_logit=a,
+        log_normalizer=of_row.peak + of_row.log_mass,
+        label_logit=labelled.logit,
         mean_logit=classes.sum(block.existing(x)) / classes.number(count),
-        entropy=row.log_mass + classes.number(spread),
-        cross_entropy=h,
-        collision=(1 + classes.number(squares)) / row.mass**2,
-        max_logit=row.peak,
-        peak_entropy=row.log_mass,
+        entropy=of_row.log_mass + classes.number(spread),
+        cross_entropy=labelled.cross_entropy,
+        collision=(1 + classes.number(squares)) / of_row.mass**2,
+        max_logit=of_row.peak,
+        peak_entropy=of_row.log_mass,
         prediction=classes.number(prediction),
-        label_rank=classes.number(block.rank(classes, x, label)),
+        label_rank=classes.number(block.rank(classes, x, labelled.label)),
     )
     distance = classes.sum(block.existing(cpu.apart(s.peak) - x)) / classes.number(count)
-    uniform = jnp.where(row.peak == jnp.inf, jnp.inf, row.log_mass + distance)  # not inf − inf
-    sums = Sums(s, absent, spread, squares, target, prediction, count)
-    return block.finite(classes, Row(statistics, uniform)), sums
-
-
-def _absent(block: Block, s: LogSum) -> Bool[Array, "*rows"] | None:
-    """The rows that are not counted and not finite, which shows in peak or rest; None where all are counted."""
-    return None if block.counted is None else ~block.counted & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
-
-
-def _without(absent: Array | None, number: Array) -> Array:
-    return number if absent is None else jnp.where(absent, 0, number)
-
-
-def _of_ids(classes: Classes, block: Block, x: Array, s: LogSum) -> tuple[Any, ...]:
-    """The label, a, h, and what the slopes need."""
-    (ids,) = block.target
-    logit = block.at(classes, ids)
-    outside = ids < 0 if block.counted is None else (ids < 0) & block.counted
-    a = classes.number(no_number(outside, logit))
-    peak, log_mass = classes.number(s.peak), LogSum(*map(classes.number, s)).log_mass
-    # h = ln Σ exp(x_j − peak) + (peak − x_y), a sum of two numbers that are at least 0
-    return ids, a, log_mass + (peak - a), logit
-
-
-def _of_distribution(classes: Classes, block: Block, x: Array, s: LogSum) -> tuple[Any, ...]:
-    """The most probable class, a, h, and what the slopes need."""
-    p = block.wide_probabilities()
-    massive = p != 0  # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
-    mass, beside = classes.total(p), classes.total(jnp.where(x == s.peak, 0, p))
-    a = classes.sum(jnp.where(massive, p * jnp.where(massive, x, 0), 0))
-    distance = jnp.where(massive, s.peak - x, 0)
-    h = classes.number(mass * s.log_mass) + classes.sum(jnp.where(massive, p * distance, 0))
-    most = classes.most(p)
-    return jnp.where(most > 0, block.first_equal(classes, p, most), -1), a, h, (mass, beside)
+    uniform = jnp.where(of_row.peak == jnp.inf, jnp.inf, of_row.log_mass + distance)  # not inf − inf
+    statistics, uniform = block.finite(classes, (statistics, uniform))
+    row = Row(statistics, uniform, labelled.surprisals, labelled.ids)
+    return row, Sums(measured, spread, squares, prediction, count)
 
 
 def slopes(classes: Classes, block: Block, sums: Sums) -> Row:
     """∂number/∂x_j of each number, in the shape of the logits. None is a NaN where q_j is 0 or x_j is −inf."""
-    s, x, share = sums.log_sum, block.wide_logits(), 1 / sums.class_count
-    d, e = below(classes, x, s), exponentials(classes, x, s, sums.absent)
+    s, x, share = sums.measured.log_sum, block.wide_logits(), 1 / sums.class_count
+    d, e = below(classes, x, s), exponentials(classes, x, s, sums.measured.absent)
     q, others = e * jnp.expand_dims(1 / classes.number(s.mass), classes.axis), s.others(e)
     predicted = block.class_ids(classes, sums.prediction) == sums.prediction
-    target = _slopes_of_ids if isinstance(block.target, Ids) else _slopes_of_distribution
-    p, document = target(classes, block, sums, q)
+    p, document = target_slopes(classes, block, sums.measured, q)
     return Row(
         Statistics(
             log_normalizer=q,
@@ -179,33 +150,6 @@ def slopes(classes: Classes, block: Block, sums: Sums) -> Row:
     )
 
 
-def _slopes_of_ids(classes: Classes, block: Block, sums: Sums, q: Array) -> tuple[Array, Array]:
-    """∂a/∂x_j = [j = y] and the document's gradient ∂h/∂x_j = q_j − [j = y], which at the label is −(1 − q_y)."""
-    (ids,), s = block.target, sums.log_sum
-    label = block.class_ids(classes, ids) == ids
-    a, row, absent = jax.tree.map(classes.number, (sums.target, s, sums.absent))
-    others = jnp.expand_dims(row.others(exponentials(classes, a, row, absent)), classes.axis)
-    # 0 for an id that is no class, by way of a number of each row: of a constant, XLA makes an array outside of a loop
-    return label.astype(q.dtype), jnp.where(label, -others, q * jnp.where(ids < 0, 0, jnp.ones_like(s.rest)))
-
-
-def _slopes_of_distribution(classes: Classes, block: Block, sums: Sums, q: Array) -> tuple[Array, Array]:
-    """∂a/∂x_j = p_j and the document's gradient ∂h/∂x_j = q_j P − p_j."""
-    s, x, p = sums.log_sum, block.wide_logits(), block.wide_probabilities()
-    # Σ_{i≠j} p_i − (1 − q_j) P, for the class at the peak, where all but the others' would cancel
-    mass, beside = sums.target
-    return p, jnp.where(s.alone(x), beside - s.others(exponentials(classes, x, s, sums.absent)) * mass, q * mass - p)
-
-
-def _target_slopes(classes: Classes, block: Block, sums: Sums) -> tuple[Array, Array, Array]:
-    """∂a/∂p_j = x_j and ∂h/∂p_j = z − x_j; 0 where both p_j and exp x_j are, whatever p_j does there."""
-    # Apart from them the x_j = −inf of ∂(a − h)/∂p_j: the cotangent of what nobody reads may be 0, and 0 · inf is NaN.
-    s, x, p = sums.log_sum, block.wide_logits(sums.absent), block.wide_probabilities()
-    absent, s = x == -jnp.inf, s._replace(peak=_without(sums.absent, s.peak))
-    dh = jnp.where(absent, 0, s.log_mass - below(classes, x, s))
-    return jnp.where(absent, 0, x), dh, jnp.where(absent & (p != 0), x, 0)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _rows(classes: Classes, block: Block) -> Row:
     return values(classes, block)[0]
@@ -217,8 +161,7 @@ def _forward(classes: Classes, block: Block) -> tuple[Row, tuple[Block, Sums]]:
 
 
 def _backward(classes: Classes, residuals: tuple[Block, Sums], cotangents: Row) -> tuple[Block]:
-    cotangents = jax.tree.map(lambda ds: jnp.expand_dims(ds, classes.axis), classes.whole(cotangents))
-    return (pulled_back(classes, *residuals, cotangents),)
+    return (pulled_back(classes, *residuals, classes.whole(cotangents)),)
 
 
 _rows.defvjp(one_operation(_forward), _backward)
@@ -228,22 +171,38 @@ rows = in_every_mode(_rows)
 
 def pulled_back(classes: Classes, block: Block, sums: Sums, cotangents: Row) -> Block:
     """The cotangents of the block from those of its numbers."""
+    cotangents = cotangents.with_class_axis(classes.axis)
     # dx_j = Σ_s ∂s/∂x_j ds, the sum over the numbers s; for the cross-entropy alone (q_j P − p_j) dh
     terms = jax.tree.map(_times, slopes(classes, block, sums), cotangents, is_leaf=lambda slope: slope is None)
-    dx = block.existing(reduce(jnp.add, jax.tree.leaves(terms))).astype(block.logits.dtype)
-    gradients = Block(dx, _NONE, None, None, None)
-    if isinstance(block.target, Ids):
-        return gradients
-    (da, dh, endless), ds = _target_slopes(classes, block, sums), cotangents.statistics
-    dp = block.existing(da * ds.label_logit + dh * ds.cross_entropy + endless * (ds.label_logit - ds.cross_entropy))
-    return gradients._replace(target=Distribution(dp.astype(block.target.probabilities.dtype)))
+    of_target = cotangents.statistics.label_logit, cotangents.statistics.cross_entropy, cotangents.surprisals
+    dx, target = target_pulled(classes, block, sums.measured, reduce(jnp.add, jax.tree.leaves(terms)), of_target)
+    return Block(block.existing(dx).astype(block.logits.dtype), target, None, None, None)
 
 
-def _times(slope: Array | None, cotangent: Array) -> Array | None:
-    return None if slope is None else slope * cotangent
+def _times(slope: Array | None, cotangent: Array | None) -> Array | None:
+    return None if slope is None or cotangent is None else slope * cotangent
+
+
+if TYPE_CHECKING:
+    OfSamples = Statistics
+else:
+    OfSamples = Annotated[Any, "Statistics"]  # refused below, with a message that says what was meant
+
+
+def statistics_of(value: Any) -> Statistics:
+    """The numbers of the samples, not their logits."""
+    if not isinstance(value, Statistics):
+        raise TypeError(
+            "`s` must be `Statistics`, as `softjax.statistics(logits, labels)` and `softjax.linear_statistics` give; "
+            f"got {type(value).__name__}."
+        )
+    return value
 
 
 def without_classes(row: Statistics, absent: Bool[Array, "*rows"]) -> Statistics:
     """The numbers of the rows in which no class exists are constants."""
     constants = Statistics.of(0, -1)._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
     return jax.tree.map(lambda number, constant: jnp.where(absent, constant, number), row, constants)
+
+
+PAGE = Page(rows, values, pulled_back)

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _classes as mesh
-from softjax._block import harmless
+from softjax._block import Page, harmless
 from softjax._classes import Classes, aligned, like
-from softjax._labels import Distribution, Ids
+from softjax._labels import Distribution, Target
 from softjax._layer import Layer, Parameters
 from softjax._types import Array, Bool, Float
 
 
 class Static(NamedTuple):
+    page: Page
     layer: Layer
     classes: Classes
     samples: mesh.Names = ()
@@ -27,7 +28,7 @@ class Samples(NamedTuple):
     """Each `[blocks, rows, …]`."""
 
     hidden: Float[Array, "blocks rows features"]
-    target: Ids | Distribution
+    target: Target
     weights: Float[Array, "blocks rows 1"] | None
     """None for 1."""
     row_args: Any = ()
@@ -47,10 +48,10 @@ class Samples(NamedTuple):
 def aligned_samples(classes: Classes, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
     """Varying over the mesh as they must to meet in a custom derivative."""
     hidden, target, *rest = samples
-    if isinstance(target, Ids):
-        (parameters, hidden), (target, *rest) = aligned(classes.names, (parameters, hidden), (target, *rest))
-    else:
+    if isinstance(target, Distribution):
         (parameters, hidden, target), rest = aligned(classes.names, (parameters, hidden, target), rest)
+    else:
+        (parameters, hidden), (target, *rest) = aligned(classes.names, (parameters, hidden), (target, *rest))
     return parameters, Samples(hidden, target, *rest)
 
 
@@ -79,7 +80,7 @@ def _lost(a: Array, b: Array, total: Array) -> Array:
 def number_like(static: Static, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
     """0, varying over the mesh as a number of a row does."""
     _, rest = aligned_samples(static.classes, parameters, samples)
-    rest = rest._replace(hidden=None, target=rest.target if isinstance(rest.target, Ids) else None)
+    rest = rest._replace(hidden=None, target=None if isinstance(rest.target, Distribution) else rest.target)
     zero = jnp.zeros((), static.layer.dtype)
     return aligned(static.classes.names, (samples.hidden, parameters), (zero, rest))[1][0]
 

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 from softjax import _checks as checks
 from softjax import _cpu as cpu
 from softjax import _options as options
+from softjax._block import block_of
 from softjax._classes import Classes, aligned
 from softjax._every_mode import in_every_mode, one_operation
+from softjax._labels import Sparse, SparseLabels
 from softjax._log_sum import below, log_sum
 from softjax._placement import split_of_logits
 from softjax._reduce import from_nats
+from softjax._rows import rows
 from softjax._split import Split
-from softjax._types import Array, ArrayLike, Axes, AxisName, Number
+from softjax._types import Array, ArrayLike, Axes, Axis, AxisName, Number
+from softjax._validation import ids_of
 
 
 def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
@@ -86,6 +90,59 @@ def log_softmax(
     logits, axis = checks.logits(logits, axis)
     base, exist = options.base(base), checks.where(where, logits)
     return _over_devices(_Static(axis, split_of_logits(axis_name, None, logits, axis), base), logits, exist)
+
+
+def log_probabilities(
+    logits: ArrayLike,
+    ids: ArrayLike,
+    *,
+    base: Number = 10.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """log_b q at k classes of each sample, exact for confident rows, without an array of all log-probabilities.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        ids: integer class ids `[*samples, k]`, k last whatever `axis` is.
+        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
+        axis: the class axis of `logits`.
+        where: boolean, broadcastable to `logits`: the classes that exist.
+        axis_name: as in `softmax`; ids stay global.
+
+    Returns:
+        `[*samples, k]`, float32, or float64 if `logits` are; NaN with gradient 0 for an id out of range, −inf with
+        gradient 0 for a class that `where` leaves out.
+
+    Raises:
+        TypeError: `logits` that are not real floating, `ids` that are not integer, `where` not boolean.
+        ValueError: a shape, an axis or a `base` that does not fit.
+
+    Source: the gradient is that of the DeepLibs softmax document, summed over the k classes.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> print(softjax.log_probabilities(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array([4, 2])).round(4))
+    [-0.0577 -2.2292]
+    """
+    logits, axis = checks.logits(logits, axis)
+    ids = ids_of("ids", ids, checks.samples(logits.shape, axis))
+    static = _Static(axis, split_of_logits(axis_name, None, logits, axis), options.base(base))
+    return _at_ids(static, logits, Sparse.asked(ids), checks.where(where, logits))
+
+
+@partial(jax.jit, static_argnums=0)
+def _at_ids(static, logits, asked, where):
+    axis, split, base = static
+
+    def local(logits: Array, asked: SparseLabels, where: Array | None) -> Array:
+        classes, logits, target, where = split.dense(logits, asked, where, axis)
+        some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
+        surprisals = rows(classes, block_of(classes, logits, target, exist, some)).surprisals
+        surprisals = surprisals if some is None else jnp.where(some, surprisals, jnp.inf)
+        return from_nats(-jnp.moveaxis(surprisals, axis, -1), base)
+
+    return split.over(local, split.of_dense(logits, asked, where, axis), split.result)(logits, asked, where)
 
 
 def _of_several_axes(function, logits, axis, where, axis_name):

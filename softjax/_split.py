@@ -50,10 +50,10 @@ class Split(NamedTuple):
         length = array.shape[axis] // size(self.mapped)
         return lax.dynamic_slice_in_dim(array, lax.axis_index(self.mapped) * length, length, axis)
 
-    def dense(self, logits: Array, labels: Array, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
+    def dense(self, logits: Array, labels: _labels.Labels, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
         """One device's class axis, logits, target and mask."""
         logits, where = self.gathered(logits, axis), self.gathered(where, axis)
-        labels = labels if _labels.is_ids(labels) else self.gathered(labels, axis)
+        labels = self.gathered(labels, axis) if _labels.is_distribution(labels) else labels
         classes = Classes(axis, self.classes)
         return classes, logits, _labels.target_of(labels, classes.count(logits), axis), where
 
@@ -89,11 +89,13 @@ class Split(NamedTuple):
         entries.insert(axis % array.ndim, self.columns)
         return P(*(_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
 
-    def of_labels(self, labels: Array, axis: int) -> P:
-        """Where class ids, or distributions over the classes, lie."""
-        return self.of_samples(labels) if labels.ndim == len(self.rows) else self.of_logits(labels, axis)
+    def of_labels(self, labels: Any, axis: int) -> Any:
+        """Where class ids, distributions over the classes, or what there is of each sample lie."""
+        if _labels.is_distribution(labels):
+            return self.of_logits(labels, axis)
+        return jax.tree.map(self.of_samples, labels)
 
-    def of_dense(self, logits: Array, labels: Array, where: Any, axis: int) -> tuple[P, P, P]:
+    def of_dense(self, logits: Array, labels: _labels.Labels, where: Any, axis: int) -> tuple[P, Any, P]:
         return self.of_logits(logits, axis), self.of_labels(labels, axis), self.of_logits(where, axis)
 
     def share(self, samples: Shape, classes: Length) -> tuple[Length, Length]:

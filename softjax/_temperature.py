@@ -11,16 +11,19 @@ from softjax import _checks as checks
 from softjax._block import block_of, no_number
 from softjax._classes import Classes, like
 from softjax._cpu import widen
-from softjax._labels import target_of
+from softjax._labels import SparseLabels, target_of
 from softjax._rows import rows
 from softjax._types import Array, ArrayLike, Float
+from softjax._validation import checked
 
 _LAST = Classes(-1)
 LEAST, MOST = 0.01, 100.0
 """Of the temperature, and of its inverse."""
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Float[Array, ""]:
+def fit_temperature(
+    logits: ArrayLike, labels: ArrayLike | SparseLabels, weights: ArrayLike | None = None
+) -> Float[Array, ""]:
     """The temperature T in [0.01, 100] of the least mean cross-entropy of logits / T.
 
     Fitted on held-out samples, it makes a classifier's confidences right without a change to its predictions. It is
@@ -49,8 +52,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
     1.8205
     """
     logits, axis = checks.logits(logits, -1)
-    labels = checks.labels(labels, logits.shape, axis)
-    return _fit(logits, labels, checks.weights(weights, checks.samples(logits.shape, axis)))
+    target = checked(labels, logits.shape, axis)
+    return _fit(logits, target, checks.weights(weights, checks.samples(logits.shape, axis)))
 
 
 @jax.jit

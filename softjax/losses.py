@@ -18,9 +18,9 @@ them; the value of a traced one is not checked.
 import jax
 import jax.numpy as jnp
 
-from softjax import _arguments as arguments
 from softjax import _margins as margins
-from softjax._arguments import OfSamples
+from softjax import _options as options
+from softjax._rows import OfSamples, statistics_of
 from softjax._types import Array, ArrayLike, Float
 
 __all__ = ["additive_margin", "angular_margin", "focal", "generalized", "poly"]
@@ -49,8 +49,8 @@ def focal(s: OfSamples, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
     >>> print(softjax.losses.focal(s, 2.0).round(4))
     [0.0018 0.7019]
     """
-    h = arguments.statistics(s).cross_entropy
-    return _focal(h, arguments.at_least_zero("gamma", gamma, h.dtype))
+    h = statistics_of(s).cross_entropy
+    return _focal(h, options.at_least_zero("gamma", gamma, h.dtype))
 
 
 def poly(s: OfSamples, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
@@ -76,8 +76,8 @@ def poly(s: OfSamples, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
     >>> print(softjax.losses.poly(s, 1.0).round(4))
     [0.2461 2.0443]
     """
-    h = arguments.statistics(s).cross_entropy
-    epsilon = arguments.real("epsilon", epsilon, h.dtype)
+    h = statistics_of(s).cross_entropy
+    epsilon = options.real("epsilon", epsilon, h.dtype)
     x = jnp.where(jnp.isnan(h), 0, h)
     # (1 + ε) m + (h − m) with m = 1 − q_y: two numbers that are at least 0 for ε ≥ −1, so that nothing cancels near −1
     return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _others(x) + _excess(x))
@@ -106,8 +106,8 @@ def generalized(s: OfSamples, exponent: ArrayLike = 0.7) -> Float[Array, "*sampl
     >>> print(softjax.losses.generalized(s, 0.7).round(4))
     [0.1215 0.8589]
     """
-    h = arguments.statistics(s).cross_entropy
-    return _generalized(h, arguments.positive("exponent", exponent, h.dtype))
+    h = statistics_of(s).cross_entropy
+    return _generalized(h, options.positive("exponent", exponent, h.dtype))
 
 
 def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
@@ -138,8 +138,8 @@ def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[
     >>> print(softjax.losses.additive_margin(s, 0.35, scale).round(4))
     [0.2633 2.1269]
     """
-    h = arguments.statistics(s).cross_entropy
-    margin, scale = arguments.margin_and_scale(margin, scale, h.dtype)
+    h = statistics_of(s).cross_entropy
+    margin, scale = options.at_least_zero("margin", margin, h.dtype), options.positive("scale", scale, h.dtype)
     return margins.lowered(h, scale * margin)
 
 
@@ -170,8 +170,8 @@ def angular_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[A
     >>> print(softjax.losses.angular_margin(s, 0.5, scale).round(4))
     [0.2113 3.1944]
     """
-    h, a = arguments.statistics(s).cross_entropy, s.label_logit
-    margin, scale = arguments.margin_and_scale(margin, scale, h.dtype)
+    h, a = statistics_of(s).cross_entropy, s.label_logit
+    margin, scale = options.at_least_zero("margin", margin, h.dtype), options.positive("scale", scale, h.dtype)
     return margins.lowered(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
 
 

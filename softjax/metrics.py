@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax import _arguments as arguments
 from softjax import _checks as checks
-from softjax._arguments import OfSamples
 from softjax._block import no_number
 from softjax._reduce import reduce
+from softjax._rows import OfSamples, Statistics, statistics_of
 from softjax._temperature import fit_temperature
 from softjax._types import Array, ArrayLike, Count, Float
 
@@ -76,7 +75,7 @@ def top_k_accuracy(s: OfSamples, k: Count, weights: ArrayLike | None = None) -> 
     >>> print(softjax.metrics.top_k_accuracy(s, 2))
     0.5
     """
-    s = arguments.statistics(s)
+    s = statistics_of(s)
     return _mean(_among(s, checks.count("k", k)), s, weights)
 
 
@@ -100,7 +99,7 @@ def perplexity(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, "
     >>> print(softjax.metrics.perplexity(s).round(4))
     5.0
     """
-    s = arguments.statistics(s)
+    s = statistics_of(s)
     return jnp.exp(_mean(s.cross_entropy, s, weights))
 
 
@@ -127,7 +126,7 @@ def brier_score(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, 
     >>> print(softjax.metrics.brier_score(s).round(4))
     0.5487
     """
-    s = arguments.statistics(s)
+    s = statistics_of(s)
     q, others = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
     # (1 − q)² + Σ_{j≠y} q_j². The first is exact. The second is at most as much, and S − q² but for a rounding of S
     # beside 1: of a sample that is so sure as to be lost in it, (1 − q)² < 1e-7, the score is right to a factor of 2.
@@ -213,8 +212,8 @@ def calibration(s: OfSamples, bins: Count = 15, weights: ArrayLike | None = None
     >>> print(measured.weight, measured.expected_error().round(4))
     [0. 0. 0. 1. 2.] 0.3231
     """
-    s, bins = arguments.statistics(s), checks.count("bins", bins)
-    w = arguments.sample_weights(weights, s)
+    s, bins = statistics_of(s), checks.count("bins", bins)
+    w = _sample_weights(weights, s)
     confidence, hit = jnp.exp(-s.peak_entropy), _among(s, 1)
     upwards = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1
     bin_of = jnp.where(confidence > 0, upwards, 0).astype(jnp.int32)  # NaN shows in the first
@@ -230,8 +229,16 @@ def _among(s, k):
 
 
 def _mean(number, s, weights):
-    return reduce(number.astype(s.cross_entropy.dtype), arguments.sample_weights(weights, s), "mean")
+    return reduce(number.astype(s.cross_entropy.dtype), _sample_weights(weights, s), "mean")
 
 
 def _over(number, weight, empty):
     return jnp.where(weight == 0, empty, number / jnp.where(weight == 0, 1, weight))
+
+
+def _sample_weights(value: Any, s: Statistics) -> Float[Array, "*samples"]:
+    """The weight of each sample, 1 for None. A row in which no class exists is not counted."""
+    h = s.cross_entropy
+    weights = checks.weights(value, h.shape)
+    weights = jnp.ones_like(h) if weights is None else jnp.broadcast_to(weights, h.shape).astype(h.dtype)
+    return jnp.where((s.log_normalizer == -jnp.inf) & (h == 0), 0, weights)

@@ -13,12 +13,17 @@ import softjax
 PACKAGE = Path(softjax.__file__).parent
 MODULES = sorted(PACKAGE.glob("*.py"))
 PUBLIC = [
+    "SparseLabels",
     "Statistics",
+    "TopK",
     "cross_entropy",
     "distribution_cross_entropy",
     "linear_cross_entropy",
+    "linear_log_probabilities",
     "linear_loss",
     "linear_statistics",
+    "linear_top_k",
+    "log_probabilities",
     "log_softmax",
     "softmax",
     "statistics",
@@ -26,15 +31,13 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear_loss", "_linear", "losses", "metrics"},
-    {"_arguments", "_cross_entropy", "_margins", "_softmax", "_distribution", "_problem", "_temperature"},
-    {"_loss_sum", "_placement"},
-    {"_rows", "_samples", "_split"},
-    {"_block", "_log_sum", "_reduce", "_blocks", "_layer"},
-    {"_classes", "_labels"},
-    {"_options", "_cpu", "_every_mode"},
-    {"_checks"},
-    {"_types"},
+    {"_linear_loss", "_linear", "_linear_rows", "losses", "metrics"},
+    {"_cross_entropy", "_margins", "_softmax", "_distribution", "_temperature"},
+    {"_loss_sum", "_problem", "_rows"},
+    {"_placement", "_samples", "_target"},
+    {"_block", "_blocks", "_layer", "_log_sum", "_options", "_reduce", "_split", "_validation"},
+    {"_checks", "_classes", "_every_mode", "_labels"},
+    {"_cpu", "_types"},
 ]
 
 
@@ -112,6 +115,27 @@ def test_signatures():
             "z_loss": 0.0,
             "logit_softcap": None,
             "reduction": "mean",
+            "block_size": None,
+            "precision": None,
+            "axis_name": None,
+            "batch_axis_name": None,
+        },
+        "log_probabilities": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
+        "linear_log_probabilities": {
+            "bias": None,
+            "where": None,
+            "base": 10.0,
+            "logit_softcap": None,
+            "block_size": None,
+            "precision": None,
+            "axis_name": None,
+            "batch_axis_name": None,
+        },
+        "linear_top_k": {
+            "bias": None,
+            "where": None,
+            "base": 10.0,
+            "logit_softcap": None,
             "block_size": None,
             "precision": None,
             "axis_name": None,

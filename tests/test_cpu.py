@@ -164,7 +164,24 @@ def test_a_sum_is_added_to_tile_by_tile(tile, rows, route, monkeypatch):
 def test_picked(route):
     x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     ids = jnp.array([[0], [2], [-1]])
-    np.testing.assert_array_equal(_cpu.picked(x, ids, -1, jnp.arange(3)[None] == ids), [[1], [6], [0]])
+    np.testing.assert_array_equal(_cpu.picked(x, ids, -1), [[1], [6], [0]])
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 9])
+@pytest.mark.parametrize("axis", [-1, -2, -3])
+def test_several_of_a_row(k, axis, route):
+    """Gathered and added, or by comparison: with equal classes, and with classes that lie elsewhere."""
+    x = jnp.moveaxis(cases.logits(7, samples=6).reshape(2, 3, 7), -1, axis)
+    local = np.random.default_rng(k).integers(-2, 9, (2, 3, k))
+    numbers = np.random.default_rng(k).normal(size=local.shape).astype(np.float32)
+    picked, added = np.zeros(local.shape, np.float32), np.array(jnp.moveaxis(x, axis, -1))
+    for place, j in np.ndenumerate(local):
+        if 0 <= j < 7:
+            picked[place] = np.moveaxis(np.asarray(x), axis, -1)[*place[:-1], j]
+            added[*place[:-1], j] += numbers[place]
+    local, numbers = (jnp.moveaxis(jnp.asarray(a), -1, axis) for a in (local, numbers))
+    np.testing.assert_array_equal(jnp.moveaxis(_cpu.picked(x, local, axis), axis, -1), picked)
+    np.testing.assert_allclose(jnp.moveaxis(_cpu.added_at(x, local, axis, numbers), axis, -1), added, rtol=1e-6)
 
 
 def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):

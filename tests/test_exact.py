@@ -1,5 +1,6 @@
 """Confident rows are exact: the loss, its gradient and the entropy to every digit, at any gap and in every mode."""
 
+import cases
 import exact
 import jax
 import jax.numpy as jnp
@@ -204,3 +205,47 @@ def test_the_losses_of_confident_rows_still_fall():
     x, labels = jnp.array([[17.5, 0.0]]), jnp.array([0])
     gradient = jax.grad(softjax.cross_entropy)(x, labels, **NATS)
     assert gradient[0, 0] == -gradient[0, 1] != 0
+
+
+@jax.jit
+def of_products(x, labels, scale):
+    """The loss, its gradient by the logits and the numbers of a row, of logits that the same program makes."""
+
+    def loss(x, offset):
+        return softjax.cross_entropy(x * scale + offset, labels, reduction="none", **NATS)
+
+    value, pull = jax.vjp(loss, x, jnp.zeros_like(x))
+    return value, pull(jnp.ones_like(value))[1], softjax.statistics(x * scale, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 40])
+@pytest.mark.parametrize("spread", [1.0, 8.0, 30.0])
+def test_logits_that_are_products(classes, spread, route):
+    """A compiler may fuse a · b − peak into one rounding, so that it is not 0 where a · b is the peak."""
+    x, labels = cases.logits(classes, spread, samples=64), cases.class_ids(classes, samples=64)
+    for scale in (1 / 3, 0.37, 2.2985997):
+        logits = jax.block_until_ready(x * jnp.float32(scale))  # rounded, as no fusion has them
+        expected, dx, sizes = exact.cross_entropy(logits, labels)
+        value, gradient, s = of_products(x, labels, jnp.float32(scale))
+        below, row = gaps(logits), gaps(logits).max(1)
+        within(value, expected, np.maximum(expected, 2.0**-20), 8 + row)
+        within(gradient, dx, np.maximum(sizes, 2.0**-20), 8 + below)
+        q, _, log_q = exact.rows(logits)
+        np.testing.assert_allclose(s.collision, (q**2).sum(1), rtol=1e-5)
+        np.testing.assert_allclose(s.peak_entropy, -log_q.max(1), rtol=1e-5, atol=1e-6)
+        within(s.entropy, -(q * log_q).sum(1), np.maximum(-(q * log_q).sum(1), 2.0**-20), 8 + row)
+        log = jax.jit(lambda x, scale: softjax.log_softmax(x * scale, base=np.e))(x, jnp.float32(scale))
+        np.testing.assert_allclose(log, log_q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"logit_softcap": 7.0}, {"reduction": "none"}])
+def test_a_layer_of_one_feature(options, route):
+    """Its product is a multiplication, and may be fused with what comes after it."""
+    rng = np.random.default_rng(0)
+    h, k = (jnp.asarray(rng.normal(size=shape) * 5, jnp.float32) for shape in ((64, 1), (1, 5)))
+    labels = cases.class_ids(5, samples=64)
+    u = np.asarray(h * k, np.float64)
+    x = u if "logit_softcap" not in options else 7 * np.tanh(u / 7)
+    loss = softjax.linear_cross_entropy(h, k, labels, base=np.e, **options)
+    expected = exact.cross_entropy(x, labels)[0]
+    np.testing.assert_allclose(np.mean(loss), expected.mean(), rtol=1e-5)

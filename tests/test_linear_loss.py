@@ -210,3 +210,23 @@ def test_tracers_too():
 
     assert jax.jit(jax.grad(f))(2.0) == 3
     assert list(jax.vmap(f)(jnp.arange(2.0))) == [0, 3]
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_weighted_in_every_mode(reduction):
+    """A row of weight 0 holds NaN: no derivative of the caller's loss is one, forward or backward."""
+    hidden, kernel, _ = cases.layer(5)
+    weights, labels = cases.weights(), cases.class_ids(5)
+    clean, t = hidden, cases.layer(5, seed=2)[0]
+    hidden = hidden.at[::4].set(jnp.nan)  # of weight 0
+
+    def loss(h):
+        options = {"weights": weights, "reduction": reduction, "block_size": 3}
+        return softjax.linear_loss(lambda s: s.cross_entropy**2 / s.entropy, h, kernel, labels, **options).sum()
+
+    gradient, push = jax.grad(loss)(hidden), jax.jvp(loss, (hidden,), (t,))[1]
+    np.testing.assert_allclose(gradient, jax.grad(loss)(clean), rtol=1e-5)
+    np.testing.assert_allclose(push, (gradient * t).sum(), rtol=1e-4)
+    over = jax.jvp(jax.grad(loss), (hidden,), (t,))[1]
+    np.testing.assert_allclose(over, jax.grad(lambda h: jax.jvp(loss, (h,), (t,))[1])(hidden), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(over, jax.jvp(jax.grad(loss), (clean,), (t,))[1], rtol=1e-3, atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 from softjax._classes import Classes
 from softjax._labels import Ids
 from softjax._layer import Layer, Parameters
+from softjax._rows import PAGE
 from softjax._samples import Samples, Static, added, aligned_samples, as_kept, no_gradients, number_like
 
 SAMPLES = Samples(jnp.array([[[1.0, jnp.nan], [2.0, 3.0], [jnp.inf, 0.0]]]), Ids(jnp.zeros((1, 3, 1), jnp.int32)), None)
@@ -44,4 +45,5 @@ def test_without_a_mesh_nothing_is_moved():
     same = aligned_samples(Classes(-1), parameters, samples)
     assert same[0].kernel is kernel
     assert same[1].hidden is samples.hidden
-    assert number_like(Static(Layer(False, None, jnp.dtype(jnp.float32)), Classes(-1)), parameters, samples) == 0
+    static = Static(PAGE, Layer(False, None, jnp.dtype(jnp.float32)), Classes(-1))
+    assert number_like(static, parameters, samples) == 0

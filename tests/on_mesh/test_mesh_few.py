@@ -1,0 +1,146 @@
+"""A few classes of each sample where the classes are split: sparse labels, log-probabilities, the most probable."""
+
+import cases
+import few
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+from jax.sharding import PartitionSpec as P
+from test_mesh_layer import close
+from worlds import CLASSES, NAMES, SAMPLES
+
+import softjax
+
+ROWS2 = P("data", None)
+LAYER = [ROWS2, P(None, "classes"), P("classes")]
+
+
+def run(world, function, arrays, specs, out, moving, g):
+    """The values, and the gradients by the arrays that move, of one program."""
+    split = worlds.split(world, (2, 4), function, specs, out)
+    with worlds.context(world, (2, 4)):
+        arrays = worlds.placed(world, (2, 4), arrays, specs)
+        (g,) = worlds.placed(world, (2, 4), [g], [out])
+
+        @jax.jit
+        def both(g, *arrays):
+            def of(*moved):
+                return split(*(dict(enumerate(arrays)) | dict(zip(moving, moved, strict=True))).values())
+
+            value, pull = jax.vjp(of, *(arrays[i] for i in moving))
+            return value, pull(g)
+
+        return jax.tree.map(np.asarray, both(g, *arrays))
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("k", [3, 12])
+@pytest.mark.parametrize("fused", [True, False])
+def test_sparse_labels(world, reduction, k, fused):
+    hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
+    labels, weights = few.sparse(CLASSES, k, SAMPLES), cases.weights(SAMPLES)
+    hidden = hidden.at[0].set(jnp.nan)  # its weight is 0
+    every = jnp.asarray(few.dense(labels, CLASSES), jnp.float32)
+    options = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 0.01}
+    logits = (hidden @ kernel + bias[None]).at[0].set(jnp.nan)
+
+    def linear(ids, h, w, b, p, weights, **names):
+        y = p if ids is None else softjax.SparseLabels(ids, p)
+        return softjax.linear_cross_entropy(h, w, y, bias=b, weights=weights, block_size=3, **options, **names)
+
+    def dense(ids, x, p, weights, **names):
+        y = p if ids is None else softjax.SparseLabels(ids, p)
+        return softjax.cross_entropy(x, y, weights=weights, **options, **names)
+
+    function = linear if fused else dense
+    arrays, specs = ([hidden, kernel, bias], LAYER) if fused else ([logits], [worlds.LOGITS])
+    arrays, specs = [*arrays, labels.probabilities, weights], [*specs, ROWS2, worlds.ROWS]
+    out = worlds.ROWS if reduction == "none" else P()
+    g = cases.cotangent(SAMPLES) if reduction == "none" else jnp.asarray(1.0)
+    moving = range(len(arrays) - 1)
+    value, gradients = run(
+        world,
+        lambda ids, *a: function(ids, *a, **NAMES),
+        [labels.ids, *arrays],
+        [ROWS2, *specs],
+        out,
+        [i + 1 for i in moving],
+        g,
+    )
+    arrays[-2] = every
+    expected, pull = jax.vjp(lambda *a: function(None, *a), *arrays)
+    theirs = list(pull(g)[:-1])
+    theirs[-1] = few.at(np.asarray(theirs[-1]), labels.ids)
+    close(value, expected)
+    close(list(gradients), theirs, 2e-5)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("k", [3, 12])
+def test_log_probabilities(world, k):
+    hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
+    ids = few.sparse(CLASSES, k, SAMPLES, padding=False).ids
+    g = jnp.asarray(np.random.default_rng(0).normal(size=ids.shape), jnp.float32)
+
+    def linear(ids, h, w, b, **names):
+        return softjax.linear_log_probabilities(h, w, ids, bias=b, block_size=3, **names)
+
+    value, gradients = run(
+        world, lambda *a: linear(*a, **NAMES), [ids, hidden, kernel, bias], [ROWS2, *LAYER], ROWS2, [1, 2, 3], g
+    )
+    expected, pull = jax.vjp(lambda *a: linear(ids, *a), hidden, kernel, bias)
+    close(value, expected)
+    close(list(gradients), list(pull(g)), 2e-5)
+    x = hidden @ kernel + bias[None]
+    value, (dx,) = run(
+        world,
+        lambda ids, x: softjax.log_probabilities(x, ids, axis_name="classes"),
+        [ids, x],
+        [ROWS2, worlds.LOGITS],
+        ROWS2,
+        [1],
+        g,
+    )
+    expected, pull = jax.vjp(lambda x: softjax.log_probabilities(x, ids), x)
+    close(value, expected)
+    close(dx, pull(g)[0], 2e-5)
+
+
+@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("k", [1, 5, 24])
+def test_top_k(world, k):
+    """More of them than one device has, equal ones among them."""
+    hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
+    kernel = kernel.at[:, 17].set(kernel[:, 2]).at[:, 3].set(kernel[:, 2])
+    bias = bias.at[17].set(bias[2]).at[3].set(bias[2])
+
+    def top(h, w, b, **names):
+        t = softjax.linear_top_k(h, w, k, bias=b, block_size=3, **names)
+        return jnp.stack([t.ids.astype(jnp.float32), t.log_probabilities], -1)
+
+    g = jnp.asarray(np.random.default_rng(0).normal(size=(SAMPLES, k, 2)), jnp.float32)
+    out = P("data", None, None)
+    value, gradients = run(world, lambda *a: top(*a, **NAMES), [hidden, kernel, bias], LAYER, out, [0, 1, 2], g)
+    expected, pull = jax.vjp(top, hidden, kernel, bias)
+    np.testing.assert_array_equal(value[..., 0], expected[..., 0])
+    close(value, expected)
+    close(list(gradients), list(pull(g)), 2e-5)
+
+
+@pytest.mark.parametrize("world", ["Auto", "shard_map"])
+def test_of_the_top_k_each_device_gives_its_own_alone(world):
+    """What goes from one device to another for the ids: k of each, not the logits."""
+    hidden, kernel, _ = cases.layer(CLASSES * 8, samples=SAMPLES)
+    specs = LAYER[:2]
+    f = worlds.split(world, (2, 4), lambda h, w: softjax.linear_top_k(h, w, 2, block_size=4, **NAMES).ids, specs, ROWS2)
+    with worlds.context(world, (2, 4)):
+        arrays = worlds.placed(world, (2, 4), [hidden, kernel], specs)
+        text = jax.jit(f).lower(*arrays).compile().as_text()
+    moved = [line for line in text.splitlines() if " all-reduce(" in line or " all-gather(" in line]
+    assert moved
+    for line in moved:
+        assert f"{CLASSES * 8 // 4}]" not in line
+        assert f"{CLASSES * 8}]" not in line

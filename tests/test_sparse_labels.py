@@ -1,0 +1,268 @@
+"""`SparseLabels` are the distribution that they stand for: in value, in gradient, and never as an array of it."""
+
+from functools import partial
+
+import cases
+import exact
+import few
+import jax
+import jax.numpy as jnp
+import jaxprs
+import numpy as np
+import oracle
+import pytest
+from closeness import EPS
+
+import softjax
+
+KS = [1, 3, 8, 9, 40]
+
+
+def close(actual, expected, terms=64, size=None):
+    """Equal to the rounding of sums, measured by the size of the array."""
+    expected = np.asarray(expected, np.float64)
+    size = np.abs(expected).max(initial=1e-3) if size is None else size
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0, atol=terms * EPS * size)
+
+
+def by_probabilities(x, where=None):
+    """∂h/∂p_j = z − x_j in float64, over the classes that exist, 0 at the others."""
+    exists = np.ones(x.shape, bool) if where is None else np.broadcast_to(where, x.shape)
+    x = np.where(exists, np.asarray(x, np.float64), -np.inf)
+    return np.where(exists, -np.stack([oracle.log_softmax(row) for row in x]), 0)
+
+
+@pytest.mark.parametrize("k", KS)
+@pytest.mark.parametrize("spread", [0.02, 1.0, 30.0, 1000.0])
+def test_of_logits(k, spread, route):
+    x, labels, g = cases.logits(9, spread), few.sparse(9, k), cases.cotangent()
+    f = partial(softjax.cross_entropy, base=np.e, reduction="none")
+    loss, pull = jax.vjp(lambda x, p: f(x, softjax.SparseLabels(labels.ids, p)), x, labels.probabilities)
+    expected, dx = oracle.cross_entropy(x, few.dense(labels, 9), base=np.e, cotangent=g)
+    close(loss, expected)
+    actual, dp = pull(g)
+    close(actual, dx)
+    close(dp, few.at(by_probabilities(x), labels.ids) * np.asarray(g, np.float64)[:, None])
+
+
+OPTIONS = {
+    "plain": {},
+    "smoothing": {"label_smoothing": 0.1, "z_loss": 0.01},
+    "where": {"where": jnp.arange(9) % 4 != 1},
+    "weights": {"weights": cases.weights(), "base": 2.0},
+    "all": {
+        "where": jnp.arange(9) % 4 != 1,
+        "weights": cases.weights(),
+        "base": 2.0,
+        "label_smoothing": 0.2,
+        "z_loss": 0.01,
+    },
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("k", [3, 9])
+def test_every_option(option, reduction, k, route):
+    """Dense and fused, by logits, hidden vectors, kernel, bias and probabilities."""
+    options, (hidden, kernel, bias), labels = OPTIONS[option], cases.layer(9, spread=2.0), few.sparse(9, k)
+    g = cases.cotangent() if reduction == "none" else jnp.asarray(1.0)
+    every = jnp.asarray(few.dense(labels, 9), jnp.float32)
+
+    def fused(h, w, b, p, y=labels.ids):
+        target = p if y is None else softjax.SparseLabels(y, p)
+        return softjax.linear_cross_entropy(h, w, target, bias=b, reduction=reduction, block_size=4, **options)
+
+    def plain(h, w, b, p):
+        logits = h @ w + b[None]
+        return softjax.cross_entropy(logits, softjax.SparseLabels(labels.ids, p), reduction=reduction, **options)
+
+    expected, pull = jax.vjp(partial(fused, y=None), hidden, kernel, bias, every)
+    *gradients, by_p = pull(g)
+    for f in (fused, plain):
+        loss, pull = jax.jit(lambda f, *a: jax.vjp(f, *a), static_argnums=0)(
+            f, hidden, kernel, bias, labels.probabilities
+        )
+        close(loss, expected)
+        *actual, dp = pull(g)
+        for a, b in zip(actual, gradients, strict=True):
+            close(a, b)
+        close(dp, few.at(np.asarray(by_p), labels.ids))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_any_axis(axis):
+    x, labels = cases.logits(7, samples=6).reshape(2, 3, 7), few.sparse(7, 4, samples=6)
+    labels = jax.tree.map(lambda a: a.reshape(2, 3, 4), labels)
+    moved = softjax.cross_entropy(jnp.moveaxis(x, -1, axis), labels, axis=axis, reduction="none")
+    close(moved, softjax.cross_entropy(x, labels, reduction="none"), terms=1)
+
+
+def test_statistics(route):
+    """Those of the distribution, the rank that of its most probable class once equal ids are added."""
+    x, labels = cases.logits(9, 3.0), few.sparse(9, 5, mass=1.7)
+    ids = labels.ids.at[0].set(jnp.array([4, 2, 4, 7, 7]))
+    p = labels.probabilities.at[0].set(jnp.array([0.3, 0.4, 0.3, 0.1, 0.1]))  # 4 by its sum, not 2
+    labels = softjax.SparseLabels(ids, p)
+    every = jnp.asarray(few.dense(labels, 9), jnp.float32)
+    for s, t in zip(softjax.statistics(x, labels), softjax.statistics(x, every), strict=True):
+        close(s, t)
+    values, hidden, kernel = oracle.statistics(x, few.dense(labels, 9)), *_layer_of(x)
+    s = softjax.linear_statistics(hidden, kernel, labels, block_size=4)
+    for name, (value, _) in values.items():
+        close(getattr(s, name), value)
+    assert s.label_rank[0] == int(np.sum(np.asarray(x[0]) > np.asarray(x[0, 4])))
+
+
+def _layer_of(x):
+    return jnp.eye(len(x)), x
+
+
+def test_each_number_pulled_back_alone(route):
+    x, labels, g = cases.logits(9, 3.0), few.sparse(9, 5, mass=1.7), cases.cotangent()
+    for name, (_, slope) in oracle.statistics(x, few.dense(labels, 9)).items():
+        (dx,) = jax.vjp(lambda x, name=name: getattr(softjax.statistics(x, labels), name), x)[1](g)
+        close(dx, slope * np.asarray(g, np.float64)[:, None])
+
+
+def test_edges(route):
+    x = cases.logits(5, 2.0, samples=6)
+    ids = jnp.array([[0, 5], [1, -1], [2, 7], [3, 9], [-1, -1], [0, 1]])
+    p = jnp.array([[0.5, 0.5], [0.5, 0.5], [1.0, 0.0], [1.0, jnp.nan], [0.0, 0.0], [0.0, 1.0]])
+    w = jnp.array([0.0, 1.0, 1.0, 0.0, 1.0, 1.0])  # mass at no class: not counted, counted; padding; NaN; none; plain
+    call = partial(softjax.cross_entropy, reduction="none", weights=w, label_smoothing=0.1, z_loss=0.1)
+    loss, pull = jax.vjp(lambda x, p: call(x, softjax.SparseLabels(ids, p)), x, p)
+    dx, dp = pull(jnp.ones(6))
+    assert jnp.isnan(loss).tolist() == [False, True, False, False, False, False]
+    assert not dx[jnp.array([0, 1, 3])].any()
+    assert jnp.isfinite(dx).all()
+    assert jnp.isfinite(dp).all()
+    assert loss[0] == loss[3] == 0
+    assert not softjax.statistics(x, softjax.SparseLabels(ids, p)).label_rank[jnp.array([1, 4])].tolist().count(0)
+
+
+def test_mass_at_a_class_that_where_leaves_out_takes_no_part(route):
+    x, labels, exist = cases.logits(9), few.sparse(9, 4), jnp.arange(9) % 2 == 0
+    clean = labels._replace(probabilities=jnp.where(labels.ids % 2 == 0, labels.probabilities, 0))
+    f = lambda x, y: softjax.cross_entropy(x, y, where=exist, reduction="none")  # noqa: E731
+    np.testing.assert_array_equal(f(x, labels), f(x, clean))
+    dx = jax.grad(lambda x: f(x, labels).sum())(x)
+    assert not dx[:, 1::2].any()
+
+
+@pytest.mark.parametrize("gap", [17.0, 40.0, 80.0])
+def test_confident_rows(gap):
+    """The mass at the peak, beside it, and divided: exact as for the distribution."""
+    x = jnp.zeros((3, 7)).at[:, 2].set(gap).at[:, 4].set(1.0)
+    labels = softjax.SparseLabels(
+        jnp.array([[2, 2, 9], [4, 0, -1], [2, 4, 2]]), jnp.array([[0.25, 0.75, 0.0], [0.5, 0.5, 0.0], [0.5, 1e-9, 0.5]])
+    )
+    loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, labels, base=np.e, reduction="none"), x)
+    expected, dx, sizes = exact.cross_entropy(x, few.dense(labels, 7))
+    np.testing.assert_allclose(loss, expected, rtol=(8 + gap) * EPS)
+    error = np.abs(np.asarray(pull(jnp.ones(3))[0], np.float64) - dx)
+    assert (error <= (8 + gap) * EPS * sizes).all()
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_higher_derivatives(order):
+    x, labels = cases.logits(5, samples=2), few.sparse(5, 3, samples=2)
+    every = jnp.asarray(few.dense(labels, 5), jnp.float32)
+
+    def derivative(f):
+        for i in range(order):
+            f = jax.jacfwd(f) if i % 2 else jax.jacrev(f)
+        return f(x)
+
+    def of(target):
+        return lambda x: softjax.cross_entropy(x, target, reduction="sum", z_loss=0.1)
+
+    np.testing.assert_allclose(derivative(of(labels)), derivative(of(every)), rtol=1e-4, atol=1e-5)
+
+
+def test_transforms():
+    x, labels = cases.logits(9), few.sparse(9, 4)
+    loss = softjax.cross_entropy(x, labels, reduction="none")
+    each = jax.vmap(lambda x, y: softjax.cross_entropy(x, y))(x, labels)
+    np.testing.assert_allclose(each, loss, rtol=1e-6)
+    t = cases.logits(9, seed=3)
+    (dx,) = jax.vjp(lambda x: softjax.cross_entropy(x, labels), x)[1](jnp.asarray(1.0))
+    _, step = jax.jvp(lambda x: softjax.cross_entropy(x, labels), (x,), (t,))
+    np.testing.assert_allclose(step, (dx * t).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("k", [4, 12])
+def test_never_an_array_of_all_classes_for_all_samples(reduction, k):
+    samples, classes = 64, 128
+    hidden, kernel, _ = cases.layer(classes, samples=samples)
+    labels = few.sparse(classes, k, samples)
+
+    def loss(h, w, p):
+        target = softjax.SparseLabels(labels.ids, p)
+        return softjax.linear_cross_entropy(h, w, target, reduction=reduction, block_size=8, label_smoothing=0.1).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(hidden, kernel, labels.probabilities)
+    sizes = [v.aval.size for e in jaxprs.equations(jaxpr) for v in e.outvars]
+    assert max(sizes) <= 8 * classes * max(1, 13 // 8 + 1)  # a block of logits, or the kernel
+    count = 4 if reduction == "none" else 3
+    assert len(jaxprs.products(jax.grad(loss, (0, 1)), hidden, kernel, labels.probabilities)) == count
+
+
+def test_refused():
+    x, labels = cases.logits(9), few.sparse(9, 4)
+    for target, error, message in [
+        (
+            labels._replace(ids=labels.ids[0]),
+            ValueError,
+            r"`labels.ids` must be \[\*samples, k\], k ids for each of \(11,\)",
+        ),
+        (
+            labels._replace(ids=labels.ids[:, 0]),
+            ValueError,
+            r"Give one class an axis of length 1: labels.ids\[\.\.\., None\]",
+        ),
+        (
+            labels._replace(probabilities=jnp.ones(11)),
+            ValueError,
+            r"need the shape of `labels.ids`, \(11, 4\); got \(11,\)",
+        ),
+        (labels._replace(ids=labels.probabilities), TypeError, "`labels.ids` must be integer class ids, got float32"),
+        (labels._replace(probabilities=labels.ids), TypeError, "`labels.probabilities`"),
+    ]:
+        for call in (
+            lambda y: softjax.cross_entropy(x, y),
+            lambda y: softjax.linear_cross_entropy(x, jnp.eye(9), y),
+            lambda y: softjax.statistics(x, y),
+        ):
+            with pytest.raises(error, match=message):
+                call(target)
+
+
+def test_validate_labels():
+    labels = few.sparse(9, 4)
+    softjax.validate_labels(labels, 9)
+    wrong = labels._replace(ids=labels.ids.at[4, 2].set(9))
+    with pytest.raises(ValueError, match=r"labels.ids\[4, 2\] is 9, outside 0 … 8\."):
+        softjax.validate_labels(wrong, 9)
+    softjax.validate_labels(wrong, 9, weights=jnp.arange(11) != 4)
+
+
+def test_focal_and_other_losses_of_a_row():
+    x, labels = cases.logits(9), few.sparse(9, 4)
+    every = jnp.asarray(few.dense(labels, 9), jnp.float32)
+    f = lambda y: softjax.linear_loss(softjax.losses.poly, jnp.eye(11), x, y, reduction="mean")  # noqa: E731
+    np.testing.assert_allclose(f(labels), f(every), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_types(dtype):
+    x, labels = cases.logits(9, dtype=dtype), few.sparse(9, 4)
+    labels = labels._replace(probabilities=labels.probabilities.astype(dtype), ids=labels.ids.astype(jnp.int16))
+    loss, pull = jax.vjp(
+        lambda x, p: softjax.cross_entropy(x, labels._replace(probabilities=p)), x, labels.probabilities
+    )
+    assert loss.dtype == jnp.float32
+    assert [d.dtype for d in pull(jnp.ones(()))] == [dtype, dtype]
+    expected = oracle.cross_entropy(x, few.dense(labels, 9))[0].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
