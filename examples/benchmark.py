@@ -9,7 +9,7 @@ Each library is called as its users call it, for the mean loss of integer labels
 nats. Three libraries compute one loss; torch takes part where it is installed and has the device that JAX runs on.
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
@@ -24,18 +24,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import _benchmark_figure as figure
-import _benchmark_report as report
-import _linear_benchmark as linear
-import _linear_report as linear_report
-import _machine as machine
-import _timing as timing
 import tyro
-from _benchmark_contenders import Contender, contenders, problem
-from _checkpoint import write
-from _config import Source, WrongInput, exit_status, parse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import core_figure as figure
+from benchmarks import core_report as report
+from benchmarks import linear_cases as linear
+from benchmarks import linear_report as linear_report
+from benchmarks import machine as machine
+from benchmarks import timing as timing
+from benchmarks.core_contenders import Contender, contenders, problem
+from common.files import write
+from common.settings import Source, WrongInput, exit_status, parse
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "benchmark.toml"
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "jax-cce", "tokamax")

@@ -7,7 +7,7 @@ Writes lm-routes-<platform>.json and .png, and prints the README's table. Each r
 order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
@@ -19,17 +19,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import _checkpoint as checkpoint
-import _config
-import _lm_data as lm_data
-import _lm_figures as figures
-import _machine
 import jax
 import numpy as np
-from _config import exit_status
-from _lm_config import Config
-from _lm_loss import ROUTES
-from _timing import interleaved, ratio
+
+from benchmarks import machine as _machine
+from benchmarks.timing import interleaved, ratio
+from common import files as checkpoint
+from common import settings as _config
+from common.settings import exit_status
+from language_model import data as lm_data
+from language_model import figures as figures
+from language_model.loss import ROUTES
+from language_model.settings import Config
 from train_lm import Batches, initial_state, train_step
 
 _ROOT = Path(__file__).resolve().parents[1]

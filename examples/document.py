@@ -6,7 +6,7 @@ The first tables are where the two agree. The errata follow: where the document 
 definitions, its figure, or what its printed formula gives, stands beside what the definitions give.
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
@@ -20,11 +20,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _config import exit_status
 from rich.console import Console
 from rich.table import Table
 
 import softjax
+from common.settings import exit_status
 
 SCORES = (0.0, 10.0, 15.0, 18.0, 20.0)
 RAISED = (0.0, 10.0, 15.0, 19.0, 20.0)

@@ -8,7 +8,7 @@ the gradient is that of confident samples alone. Where 1 + Σ rounds to 1 it has
 Writes max-margin.json and max-margin.png.
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
@@ -20,16 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import _checkpoint as checkpoint
-import _config
-import _digits
-import _machine
-import _margin_figure as figure
 import numpy as np
-from _config import WrongInput, exit_status
-from _margin_descent import Samples, Schedule, contenders, curves, hard_margin
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks import machine as _machine
+from classifier import digits as _digits
+from common import files as checkpoint
+from common import settings as _config
+from common.settings import WrongInput, exit_status
+from margin import figure as figure
+from margin.descent import Samples, Schedule, contenders, curves, hard_margin
 
 NAME = "max-margin"
 EXACT = ("softjax", "float64")  # the run that the others are to be level with

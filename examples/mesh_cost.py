@@ -7,7 +7,7 @@ Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: th
 all-reduces, and its memory, beside that of the plain way (optax on sharded logits, split by the compiler).
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
@@ -26,11 +26,11 @@ if "jax" not in sys.modules:
 import jax
 import jax.numpy as jnp
 import optax
-from _config import command_line, exit_status
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
+from common.settings import command_line, exit_status
 
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s64": 8, "u64": 8, "u8": 1, "s8": 1}
 _COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"

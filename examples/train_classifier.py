@@ -15,7 +15,7 @@ The base scales the first term only, by 1/ln b. So the two have the same optimum
 ours is λ times theirs. (With two classes their W is the one difference of our two columns, and C is twice that.)
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.RESUMABLE)
@@ -27,22 +27,22 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import _checkpoint as checkpoint
-import _classifier_figures as figures
-import _classifier_scores as scores
-import _digits
-import _run
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _classifier_config import Config, parse
-from _config import WrongInput, exit_status
-from _digits import Data, Images
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import softjax
+from classifier import digits as _digits
+from classifier import figures as figures
+from classifier import scores as scores
+from classifier.digits import Data, Images
+from classifier.settings import Config, parse
+from common import files as checkpoint
+from common import run as _run
+from common.settings import WrongInput, exit_status
 
 CHECKPOINT = "checkpoint.npz"
 # In the order of writing: where the last is there, all are.

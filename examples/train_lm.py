@@ -10,7 +10,7 @@ What a step sees follows from the seed and the step's number alone. So a checkpo
 nor a random state, and yet a resumed run is the uninterrupted one, to the bit.
 """
 
-import _signals
+from common import program as _signals
 
 if __name__ == "__main__":
     _signals.end_in_one_line(_signals.RESUMABLE)
@@ -23,25 +23,26 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import _checkpoint as checkpoint
-import _lm_data as lm_data
-import _lm_figures as figures
-import _run
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _config import WrongInput, exit_status
-from _lm_checkpoint import FOLDER, Checkpoints
-from _lm_config import Config, parse
-from _lm_data import Corpus
-from _lm_evaluation import evaluate, sample
-from _lm_loss import mean_loss_and_gradient, measured
-from _lm_model import Transformer
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common import files as checkpoint
+from common import run as _run
+from common.checkpoint import FOLDER, Checkpoints
+from common.settings import WrongInput, exit_status
+from language_model import data as lm_data
+from language_model import figures as figures
+from language_model.data import Corpus
+from language_model.evaluation import evaluate, sample
+from language_model.loss import mean_loss_and_gradient, measured
+from language_model.model import Transformer
+from language_model.settings import Config, parse
 
 # In the order of writing: where the last is there, all are.
 RESULTS = ("sample.txt", *figures.NAMES, "metrics.json")

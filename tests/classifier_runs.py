@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
-import _lock as lock
 import numpy as np
+
 import train_classifier as program
+from common import lock as lock
 
 SMALL = ("--classes", "3", "--batch-size", "100", "--epochs", "4", "--checkpoint-every", "2")
 

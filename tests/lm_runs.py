@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
 import train_lm as program
-from _config import read
-from _lm_checkpoint import Checkpoints
-from _lm_config import DEFAULT_CONFIG, Config
+from common.checkpoint import Checkpoints
+from common.settings import read
+from language_model.settings import DEFAULT_CONFIG, Config
 
 WORDS = "the a cat dog sees likes old red house and under über naïve 東京".split()  # noqa: SIM905
 TINY = {

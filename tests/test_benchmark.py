@@ -5,14 +5,15 @@ import itertools
 import json
 import sys
 
-import _benchmark_report as report
-import _timing as timing
-import benchmark
 import jax
 import numpy as np
 import pytest
-from _benchmark_contenders import contenders, problem
-from _config import parse
+
+import benchmark
+from benchmarks import core_report as report
+from benchmarks import timing as timing
+from benchmarks.core_contenders import contenders, problem
+from common.settings import parse
 
 SHAPES = [[8, 5], [3, 7]]
 QUICK = ["--shapes", "8", "5", "3", "7", "--rounds", "2", "--at-least-ms", "0.01"]

@@ -2,8 +2,9 @@
 
 import hashlib
 
-import _checksums as checksums
 import pytest
+
+from common import checksums as checksums
 
 FILES = {"a": b"some bytes", "below/b": bytes(range(20)), "below/below/c": b"\0", "empty": b""}
 

@@ -2,9 +2,10 @@
 
 import math
 
-import document
 import numpy as np
 import pytest
+
+import document
 
 Q = np.exp(np.float64(document.SCORES) - np.logaddexp.reduce(document.SCORES))
 LN10 = math.log(10)

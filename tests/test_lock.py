@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 
-import _lock as lock
 import pytest
-from _config import WrongInput
 
-HOLD = "import pathlib, sys, _lock\nwith _lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+from common import lock as lock
+from common.settings import WrongInput
+
+HOLD = "import pathlib, sys\nfrom common import lock\n"
+HOLD += "with lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import json
 import math
 
 import jax.numpy as jnp
-import max_margin as program
 import numpy as np
 import pytest
-from _margin_descent import Samples, Schedule, by_torch, contenders, hard_margin, margin, unit
+
+import max_margin as program
+from margin.descent import Samples, Schedule, by_torch, contenders, hard_margin, margin, unit
 
 SMALL = ("--classes", "3", "--rate", "0.05", "--steps", "6000", "--every", "100")
 CONFIDENT = 24 * math.log(2)  # the gap from which 1 + Σ rounds to 1 in float32

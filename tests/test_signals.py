@@ -10,12 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import _config
-import _signals
 import pytest
 from lm_runs import options, write_text
 
-EXAMPLES = Path(_config.__file__).parent
+from common import program as _signals
+from common import settings as _config
+
+EXAMPLES = Path(_config.__file__).parents[1]
 RESUMABLE = "error: interrupted; --resume goes on from the last checkpoint.\n"
 NOTHING = "error: interrupted; nothing was written.\n"
 # Without JAX's cache of what is compiled, which it would tell of where it cannot write it.
@@ -39,7 +40,11 @@ def outcome(command, **more):
 
 def code(*lines):
     """The outcome of a program that has begun as the examples do."""
-    begin = ("import gc, signal, sys, threading, time, _signals", "_signals.end_in_one_line('as you were.')")
+    begin = (
+        "import gc, signal, sys, threading, time",
+        "from common import program as _signals",
+        "_signals.end_in_one_line('as you were.')",
+    )
     return outcome(["-c", "\n".join([*begin, *lines])], env={**os.environ, "PYTHONUNBUFFERED": ""})
 
 
@@ -56,7 +61,7 @@ def test_ctrl_c_while_a_program_imports(interrupted_imports, name):
 
 
 def test_ctrl_c_while_the_benchmark_weighs_in_a_process_of_its_own(interrupted_imports):
-    command = [EXAMPLES / "_linear_benchmark.py", "softjax", 8, 4, 10]
+    command = ["-m", "benchmarks.linear_cases", "softjax", 8, 4, 10]
     assert outcome(command, env=interrupted_imports) == (-signal.SIGINT, "", "")
 
 

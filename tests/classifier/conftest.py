@@ -3,9 +3,10 @@
 import shutil
 from pathlib import Path
 
-import _classifier_figures as figures
 import pytest
 from classifier_runs import run
+
+from classifier import figures as figures
 
 
 @pytest.fixture(scope="module")

@@ -9,15 +9,16 @@ import subprocess
 import sys
 import time
 
-import _classifier_figures as figures
-import _digits
 import matplotlib.image
 import numpy as np
 import pytest
 import scipy.special
-import train_classifier as program
 from classifier_runs import Killed, arrays, contents, die_at_disk_operation, run
 from sklearn.linear_model import LogisticRegression
+
+import train_classifier as program
+from classifier import digits as _digits
+from classifier import figures as figures
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):

@@ -5,12 +5,13 @@ import json
 import os
 import random
 
-import _checkpoint as checkpoint
-import _lock as lock
 import pytest
-import train_classifier as program
-from _classifier_config import DEFAULT_CONFIG
 from classifier_runs import SMALL, Killed, contents, die_at_disk_operation, run, the_one_line
+
+import train_classifier as program
+from classifier.settings import DEFAULT_CONFIG
+from common import files as checkpoint
+from common import lock as lock
 
 
 @pytest.mark.parametrize(

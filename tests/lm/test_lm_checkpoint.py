@@ -3,14 +3,15 @@
 import shutil
 from pathlib import Path
 
-import _checksums as checksums
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from _config import WrongInput
-from _lm_checkpoint import Checkpoints
 from classifier_runs import Killed
+
+from common import checksums as checksums
+from common.checkpoint import Checkpoints
+from common.settings import WrongInput
 
 SETTINGS = {"steps": 3}
 

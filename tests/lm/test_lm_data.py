@@ -2,11 +2,12 @@
 
 import contextlib
 
-import _lm_data as lm_data
 import numpy as np
 import pytest
-import train_lm as program
 from lm_runs import config_of, default_config, write_text
+
+import train_lm as program
+from language_model import data as lm_data
 
 
 @pytest.fixture

@@ -2,18 +2,19 @@
 
 import dataclasses
 
-import _lm_loss
-import compare_lm_routes
 import jax
 import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
-import train_lm as program
-from _lm_loss import ROUTES
 from closeness import near
 from jaxprs import equations
 from lm_runs import config_of, default_config, options
+
+import compare_lm_routes
+import train_lm as program
+from language_model import loss as _lm_loss
+from language_model.loss import ROUTES
 
 # The tokens that a gradient sums, and as many for the roundings of what it sums, which sums in the layers have made.
 TERMS = 2 * 8 * 16

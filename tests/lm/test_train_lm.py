@@ -12,17 +12,18 @@ import subprocess
 import sys
 import time
 
-import _checksums as checksums
-import _lm_data as lm_data
-import _lm_figures as figures
-import _lock as lock
 import jax
 import matplotlib.image
 import numpy as np
 import pytest
-import train_lm as program
-from _lm_evaluation import BINS
 from lm_runs import config_of, last_state, metrics, options, run, same_result, the_one_line
+
+import train_lm as program
+from common import checksums as checksums
+from common import lock as lock
+from language_model import data as lm_data
+from language_model import figures as figures
+from language_model.evaluation import BINS
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):

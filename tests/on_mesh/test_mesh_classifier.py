@@ -1,9 +1,10 @@
 """The main example on a mesh learns what it learns on one device."""
 
-import _classifier_figures as figures
 import pytest
 from classifier_runs import Killed, arrays, die_at_disk_operation, run, the_one_line
 from closeness import near
+
+from classifier import figures as figures
 
 # Not Adam, whose first steps make as much of a gradient that is nearly 0 by rounding as of any other.
 SMALL = ("--batch-size", "96", "--epochs", "4", "--checkpoint-every", "2", "--label-smoothing", "0.1")

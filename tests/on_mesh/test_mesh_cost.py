@@ -6,12 +6,12 @@ import math
 import cases
 import jax
 import jax.numpy as jnp
-import mesh_cost
 import pytest
 import worlds
 from jax.sharding import PartitionSpec as P
 from worlds import LOGITS, NAMES, ROWS
 
+import mesh_cost
 import softjax
 
 MESHES = [(2, 4), (1, 8), (8, 1)]

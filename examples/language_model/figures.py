@@ -5,12 +5,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from _figures import BLUE, GREY, ORANGE, STYLE, png
-from _lm_evaluation import Evaluation
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
+from common.figures import BLUE, GREY, ORANGE, STYLE, png
+from language_model.evaluation import Evaluation
 from softjax import metrics
 
 NAMES = ("curves.png", "positions.png", "calibration.png")

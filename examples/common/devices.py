@@ -4,7 +4,8 @@ import math
 import re
 
 import jax
-from _config import WrongInput
+
+from common.settings import WrongInput
 
 PATTERN = re.compile(r"(?:data=([1-9]\d{0,5}))?(?:(?:^|,)classes=([1-9]\d{0,5}))?")
 WANTED = "like data=4,classes=2, one of the two, or empty"

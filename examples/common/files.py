@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from _config import WrongInput
-from _run import refuse_other_settings
+
+from common.run import refuse_other_settings
+from common.settings import WrongInput
 
 _SETTINGS = "settings"
 

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import _devices
-import _run
 import jax
 import jax.numpy as jnp
 import tyro
-from _config import WrongInput
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "lm.toml"
+from common import devices as _devices
+from common import run as _run
+from common.settings import WrongInput
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "lm.toml"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from _benchmark_report import PASS, QUANTITIES, Case, significant, where
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from benchmarks.core_report import PASS, QUANTITIES, Case, significant, where
 
 # Okabe-Ito colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
 _MARKS = {

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _timing import Call
 
 import softjax
+from benchmarks.timing import Call
 
 
 class Contender(NamedTuple):

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import _timing as timing
 import jax
-from _linear_contenders import (
+
+import softjax
+from benchmarks import timing as timing
+from benchmarks.linear_contenders import (
     FLOOR,
     IN_JAX,
     OURS,
@@ -25,8 +27,6 @@ from _linear_contenders import (
     problem,
     torch_contenders,
 )
-
-import softjax
 
 AfterRound = Callable[[], Any]
 ARGUMENTS = "arguments alone"
@@ -101,8 +101,8 @@ def peak_resident(config: Any) -> dict[str, int]:
     if not Path("/proc/self/status").exists():  # Linux alone tells
         return peaks
     for name in (*IN_JAX, ARGUMENTS):
-        command = [sys.executable, __file__, name, *map(str, config.linear_shapes[0])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent, check=True)
+        command = [sys.executable, "-m", "benchmarks.linear_cases", name, *map(str, config.linear_shapes[0])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], check=True)
         peak = done.stdout.split()[-1]
         if peak != "None":  # it is installed
             peaks[name] = int(peak)

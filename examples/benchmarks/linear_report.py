@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib
-from _benchmark_report import heading, line, significant, size, where
-from _linear_benchmark import ARGUMENTS
-from _linear_contenders import FLOOR, JAX_CCE, MAPPED, NONE, OURS, PLAIN, TOKAMAX
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from benchmarks.core_report import heading, line, significant, size, where
+from benchmarks.linear_cases import ARGUMENTS
+from benchmarks.linear_contenders import FLOOR, JAX_CCE, MAPPED, NONE, OURS, PLAIN, TOKAMAX
 
 _MARKS = {
     OURS: {"color": "#0072B2", "marker": "o", "markersize": 5, "zorder": 4},

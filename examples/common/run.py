@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import _config
-import _lock as lock
 import tyro
-from _config import WrongInput
+
+from common import lock as lock
+from common import settings as _config
+from common.settings import WrongInput
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

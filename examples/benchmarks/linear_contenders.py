@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _timing import Call
 
 import softjax
+from benchmarks.timing import Call
 
 OURS, NONE, PLAIN, FLOOR = "softjax", "softjax, none", "optax on logits", "three products"
 MAPPED, JAX_CCE, TOKAMAX = "lax.map, checkpoint", "jax-cce", "tokamax"

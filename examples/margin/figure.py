@@ -6,10 +6,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from _figures import BLUE, GREEN, GREY, ORANGE, STYLE, png
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+
+from common.figures import BLUE, GREEN, GREY, ORANGE, STYLE, png
 
 # The colour is the library. Runs that lie on each other are both seen: a thin line or dashes upon a broad one.
 _LINES: dict[tuple[str, str], dict[str, Any]] = {

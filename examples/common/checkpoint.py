@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import _checksums as checksums
 import jax
 import orbax.checkpoint as ocp
-from _config import WrongInput
-from _run import refuse_other_settings
+
+from common import checksums as checksums
+from common.run import refuse_other_settings
+from common.settings import WrongInput
 
 FOLDER = "checkpoints"
 _KEPT = 2

@@ -6,14 +6,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from _classifier_scores import BINS
-from _figures import BLUE, GREY, ORANGE, STYLE, png
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 import softjax
+from classifier.scores import BINS
+from common.figures import BLUE, GREY, ORANGE, STYLE, png
 from softjax import metrics
 
 NAMES = ("training_curves.png", "weights.png", "confusion_matrix.png", "reliability.png")

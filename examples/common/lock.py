@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-from _config import WrongInput
+
+from common.settings import WrongInput
 
 NAME = ".lock"
 

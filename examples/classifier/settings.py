@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import _devices
-import _run
 import jax
 import tyro
-from _config import WrongInput
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "classifier.toml"
+from common import devices as _devices
+from common import run as _run
+from common.settings import WrongInput
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "classifier.toml"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from _lm_config import Config
-from _lm_model import Transformer
 from jaxtyping import Array, Bool, Float, Int
 
 import softjax
+from language_model.model import Transformer
+from language_model.settings import Config
 from softjax import metrics
 
 MEASURED = ("cross_entropy", "z_loss", "accuracy", "top_5_accuracy", "entropy")

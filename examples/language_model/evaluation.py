@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _lm_config import Config
-from _lm_data import Corpus, pack
-from _lm_loss import last_layer, measure
-from _lm_model import Transformer
 from jaxtyping import Array, Int
 from tokenizers import Tokenizer
 
 import softjax
+from language_model.data import Corpus, pack
+from language_model.loss import last_layer, measure
+from language_model.model import Transformer
+from language_model.settings import Config
 from softjax import metrics
 
 BINS = 15  # of the confidences

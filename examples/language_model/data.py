@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import _checkpoint as checkpoint
-import _lock as lock
 import numpy as np
-from _config import WrongInput
-from _lm_config import Config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from common import files as checkpoint
+from common import lock as lock
+from common.settings import WrongInput
+from language_model.settings import Config
 
 # Of the standard library: what is installed beside it, tests, and tables rather than text.
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}

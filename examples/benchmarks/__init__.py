@@ -1,0 +1,1 @@
+"""The parts of `benchmark.py` and of the other programs that measure."""
