@@ -7,12 +7,11 @@ Writes lm-routes-<platform>.json and .png, and prints the README's table. Each r
 order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
 """
 
-from common import program as _signals
+from common import program
 
 if __name__ == "__main__":
-    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+    program.end_in_one_line(program.NOTHING_WRITTEN)
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
@@ -22,34 +21,33 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import machine as _machine
+from benchmarks import machine, routes_figure
 from benchmarks.timing import interleaved, ratio
-from common import files as checkpoint
-from common import settings as _config
-from common.settings import exit_status
-from language_model import data as lm_data
-from language_model import figures as figures
+from common import settings
+from language_model import data
+from language_model.data import Batches
 from language_model.loss import ROUTES
 from language_model.settings import Config
-from train_lm import Batches, initial_state, train_step
-
-_ROOT = Path(__file__).resolve().parents[1]
+from language_model.training import initial_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Train the language model by each route of its loss on the same batches."""
 
-    configs: tuple[Path, ...] = (_ROOT / "configs" / "lm.toml", _ROOT / "configs" / "lm-large.toml")
+    configs: tuple[Path, ...] = (settings.CONFIGS / "lm.toml", settings.CONFIGS / "lm-large.toml")
     """Settings of `train_lm.py`; their `loss` and `steps` do not matter."""
     rounds: int = 20
     """Steps of each route that are timed; two go before them."""
-    output: Path = _ROOT / "examples" / "results"
+    output: Path = Path(__file__).resolve().parent / "results"
     """Folder of the two files."""
+
+    def __post_init__(self) -> None:
+        settings.check(self, {"rounds": settings.COUNT})
 
 
 def compare(config: Config, rounds: int) -> dict[str, Any]:
-    corpus = lm_data.load(config)
+    corpus = data.load(config)
     batches = Batches(corpus, config)
     programs = {
         route: Program(dataclasses.replace(config, loss=route, steps=rounds + 2), batches)  # pyright: ignore[reportArgumentType]
@@ -68,7 +66,7 @@ def compare(config: Config, rounds: int) -> dict[str, Any]:
         for name, program in programs.items()
     }
     tokens = config.batch_size * config.sequence_length
-    return {"tokens": tokens, "vocabulary": config.vocabulary, "settings": config.result_settings(), "routes": routes}
+    return {"tokens": tokens, "vocabulary": config.vocabulary, "settings": settings.decisive(config), "routes": routes}
 
 
 class Program:
@@ -106,29 +104,24 @@ def largest_difference(case: dict[str, Any]) -> float:
     return max(float(np.max(np.abs(curve / curves["fused"] - 1))) for curve in curves.values())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    def program() -> None:
-        options = _config.command_line(Options, argv)
-        if options.rounds < 1:
-            raise _config.WrongInput(f"`rounds` must be at least 1, got {options.rounds}.")
-        cases = []
-        for path in options.configs:
-            config = _config.read(path, Config)
-            mesh = config.make_mesh()
-            with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-                cases.append(compare(config, options.rounds))
-        machine = _machine.describe(("jax", "jaxlib", "optax", "equinox", "numpy"))
-        results = {"rounds": options.rounds, "machine": machine, "cases": cases}
-        options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / f"lm-routes-{jax.default_backend()}"
-        checkpoint.write(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
-        checkpoint.write(path.with_suffix(".png"), figures.draw_routes(cases))
-        print(table(cases))
-        apart = ", ".join(f"{largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases)
-        print(f"\nThe curves lie at most this far apart, relatively: {apart}.\nResults: {path}.json and .png")
-
-    return exit_status(program, interrupted=_signals.NOTHING_WRITTEN)
+@program.exit_status(program.NOTHING_WRITTEN)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = settings.command_line(Options, argv)
+    program.make_writable(options.output)
+    cases = []
+    for path in options.configs:
+        config = settings.read(path, Config)
+        with config.on_mesh():
+            cases.append(compare(config, options.rounds))
+    where = machine.describe(("jax", "jaxlib", "optax", "equinox", "numpy"))
+    results = {"rounds": options.rounds, "machine": where, "cases": cases}
+    path = options.output / f"lm-routes-{jax.default_backend()}"
+    program.write(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
+    program.write(path.with_suffix(".png"), routes_figure.draw(cases))
+    print(table(cases))
+    apart = ", ".join(f"{largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases)
+    print(f"\nThe curves lie at most this far apart, relatively: {apart}.\nResults: {path}.json and .png")
 
 
 if __name__ == "__main__":
-    _signals.leave(main())
+    program.leave(main())

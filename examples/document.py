@@ -6,10 +6,10 @@ The first tables are where the two agree. The errata follow: where the document 
 definitions, its figure, or what its printed formula gives, stands beside what the definitions give.
 """
 
-from common import program as _signals
+from common import program
 
 if __name__ == "__main__":
-    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+    program.end_in_one_line(program.NOTHING_WRITTEN)
 
 import io
 import math
@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 import softjax
-from common.settings import exit_status
 
 SCORES = (0.0, 10.0, 15.0, 18.0, 20.0)
 RAISED = (0.0, 10.0, 15.0, 19.0, 20.0)
@@ -179,7 +178,8 @@ def table_of(rows: Sequence[Row], document: str, ours: str) -> Table:
     return table
 
 
-def show() -> None:
+@program.exit_status(program.NOTHING_WRITTEN)
+def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a console that lacks Σ or ∂ shows a question mark
     console = Console()
@@ -191,9 +191,5 @@ def show() -> None:
         console.print(f"\n[bold]{title}[/]", table_of(rows(), document, ours), sep="\n")
 
 
-def main() -> int:
-    return exit_status(show, interrupted=_signals.NOTHING_WRITTEN)
-
-
 if __name__ == "__main__":
-    _signals.leave(main())
+    program.leave(main())

@@ -8,14 +8,13 @@ the gradient is that of confident samples alone. Where 1 + Σ rounds to 1 it has
 Writes max-margin.json and max-margin.png.
 """
 
-from common import program as _signals
+from common import program
 
 if __name__ == "__main__":
-    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+    program.end_in_one_line(program.NOTHING_WRITTEN)
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine as _machine
-from classifier import digits as _digits
-from common import files as checkpoint
-from common import settings as _config
-from common.settings import WrongInput, exit_status
-from margin import figure as figure
+from benchmarks import machine
+from classifier import digits
+from common import settings
+from common.program import WrongInput
+from margin import figure
 from margin.descent import Samples, Schedule, contenders, curves, hard_margin
 
 NAME = "max-margin"
@@ -50,18 +48,14 @@ class Options:
     output: Path = Path(__file__).resolve().parent / "results"
     """Folder of the two files."""
 
-
-def check(options: Options) -> None:
-    if not 3 <= options.classes <= 10:
-        raise WrongInput(f"`classes` must be from 3 to 10, got {options.classes}.")
-    if not 0 < options.rate < math.inf:
-        raise WrongInput(f"`rate` must be above 0 and finite, got {options.rate}.")
-    if options.every < 1 or options.steps < 1 or options.steps % options.every:
-        raise WrongInput(f"`steps` must be a multiple of `every`, got {options.steps} and {options.every}.")
+    def __post_init__(self) -> None:
+        settings.check(self, {"classes": (lambda v: 3 <= v <= 10, "from 3 to 10"), "rate": settings.POSITIVE})
+        if self.every < 1 or self.steps < 1 or self.steps % self.every:
+            raise WrongInput(f"`steps` must be a multiple of `every`, got {self.steps} and {self.every}.")
 
 
 def compare(options: Options, console: Console) -> dict[str, Any]:
-    samples = Samples(*_digits.whole(options.classes), options.classes)
+    samples = Samples(*digits.whole(options.classes), options.classes)
     schedule = Schedule(options.rate, options.steps, options.every)
     runs = []
     for library, dtype, descend in contenders():
@@ -69,7 +63,7 @@ def compare(options: Options, console: Console) -> dict[str, Any]:
             runs.append({"library": library, "dtype": dtype, **curves(descend, samples, schedule)})
     return {
         "settings": {"classes": options.classes, **schedule._asdict()},
-        "machine": _machine.describe(("jax", "jaxlib", "optax", "torch", "scikit-learn", "numpy")),
+        "machine": machine.describe(("jax", "jaxlib", "optax", "torch", "scikit-learn", "numpy")),
         "images": len(samples.labels),
         "hard_margin": hard_margin(samples),
         "steps": list(range(options.every, options.steps + 1, options.every)),
@@ -100,23 +94,19 @@ def table_of(results: dict[str, Any]) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program.exit_status(program.NOTHING_WRITTEN)
+def main(argv: Sequence[str] | None = None) -> None:
+    options = settings.command_line(Options, argv)
+    program.make_writable(options.output)
     console = Console()
-
-    def program() -> None:
-        options = _config.command_line(Options, argv)
-        check(options)
-        results = compare(options, console)
-        picture = figure.draw(results)
-        options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / NAME
-        checkpoint.write(path.with_suffix(".json"), (json.dumps(results) + "\n").encode())
-        checkpoint.write(path.with_suffix(".png"), picture)
-        console.print(table_of(results))
-        print(f"Results: {path}.json and .png")
-
-    return exit_status(program, interrupted=_signals.NOTHING_WRITTEN)
+    results = compare(options, console)
+    picture = figure.draw(results)
+    path = options.output / NAME
+    program.write(path.with_suffix(".json"), (json.dumps(results) + "\n").encode())
+    program.write(path.with_suffix(".png"), picture)
+    console.print(table_of(results))
+    print(f"Results: {path}.json and .png")
 
 
 if __name__ == "__main__":
-    _signals.leave(main())
+    program.leave(main())

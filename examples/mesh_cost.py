@@ -7,10 +7,10 @@ Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: th
 all-reduces, and its memory, beside that of the plain way (optax on sharded logits, split by the compiler).
 """
 
-from common import program as _signals
+from common import program
 
 if __name__ == "__main__":
-    _signals.end_in_one_line(_signals.NOTHING_WRITTEN)
+    program.end_in_one_line(program.NOTHING_WRITTEN)
 
 import dataclasses
 import os
@@ -30,7 +30,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from common.settings import command_line, exit_status
+from common.settings import command_line
 
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s64": 8, "u64": 8, "u8": 1, "s8": 1}
 _COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute|collective-broadcast"
@@ -104,7 +104,7 @@ def plain(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def program(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any = jnp.float32) -> Any:
+def compiled(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any = jnp.float32) -> Any:
     """Loss and gradients, compiled for a mesh of data by classes."""
     samples, features, classes = shape
     arrays = [
@@ -126,13 +126,13 @@ def mesh_of(data: int, classes: int) -> Any:
 def row(settings: Settings, classes: int, devices: int) -> str:
     mesh = mesh_of(devices // 8, 8)
     shape = (settings.samples, settings.features, classes)
-    compiled = [program(loss, shape, mesh) for loss in (ours, plain)]
-    memory = [c.memory_analysis() for c in compiled]
+    steps = [compiled(loss, shape, mesh) for loss in (ours, plain)]
+    memory = [step.memory_analysis() for step in steps]
     held = memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes
     temporary = [m.temp_size_in_bytes for m in memory]
     matrix = settings.features * min(settings.samples * 8 // devices, classes // 8)  # the smaller of the two gradients
-    summed, blocks = {True: 0, False: 0}, _blocks(compiled[0].as_text())
-    for part in collectives(compiled[0].as_text()):
+    summed, blocks = {True: 0, False: 0}, _blocks(steps[0].as_text())
+    for part in collectives(steps[0].as_text()):
         for dtype, elements in part.sizes:
             summed[elements >= matrix] += _BYTES[dtype] * elements * (blocks if part.repeated else 1)
     shares = f"{devices // 8} × 8"
@@ -154,7 +154,8 @@ def _size(number: float) -> str:
     return f"{number:.3g} GB"
 
 
-def show() -> None:
+@program.exit_status(program.NOTHING_WRITTEN)
+def main() -> None:
     settings = command_line(Settings, None)
     print(f"{settings.samples:,} samples of {settings.features} features, float32; per device and step:\n")
     print("| classes | devices | data × classes | gradients summed | statistics summed | arrays held | ", end="")
@@ -164,9 +165,5 @@ def show() -> None:
             print(row(settings, classes, devices), flush=True)
 
 
-def main() -> int:
-    return exit_status(show, interrupted=_signals.NOTHING_WRITTEN)
-
-
 if __name__ == "__main__":
-    _signals.leave(main())
+    program.leave(main())

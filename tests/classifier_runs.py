@@ -1,12 +1,17 @@
 """Small runs of the classifier example, and a disk that dies."""
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+from runs import Killed
 
 import train_classifier as program
-from common import lock as lock
+from classifier.settings import parse
+from classifier.training import initial_state, load_data
+from common.checkpoint import FOLDER, LOCK, Checkpoints
+from common.settings import decisive
 
 SMALL = ("--classes", "3", "--batch-size", "100", "--epochs", "4", "--checkpoint-every", "2")
 
@@ -17,29 +22,30 @@ def run(output, *options, small=SMALL):
 
 def contents(folder):
     """The files of a run, without its lock, which names the process."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != lock.NAME}
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def results(folder):
+    return {name: content for name, content in contents(folder).items() if name in program.RESULTS}
 
 
 def arrays(path):
     with np.load(path) as file:
-        return {name: file[name] for name in file if name != "settings"}
+        return dict(file)
 
 
-def the_one_line(capsys):
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL: nothing in the program may catch it, or tidy up after it."""
+def last_state(folder):
+    """What the last checkpoint of a finished run holds."""
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    config = parse([f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]).settings
+    return Checkpoints(folder / FOLDER, decisive(config)).restore(initial_state(load_data(config), config))
 
 
 def die_at_disk_operation(monkeypatch, number):
     """The program dies there: within a write, half of which has reached the disk, or before a rename."""
     left = [number]
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
 
     def dies():
         left[0] -= 1
@@ -51,10 +57,14 @@ def die_at_disk_operation(monkeypatch, number):
             raise Killed
         fsync(descriptor)
 
-    def dying_replace(path, target):
-        if dies():
-            raise Killed
-        return replace(path, target)
+    def dying(move):
+        def moved(path, target):
+            if dies():
+                raise Killed
+            return move(path, target)
+
+        return moved
 
     monkeypatch.setattr(os, "fsync", dying_fsync)
-    monkeypatch.setattr(Path, "replace", dying_replace)
+    monkeypatch.setattr(Path, "replace", dying(replace))
+    monkeypatch.setattr(Path, "rename", dying(rename))

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 import train_lm as program
-from common.checkpoint import Checkpoints
-from common.settings import read
-from language_model.settings import DEFAULT_CONFIG, Config
+from common.checkpoint import FOLDER, Checkpoints
+from common.settings import decisive, read
+from language_model import data
+from language_model.settings import DEFAULT_CONFIG, Config, parse
+from language_model.training import initial_state
 
 WORDS = "the a cat dog sees likes old red house and under über naïve 東京".split()  # noqa: SIM905
 TINY = {
@@ -55,7 +57,7 @@ def run(output, text, /, *flags, **settings):
 
 
 def config_of(output, text, **settings):
-    return program.parse(options(output, text, **settings)).settings
+    return parse(options(output, text, **settings)).settings
 
 
 def default_config():
@@ -64,9 +66,8 @@ def default_config():
 
 def last_state(config):
     """What the last checkpoint of a run holds."""
-    corpus = program.lm_data.load(config)
-    settings = config.result_settings() | {"text": corpus.fingerprint}
-    return Checkpoints(config.output / program.FOLDER, settings).restore(program.initial_state(config))
+    settings = decisive(config) | {"text": data.load(config).fingerprint}
+    return Checkpoints(config.output / FOLDER, settings).restore(initial_state(config))
 
 
 def same_result(ours, theirs):
@@ -79,10 +80,3 @@ def same_result(ours, theirs):
 
 def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
-
-
-def the_one_line(capsys):
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("error: ")
-    return lines[0]

@@ -12,8 +12,8 @@ import pytest
 import benchmark
 from benchmarks import core_report as report
 from benchmarks import timing as timing
-from benchmarks.core_contenders import contenders, problem
-from common.settings import parse
+from benchmarks.core_cases import contenders, problem
+from benchmarks.settings import DEFAULT_CONFIG, parse
 
 SHAPES = [[8, 5], [3, 7]]
 QUICK = ["--shapes", "8", "5", "3", "7", "--rounds", "2", "--at-least-ms", "0.01"]
@@ -115,7 +115,7 @@ def test_without_torch_the_others_run(monkeypatch):
 
 
 def test_the_committed_config_is_the_comparison_that_is_asked_for():
-    settings = parse(benchmark.Arguments, [], benchmark.DEFAULT_CONFIG).settings
+    settings = parse([]).settings
     assert settings.shapes == ((64, 5), (4096, 5), (8192, 1000), (4096, 32768), (1024, 131072))
     assert settings.dtypes == ("float32", "bfloat16")
     assert settings.torch_threads == 2
@@ -137,7 +137,7 @@ def test_the_committed_config_is_the_comparison_that_is_asked_for():
     ],
 )
 def test_a_wrong_config_gets_one_line(tmp_path, capsys, old, new, said):
-    text = benchmark.DEFAULT_CONFIG.read_text(encoding="utf-8")
+    text = DEFAULT_CONFIG.read_text(encoding="utf-8")
     assert old in text
     config = tmp_path / "wrong.toml"
     config.write_text(text.replace(old, new), encoding="utf-8")
@@ -172,7 +172,7 @@ def test_an_interrupted_run_leaves_the_earlier_files(tmp_path, capsys, monkeypat
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "run_case", interrupted)
+    monkeypatch.setitem(benchmark.CASES, "core", interrupted)
     assert benchmark.main([*QUICK, "--output", str(tmp_path)]) == 130
     assert earlier.read_text() == "earlier"
     assert [*tmp_path.iterdir()] == [earlier]

@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
-from common import lock as lock
-from common.settings import WrongInput
+from common import checkpoint
+from common.program import WrongInput
 
-HOLD = "import pathlib, sys\nfrom common import lock\n"
-HOLD += "with lock.held(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
+HOLD = "import pathlib, sys\nfrom common import checkpoint\n"
+HOLD += "with checkpoint.held(pathlib.Path(sys.argv[1])): print('held', flush=True); input()"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def holder(tmp_path):
 
 
 def test_the_line_names_the_process_and_its_beginning(tmp_path, holder):
-    with pytest.raises(WrongInput) as refusal, lock.held(tmp_path):
+    with pytest.raises(WrongInput) as refusal, checkpoint.held(tmp_path):
         pass
     line = str(refusal.value)
     assert line.startswith(f"{tmp_path} is in use by process {holder.pid}, which began at ")
@@ -38,14 +38,14 @@ def test_the_line_names_the_process_and_its_beginning(tmp_path, holder):
 def test_a_killed_process_leaves_the_folder_free(tmp_path, holder):
     holder.kill()
     assert holder.wait() == -signal.SIGKILL
-    with lock.held(tmp_path):
-        assert f"process {os.getpid()}," in (tmp_path / lock.NAME).read_text()
+    with checkpoint.held(tmp_path):
+        assert f"process {os.getpid()}," in (tmp_path / checkpoint.LOCK).read_text()
 
 
 def test_the_folder_is_free_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), lock.held(tmp_path):
+    with pytest.raises(RuntimeError), checkpoint.held(tmp_path):
         raise RuntimeError
-    with lock.held(tmp_path):
+    with checkpoint.held(tmp_path):
         pass
 
 
@@ -53,10 +53,10 @@ def test_one_may_wait(tmp_path):
     order = []
 
     def later():
-        with lock.held(tmp_path, wait=True):
+        with checkpoint.held(tmp_path, wait=True):
             order.append("second")
 
-    with lock.held(tmp_path):
+    with checkpoint.held(tmp_path):
         thread = threading.Thread(target=later)
         thread.start()
         thread.join(0.2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import max_margin as program
+from classifier import digits
 from margin.descent import Samples, Schedule, by_torch, contenders, hard_margin, margin, unit
 
 SMALL = ("--classes", "3", "--rate", "0.05", "--steps", "6000", "--every", "100")
@@ -32,7 +33,7 @@ def runs(results):
 
 
 def samples(classes=3):
-    return Samples(*program._digits.whole(classes), classes)
+    return Samples(*digits.whole(classes), classes)
 
 
 def test_it_leaves_its_two_files(folder, results):

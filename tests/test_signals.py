@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from lm_runs import options, write_text
 
-from common import program as _signals
-from common import settings as _config
+from common import program
 
-EXAMPLES = Path(_config.__file__).parents[1]
+EXAMPLES = Path(program.__file__).parents[1]
 RESUMABLE = "error: interrupted; --resume goes on from the last checkpoint.\n"
 NOTHING = "error: interrupted; nothing was written.\n"
 # Without JAX's cache of what is compiled, which it would tell of where it cannot write it.
@@ -42,8 +41,8 @@ def code(*lines):
     """The outcome of a program that has begun as the examples do."""
     begin = (
         "import gc, signal, sys, threading, time",
-        "from common import program as _signals",
-        "_signals.end_in_one_line('as you were.')",
+        "from common import program",
+        "program.end_in_one_line('as you were.')",
     )
     return outcome(["-c", "\n".join([*begin, *lines])], env={**os.environ, "PYTHONUNBUFFERED": ""})
 
@@ -74,11 +73,11 @@ def test_ctrl_c_while_the_benchmark_weighs_in_a_process_of_its_own(interrupted_i
         ["try: signal.raise_signal(signal.SIGINT)", "except BaseException: pass"],
         ["threading.Thread(target=time.sleep, args=(300,)).start()", "signal.raise_signal(signal.SIGINT)"],
         [
-            "with _signals.stop_requested() as stopped:",
+            "with program.stop_requested() as stopped:",
             " for _ in range(2): signal.raise_signal(signal.SIGINT)",
         ],
         [
-            "with _signals.stop_requested() as stopped:",
+            "with program.stop_requested() as stopped:",
             " for _ in range(2): signal.raise_signal(signal.SIGTERM)",
         ],
     ],
@@ -89,7 +88,7 @@ def test_ctrl_c_ends_the_process_at_once(lines):
 
 
 def test_a_first_signal_is_a_question_and_a_second_a_ctrl_c():
-    with _signals.stop_requested() as stopped:
+    with program.stop_requested() as stopped:
         assert not stopped()
         signal.raise_signal(signal.SIGINT)
         assert stopped()
@@ -105,7 +104,7 @@ def test_a_program_leaves_whatever_its_threads_do():
         "threading.Thread(target=time.sleep, args=(300,)).start()",
         "print('said')",
         "print('error', file=sys.stderr)",
-        "_signals.leave(2)",
+        "program.leave(2)",
     ]
     assert code(*lines) == (2, "said\n", "error\n")
 
@@ -128,7 +127,7 @@ class FullDisk(io.StringIO):
 
 def test_a_full_disk_under_the_output_gets_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", FullDisk())
-    assert _config.exit_status(lambda: print("a table"), interrupted="") == 2
+    assert program.exit_status("")(lambda: print("a table"))() == 2
     said = f"error: the standard output: [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}\n"
     assert capsys.readouterr().err == said
 

@@ -1,6 +1,5 @@
 """The picture of `benchmark.py`: each library's time as a share of optax's, as the bytes of a PNG file."""
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from benchmarks.core_report import PASS, QUANTITIES, Case, significant, where
+from common.program import PICTURES, png
 
-# Okabe-Ito colours, which colour-blind readers can tell apart; the markers tell them apart in grey.
+# The markers tell apart in grey what the colours do.
 _MARKS = {
-    "softjax": {"color": "#0072B2", "marker": "o", "markersize": 6.5, "zorder": 4},
-    "torch": {"color": "#D55E00", "marker": "s", "markersize": 5, "zorder": 3},
+    "softjax": {"color": "C0", "marker": "o", "markersize": 6.5, "zorder": 4},
+    "torch": {"color": "C1", "marker": "s", "markersize": 5, "zorder": 3},
     "optax": {"color": "#444444", "marker": "D", "markersize": 4, "zorder": 2},
 }
-_PASS = {"color": "#009E73", "marker": "|", "markersize": 13, "markeredgewidth": 2, "linestyle": "none", "zorder": 1}
+_PASS = {"color": "C2", "marker": "|", "markersize": 13, "markeredgewidth": 2, "linestyle": "none", "zorder": 1}
 _OFFSETS = {"softjax": -0.2, "optax": 0.0, "torch": 0.2}  # downwards, so that the spreads do not lie on each other
 _TITLES = {
     "value": "value, jitted",
@@ -27,21 +27,13 @@ _TITLES = {
     "eager value": "value, eager",
     "eager gradient": "gradient, eager",
 }
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "savefig.dpi": 200,
-}
 
 
 def draw(results: dict[str, Any]) -> bytes:
     by_dtype: dict[str, list[Case]] = {}
     for case in map(Case, results["cases"]):
         by_dtype.setdefault(case.dtype, []).append(case)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context({"axes.spines.left": False}, PICTURES):
         height = 1.5 + sum(0.5 + 0.42 * len(cases) for cases in by_dtype.values())
         figure = Figure(figsize=(11, height), layout="constrained")
         grid = figure.subplots(len(by_dtype), len(QUANTITIES), sharex="col", squeeze=False)
@@ -54,9 +46,7 @@ def draw(results: dict[str, Any]) -> bytes:
             axes.set_title(_TITLES[quantity])
         _legend(figure)
         figure.supxlabel(f"time as a share of optax's; lines from quartile to quartile\n{where(results)}", fontsize=8)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", bbox_inches="tight", facecolor="white")
-    return file.getvalue()
+        return png(figure)
 
 
 def _panel(axes: Axes, cases: Sequence[Case], quantity: str) -> None:
@@ -94,4 +84,4 @@ def _legend(figure: Figure) -> None:
     handles = [Line2D([], [], label=library, linewidth=1.3, **mark) for library, mark in _MARKS.items()]
     handles[-1].set_label("optax, its time at the right")
     handles.append(Line2D([], [], label="one read and write of the logits", **_PASS))
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))

@@ -27,12 +27,13 @@ from benchmarks.linear_contenders import (
     problem,
     torch_contenders,
 )
+from benchmarks.settings import Config
 
 AfterRound = Callable[[], Any]
 ARGUMENTS = "arguments alone"
 
 
-def linear_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+def linear_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
     layer = problem(*shape, dtype, config.seed)
     contenders = [*jax_contenders(layer), *torch_contenders(layer, config.torch_threads)]
     timings = timed(contenders, config, after_round)
@@ -40,12 +41,12 @@ def linear_case(shape: tuple[int, int, int], dtype: str, config: Any, after_roun
     return {**described(shape, dtype), "losses_in_nats": losses, "timings": timings}
 
 
-def growth_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+def growth_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
     contenders = list(jax_contenders(problem(*shape, dtype, config.seed), (OURS, PLAIN, FLOOR)))
     return {**described(shape, dtype), "timings": timed(contenders, config, after_round)}
 
 
-def blocks_case(shape: tuple[int, int, int], dtype: str, config: Any, after_round: AfterRound) -> dict[str, Any]:
+def blocks_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
     """Ours at each block size, and at the one that it chooses."""
     layer = problem(*shape, dtype, config.seed)
 
@@ -63,7 +64,7 @@ def described(shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
     return dict(zip(("samples", "features", "classes"), shape, strict=True)) | {"dtype": dtype}
 
 
-def timed(contenders: list[Contender], config: Any, after_round: AfterRound) -> list[dict[str, Any]]:
+def timed(contenders: list[Contender], config: Config, after_round: AfterRound) -> list[dict[str, Any]]:
     calls = {c.name: c.call for c in contenders}
     times = timing.interleaved(
         calls, rounds=config.rounds, at_least=config.at_least_ms / 1e3, seed=config.seed, after_round=after_round
@@ -81,7 +82,7 @@ def timed(contenders: list[Contender], config: Any, after_round: AfterRound) -> 
     ]
 
 
-def problems(part: str, config: Any) -> list[tuple[tuple[int, int, int], str]]:
+def problems(part: str, config: Config) -> list[tuple[tuple[int, int, int], str]]:
     """The shapes and dtypes of a part of the benchmark."""
     if part == "growth":
         features, samples, classes = config.growth_features, config.growth_samples, config.growth_classes
@@ -95,7 +96,7 @@ def problems(part: str, config: Any) -> list[tuple[tuple[int, int, int], str]]:
 CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
 
 
-def peak_resident(config: Any) -> dict[str, int]:
+def peak_resident(config: Config) -> dict[str, int]:
     """Bytes that a fresh process takes at its peak for one call of each contender at the first of the shapes."""
     peaks: dict[str, int] = {}
     if not Path("/proc/self/status").exists():  # Linux alone tells

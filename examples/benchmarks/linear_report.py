@@ -1,6 +1,5 @@
 """The results of `benchmark.py --part linear`, `growth` and `blocks` as tables and as a picture."""
 
-import io
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from benchmarks.core_report import heading, line, significant, size, where
 from benchmarks.linear_cases import ARGUMENTS
 from benchmarks.linear_contenders import FLOOR, JAX_CCE, MAPPED, NONE, OURS, PLAIN, TOKAMAX
+from common.program import PICTURES, png
 
 _MARKS = {
-    OURS: {"color": "#0072B2", "marker": "o", "markersize": 5, "zorder": 4},
+    OURS: {"color": "C0", "marker": "o", "markersize": 5, "zorder": 4},
     PLAIN: {"color": "#444444", "marker": "D", "markersize": 4, "zorder": 3},
-    FLOOR: {"color": "#009E73", "marker": "|", "markersize": 10, "linestyle": "--", "zorder": 2},
+    FLOOR: {"color": "C2", "marker": "|", "markersize": 10, "linestyle": "--", "zorder": 2},
 }
-_STYLE: dict[Any, Any] = {"font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def shape(case: dict[str, Any]) -> str:
@@ -121,7 +120,7 @@ def draw(results: dict[str, Any]) -> bytes:
         "classes": sorted((c for c in cases if c["samples"] == samples), key=lambda c: c["classes"]),
     }
     fixed = {"samples": f"{classes} classes", "classes": f"{samples} samples"}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=PICTURES):
         figure = Figure(figsize=(9, 5.6), layout="constrained")
         grid = figure.subplots(2, 2, sharex="col", sharey="row")
         for column, (along, found) in enumerate(grown.items()):
@@ -132,11 +131,9 @@ def draw(results: dict[str, Any]) -> bytes:
             grid[1][column].set_xlabel(along)
         grid[0][0].set_ylabel("loss and gradients, s")
         grid[1][0].set_ylabel("temporary memory, MB")
-        grid[0][0].legend(frameon=False)
+        grid[0][0].legend()
         figure.supxlabel(where(results), fontsize=7, color="#444444")
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=200, bbox_inches="tight", facecolor="white")
-    return file.getvalue()
+        return png(figure)
 
 
 def _panel(axes: Axes, cases: list[dict[str, Any]], along: str, key: str, unit: float) -> None:

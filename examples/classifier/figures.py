@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 import softjax
 from classifier.scores import BINS
-from common.figures import BLUE, GREY, ORANGE, STYLE, png
+from common.program import PICTURES, png
 from softjax import metrics
 
 NAMES = ("training_curves.png", "weights.png", "confusion_matrix.png", "reliability.png")
@@ -34,7 +34,7 @@ def draw(
       labels: the digits of the test images, `[images]`.
       unit: of the losses.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=PICTURES):
         figures = (
             _training_curves(history, unit),
             _weights(kernel),
@@ -48,7 +48,7 @@ def _training_curves(history: Mapping[str, np.ndarray], unit: str) -> Figure:
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     losses, errors = figure.subplots(1, 2)
     epochs = np.arange(1, len(history["train_loss"]) + 1)
-    for part, colour in (("train", BLUE), ("test", ORANGE)):
+    for part, colour in (("train", "C0"), ("test", "C1")):
         line: dict[str, Any] = {"color": colour, "label": part, "linewidth": 1.1, "clip_on": False, "zorder": 3}
         if len(epochs) < 30:
             line |= {"marker": "o", "markersize": 3}
@@ -114,13 +114,13 @@ def _reliability(measured: metrics.Calibration) -> Figure:
     counts = np.asarray(measured.weight).astype(int)
     figure = Figure(figsize=(4.9, 5.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], ":", color=GREY)
+    above.plot([0, 1], [0, 1], ":", color="C3")
     for b in np.flatnonzero(counts):
         _reliability_point(above, confidence[b], right[b], counts[b])
     _reliability_legend(figure)
     title = f"Reliability on the test images\n(expected calibration error {float(measured.expected_error()):.1%})"
     above.set(title=title, ylabel="share that is right", ylim=(-0.03, 1.03))
-    bars = below.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.9 / BINS, color=BLUE)
+    bars = below.bar((np.arange(BINS) + 0.5) / BINS, counts, width=0.9 / BINS, color="C0")
     below.bar_label(bars, [str(count) if count else "" for count in counts], padding=1, fontsize=7)
     below.set(
         xlabel="probability of the predicted digit", ylabel="images", xlim=(0, 1.02), ylim=(0, 1.2 * counts.max())
@@ -135,15 +135,15 @@ def _reliability(measured: metrics.Calibration) -> Figure:
 def _reliability_point(axes: Axes, confidence: float, right: float, images: int) -> None:
     """One bin: its share of right images with Wilson's 95 % interval, hollow where the images are few."""
     few = images < _FEW
-    axes.plot([confidence] * 2, _wilson(right, images), color=BLUE, alpha=0.4 if few else 1, linewidth=1.2)
-    axes.plot(confidence, right, "o", color=BLUE, markerfacecolor="white" if few else BLUE)
+    axes.plot([confidence] * 2, _wilson(right, images), color="C0", alpha=0.4 if few else 1, linewidth=1.2)
+    axes.plot(confidence, right, "o", color="C0", markerfacecolor="white" if few else "C0")
 
 
 def _reliability_legend(figure: Figure) -> None:
     # Outside the axes, for where the points lie is not known beforehand.
-    line = {"color": BLUE, "linewidth": 1.2, "marker": "o"}
+    line = {"color": "C0", "linewidth": 1.2, "marker": "o"}
     entries = [
-        Line2D([], [], color=GREY, linestyle=":", label="perfect calibration"),
+        Line2D([], [], color="C3", linestyle=":", label="perfect calibration"),
         Line2D([], [], label="bin of images, 95% interval", **line),
         Line2D([], [], label=f"under {_FEW} images", markerfacecolor="white", **line),
     ]

@@ -3,17 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import jax
 import tyro
 
-from common import devices as _devices
-from common import run as _run
-from common.settings import WrongInput
+from common import settings
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "classifier.toml"
+DEFAULT_CONFIG = settings.CONFIGS / "classifier.toml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,51 +52,39 @@ class Config:
     The result is the same to rounding, and a run may be resumed on another mesh."""
 
     def __post_init__(self) -> None:
-        for name, (holds, wanted) in _WANTED.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise WrongInput(f"`{name}` must be {wanted}, got {value!r}.")
+        settings.check(self, _WANTED)
 
-    def shares(self) -> tuple[int, int] | None:
-        """Into how many parts the images and the classes are split, if there is a mesh."""
-        return _devices.shares(self.mesh)
-
-    def make_mesh(self) -> jax.sharding.Mesh | None:
-        return _devices.make_mesh(self.mesh, samples={"batch_size": self.batch_size})
-
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that decide the result, in types that JSON keeps."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+    def on_mesh(self) -> AbstractContextManager[None]:
+        return settings.on_mesh(self.mesh, samples={"batch_size": self.batch_size})
 
 
-# Each test is false for NaN.
-_WANTED = {
+_WANTED: settings.Wanted = {
     "classes": (lambda v: 2 <= v <= 10, "from 2 to 10, the digits that there are"),
-    "test_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
-    "seed": (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
-    "learning_rate": (lambda v: 0 < v < math.inf, "above 0 and finite"),
+    "test_fraction": settings.FRACTION,
+    "seed": settings.SEED,
+    "learning_rate": settings.POSITIVE,
     "epochs": (lambda v: 1 <= v <= 100_000, "from 1 to 100000"),
-    "batch_size": (lambda v: v >= 1, "at least 1"),
+    "batch_size": settings.COUNT,
     "base": (lambda v: 1 < v < math.inf, "above 1 and finite"),
     "label_smoothing": (lambda v: 0 <= v <= 1, "from 0 to 1"),
-    "weight_decay": (lambda v: 0 <= v < math.inf, "at least 0 and finite"),
-    "checkpoint_every": (lambda v: v >= 1, "at least 1"),
-    "mesh": (_devices.PATTERN.fullmatch, _devices.WANTED),
+    "weight_decay": settings.NOT_NEGATIVE,
+    "checkpoint_every": settings.COUNT,
+    "mesh": settings.MESH,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(_run.Source):
+class Options(settings.Run):
     """Train a linear classifier on handwritten digits, with `softjax.cross_entropy` as its loss.
 
-    A run keeps checkpoint.npz in its output folder, and at the end writes params.npz, metrics.json and four pictures.
-    A folder that already holds any of these is refused, unless you say what to do with them: --resume goes on from the
-    checkpoint (or begins, where a run was killed before its first one); --overwrite starts anew, its checkpoints
-    replacing the old one, and its results replacing the old results only when it has finished.
+    A run keeps its last two checkpoints in its output folder, and at the end writes params.npz, metrics.json and four
+    pictures. A folder that already holds any of these is refused, unless you say what to do with them: --resume goes on
+    from the last checkpoint (or begins, where a run was killed before its first one); --overwrite starts anew, its
+    first checkpoint replacing the old ones, and its results replacing the old results when it has finished.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    return _run.parse(Arguments, argv, DEFAULT_CONFIG)
+def parse(argv: Sequence[str] | None) -> Options:
+    return settings.parse(Options, argv, DEFAULT_CONFIG)

@@ -1,5 +1,6 @@
 """Text as tokens: files, a byte-pair vocabulary trained on them, and the sequences that are packed from them."""
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -11,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from common import files as checkpoint
-from common import lock as lock
-from common.settings import WrongInput
+from common import checkpoint, program
+from common.program import WrongInput
 from language_model.settings import Config
 
 # Of the standard library: what is installed beside it, tests, and tables rather than text.
@@ -51,7 +51,7 @@ def load(config: Config) -> Corpus:
     corpus = _cached(path, fingerprint)
     if corpus is None:
         config.cache.mkdir(parents=True, exist_ok=True)
-        with lock.held(config.cache, wait=True):
+        with checkpoint.held(config.cache, wait=True):
             # Another run may have made it while this one waited.
             corpus = _cached(path, fingerprint) or _make(path, fingerprint, train, test, config)
     if len(corpus.train) <= config.sequence_length * config.batch_size:
@@ -65,7 +65,7 @@ def _make(path: Path, fingerprint: str, train: Sequence[File], test: Sequence[Fi
     tokenizer = train_tokenizer([file.content for file in train], config.vocabulary)
     parts = {"train": encode(train, tokenizer, config.end), "test": encode(test, tokenizer, config.end)}
     kept = np.frombuffer(tokenizer.to_str().encode(), np.uint8)
-    checkpoint.write(path, checkpoint.npz({**parts, "tokenizer": kept}))
+    program.write(path, checkpoint.npz({**parts, "tokenizer": kept}))
     return Corpus(tokenizer, **parts, fingerprint=fingerprint)
 
 
@@ -120,12 +120,31 @@ def encode(files: Sequence[File], tokenizer: Tokenizer, end: int) -> np.ndarray:
 def pack(tokens: np.ndarray, length: int, end: int) -> np.ndarray:
     """Rows of length + 1 tokens: the last of each is the first of the next, a label there and an input here.
 
-    What is missing from the last row is filled with `end`, whose label never counts (`train_lm.weights_of`).
+    What is missing from the last row is filled with `end`, whose label never counts (`loss.last_layer`).
     """
     rows = -(-(len(tokens) - 1) // length)
     padded = np.full(rows * length + 1, end, np.int32)
     padded[: len(tokens)] = tokens
     return padded[np.arange(rows)[:, None] * length + np.arange(length + 1)]
+
+
+class Batches:
+    """The sequences of the training text, in another order in each epoch."""
+
+    def __init__(self, corpus: Corpus, config: Config):
+        self._rows = pack(corpus.train, config.sequence_length, config.end)
+        self._config = config
+        self._order = functools.lru_cache(maxsize=1)(self._order_of)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._config.seed, epoch]).permutation(len(self._rows))
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """Tokens, `[microbatches, sequences, sequence_length + 1]`. An epoch's last, incomplete batch is dropped."""
+        epoch, batch = divmod(step, len(self._rows) // self._config.batch_size)
+        first = batch * self._config.batch_size
+        rows = self._rows[self._order(epoch)[first : first + self._config.batch_size]]
+        return rows.reshape(self._config.microbatches, -1, rows.shape[1])
 
 
 def _fingerprint(train: Sequence[File], test: Sequence[File], vocabulary: int) -> str:

@@ -1,15 +1,13 @@
 """The three pictures of `train_lm.py`, each as the bytes of a PNG file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from common.figures import BLUE, GREY, ORANGE, STYLE, png
+from common.program import PICTURES, png
 from language_model.evaluation import Evaluation
 from softjax import metrics
 
@@ -27,7 +25,7 @@ def draw(
       test: of the trained model.
       tokens_per_step: with which a step becomes an amount of text.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=PICTURES):
         figures = (_curves(curves, evaluated, tokens_per_step), _positions(test), _calibration(test.calibration))
         return {name: png(figure) for name, figure in zip(NAMES, figures, strict=True)}
 
@@ -38,15 +36,15 @@ def _curves(curves: Mapping[str, np.ndarray], evaluated: Sequence[int], tokens_p
     loss = curves["loss"]
     tokens = np.arange(1, len(loss) + 1) * tokens_per_step
     window = max(len(loss) // 50, 1)
-    axes.plot(tokens, loss, color=BLUE, alpha=0.25, linewidth=0.8)
+    axes.plot(tokens, loss, color="C0", alpha=0.25, linewidth=0.8)
     if window > 1:
         smooth = np.convolve(loss, np.ones(window) / window, "valid")
-        axes.plot(tokens[window - 1 :], smooth, color=BLUE, label=f"training, mean of {window} steps")
+        axes.plot(tokens[window - 1 :], smooth, color="C0", label=f"training, mean of {window} steps")
     test_tokens = np.asarray(evaluated) * tokens_per_step
-    held_out = {"color": ORANGE, "markersize": 3.5, "linewidth": 1.1, "label": "held-out files"}
+    held_out = {"color": "C1", "markersize": 3.5, "linewidth": 1.1, "label": "held-out files"}
     axes.plot(test_tokens, curves["test_loss"], "o-", **held_out)
     last = curves["test_loss"][-1]
-    axes.annotate(f"{last:.2f}", (test_tokens[-1], last), (4, 0), textcoords="offset points", color=ORANGE, va="center")
+    axes.annotate(f"{last:.2f}", (test_tokens[-1], last), (4, 0), textcoords="offset points", color="C1", va="center")
     axes.set(title="Cross-entropy", xlabel="tokens of training", ylabel="nats a token", xlim=(0, tokens[-1] * 1.06))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.grid(alpha=0.25)
@@ -68,7 +66,7 @@ def _positions(test: Evaluation) -> Figure:
         seen[counted],
         test.nats[counted] / test.tokens[counted],
         ".",
-        color=GREY,
+        color="C3",
         alpha=0.4,
         markersize=3,
         label="a position",
@@ -81,7 +79,7 @@ def _positions(test: Evaluation) -> Figure:
         np.sqrt(edges[:-1] * (edges[1:] - 1))[some],
         (nats / np.maximum(tokens, 1))[some],
         "o-",
-        color=BLUE,
+        color="C0",
         label="mean of an octave of positions",
     )
     axes.set(
@@ -103,13 +101,13 @@ def _calibration(measured: metrics.Calibration) -> Figure:
     bins = len(share)
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], ":", color=GREY, label="perfect calibration")
+    above.plot([0, 1], [0, 1], ":", color="C3", label="perfect calibration")
     some = share > 0
-    above.plot(confidence[some], right[some], "o-", color=BLUE, markersize=4, linewidth=1.1, label="bin of tokens")
+    above.plot(confidence[some], right[some], "o-", color="C0", markersize=4, linewidth=1.1, label="bin of tokens")
     title = f"Calibration on the held-out files\n(expected error {float(measured.expected_error()):.1%})"
     above.set(title=title, ylabel="share that is right", ylim=(-0.03, 1.03))
     above.legend(loc="upper left")
-    below.bar((np.arange(bins) + 0.5) / bins, share, width=0.9 / bins, color=BLUE)
+    below.bar((np.arange(bins) + 0.5) / bins, share, width=0.9 / bins, color="C0")
     below.set(xlabel="probability of the likeliest token", ylabel="tokens", xlim=(0, 1.02))
     for axes in (above, below):
         for axis in (axes.xaxis, axes.yaxis):
@@ -117,42 +115,3 @@ def _calibration(measured: metrics.Calibration) -> Figure:
         axes.set_axisbelow(True)
         axes.grid(alpha=0.25)
     return figure
-
-
-_ROUTES = {
-    "fused": {"color": BLUE, "linewidth": 4.0, "alpha": 0.45},
-    "logits": {"color": ORANGE, "linewidth": 1.4, "linestyle": "--"},
-    "optax": {"color": "black", "linewidth": 1.2, "linestyle": ":"},
-}
-
-
-def draw_routes(cases: Sequence[Mapping[str, Any]]) -> bytes:
-    """What `compare_lm_routes.py` finds: for each configuration the curves, and a step's time and memory."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 0.4 + 2.4 * len(cases)), layout="constrained")
-        grid = figure.subplots(len(cases), 3, squeeze=False, width_ratios=(1.5, 1, 1))
-        for case, (curve, time, memory) in zip(cases, grid, strict=True):
-            for name, route in case["routes"].items():
-                steps = np.arange(1, len(route["losses"]) + 1)
-                curve.plot(steps, route["losses"], label=name, **_ROUTES[name])
-            curve.set(xlabel="step", ylabel="nats a token")
-            curve.xaxis.set_major_locator(MaxNLocator(integer=True))
-            curve.set_title(f"{case['tokens']:,} tokens a step, {case['vocabulary']:,} entries", loc="left")
-            curve.grid(alpha=0.25)
-            curve.legend()
-            _bars(time, case["routes"], "seconds", 1, "seconds", ".2f")
-            _bars(memory, case["routes"], "temporary_bytes", 1e6, "MB", ",.0f")
-        grid[0, 1].set_title("Time of a step")
-        grid[0, 2].set_title("Temporary memory")
-        return png(figure)
-
-
-def _bars(axes: Axes, routes: Mapping[str, Any], key: str, unit: float, label: str, form: str) -> None:
-    values = [(route[key] or 0) / unit for route in routes.values()]
-    bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.6)
-    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white")
-    if key == "seconds":
-        spread = np.array([np.abs(np.array(route["quartiles"]) - route[key]) for route in routes.values()]).T
-        axes.errorbar(list(routes), values, yerr=spread, fmt="none", ecolor=GREY, elinewidth=1.2)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.set(ylabel=label)

@@ -1,20 +1,18 @@
 """The settings of `train_lm.py`, and its options."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 import tyro
 
-from common import devices as _devices
-from common import run as _run
-from common.settings import WrongInput
+from common import settings
+from common.program import WrongInput
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "lm.toml"
+DEFAULT_CONFIG = settings.CONFIGS / "lm.toml"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +82,7 @@ class Config:
     """Of the sample: the logits are divided by it."""
 
     def __post_init__(self) -> None:
-        for name, (holds, wanted) in _WANTED.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise WrongInput(f"`{name}` must be {wanted}, got {value!r}.")
+        settings.check(self, _WANTED)
         for name, divisor, each in (
             ("features", "heads", "an even number of features for each"),
             ("batch_size", "microbatches", "as many sequences in each"),
@@ -110,59 +105,49 @@ class Config:
         """What the losses must be told where the mesh shares the vocabulary and the sequences."""
         return {"axis_name": "classes", "batch_axis_name": "data"} if self.mesh else {}
 
-    def make_mesh(self) -> jax.sharding.Mesh | None:
-        sequences = self.batch_size // self.microbatches
-        samples = {"batch_size / microbatches": sequences}
-        return _devices.make_mesh(self.mesh, samples=samples, classes={"vocabulary": self.vocabulary})
-
-    def result_settings(self) -> dict[str, Any]:
-        """The settings that decide the result, in types that JSON keeps."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.compare}
+    def on_mesh(self) -> AbstractContextManager[None]:
+        samples = {"batch_size / microbatches": self.batch_size // self.microbatches}
+        return settings.on_mesh(self.mesh, samples=samples, classes={"vocabulary": self.vocabulary})
 
 
-_COUNT = (lambda v: v >= 1, "at least 1")
-_NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "at least 0 and finite")
-_POSITIVE = (lambda v: 0 < v < math.inf, "above 0 and finite")
-
-# Each test is false for NaN.
-_WANTED = {
+_WANTED: settings.Wanted = {
     "pattern": (lambda v: Path(v).name and not Path(v).is_absolute(), "a pattern of file names such as **/*.py"),
-    "test_fraction": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "test_fraction": settings.FRACTION,
     "vocabulary": (lambda v: 257 <= v <= 2**24, "from 257, the bytes and the end of a file, to 16777216"),
-    "sequence_length": _COUNT,
-    "features": _COUNT,
-    "layers": _COUNT,
-    "heads": _COUNT,
-    "z_loss": _NOT_NEGATIVE,
-    "steps": _COUNT,
-    "batch_size": _COUNT,
-    "microbatches": _COUNT,
-    "learning_rate": _POSITIVE,
+    "sequence_length": settings.COUNT,
+    "features": settings.COUNT,
+    "layers": settings.COUNT,
+    "heads": settings.COUNT,
+    "z_loss": settings.NOT_NEGATIVE,
+    "steps": settings.COUNT,
+    "batch_size": settings.COUNT,
+    "microbatches": settings.COUNT,
+    "learning_rate": settings.POSITIVE,
     "warmup_steps": (lambda v: v >= 0, "at least 0"),
-    "weight_decay": _NOT_NEGATIVE,
-    "clip_norm": _POSITIVE,
-    "seed": (lambda v: 0 <= v < 2**32, "from 0 to 4294967295"),
-    "mesh": (_devices.PATTERN.fullmatch, _devices.WANTED),
-    "evaluate_every": _COUNT,
-    "checkpoint_every": _COUNT,
+    "weight_decay": settings.NOT_NEGATIVE,
+    "clip_norm": settings.POSITIVE,
+    "seed": settings.SEED,
+    "mesh": settings.MESH,
+    "evaluate_every": settings.COUNT,
+    "checkpoint_every": settings.COUNT,
     "prompt": (bool, "some text"),
     "sample_tokens": (lambda v: v >= 0, "at least 0"),
-    "temperature": _POSITIVE,
+    "temperature": settings.POSITIVE,
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arguments(_run.Source):
+class Options(settings.Run):
     """Train a small language model on text, with a loss that never holds its logits.
 
     A run keeps its last two checkpoints in its output folder, and at the end writes curves.png, positions.png,
     calibration.png, sample.txt and metrics.json. A folder that already holds any of these is refused, unless you say
     what to do with them: --resume goes on from the last checkpoint (or begins, where a run was killed before its first
-    one); --overwrite deletes the old checkpoints and starts anew. Ctrl-C saves a checkpoint and stops.
+    one); --overwrite starts anew, its first checkpoint replacing the old ones. Ctrl-C saves a checkpoint and stops.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 
-def parse(argv: Sequence[str] | None) -> Arguments:
-    return _run.parse(Arguments, argv, DEFAULT_CONFIG)
+def parse(argv: Sequence[str] | None) -> Options:
+    return settings.parse(Options, argv, DEFAULT_CONFIG)

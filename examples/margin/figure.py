@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
 
-from common.figures import BLUE, GREEN, GREY, ORANGE, STYLE, png
+from common.program import PICTURES, png
 
 # The colour is the library. Runs that lie on each other are both seen: a thin line or dashes upon a broad one.
 _LINES: dict[tuple[str, str], dict[str, Any]] = {
-    ("softjax", "float32"): {"color": BLUE, "linewidth": 3.2, "alpha": 0.45},
-    ("softjax", "float64"): {"color": BLUE, "linewidth": 1.3, "linestyle": (0, (4, 1.5))},
-    ("optax", "float32"): {"color": ORANGE, "linewidth": 3.2, "alpha": 0.45},
-    ("optax", "float64"): {"color": ORANGE, "linewidth": 1.3, "linestyle": (0, (4, 1.5))},
-    ("torch", "float32"): {"color": GREEN, "linewidth": 1.1},
+    ("softjax", "float32"): {"color": "C0", "linewidth": 3.2, "alpha": 0.45},
+    ("softjax", "float64"): {"color": "C0", "linewidth": 1.3, "linestyle": (0, (4, 1.5))},
+    ("optax", "float32"): {"color": "C1", "linewidth": 3.2, "alpha": 0.45},
+    ("optax", "float64"): {"color": "C1", "linewidth": 1.3, "linestyle": (0, (4, 1.5))},
+    ("torch", "float32"): {"color": "C2", "linewidth": 1.1},
 }
 # The gap of the nearest sample, in nats, at which its row comes to lose digits.
 _LIMITS = {
@@ -29,7 +29,7 @@ _LIMITS = {
 
 
 def draw(results: Mapping[str, Any]) -> bytes:
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(fname=PICTURES):
         figure = Figure(figsize=(7.2, 5.6), layout="constrained")
         above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.6, 1)).flat
         _margins(above.subplots(), results)
@@ -53,7 +53,7 @@ def _margins(axes: Axes, results: Mapping[str, Any]) -> None:
         # To the left of its line where there is no room to the right.
         left = step > 0.8 * results["steps"][-1]
         place = {"xytext": (-3 if left else 3, 4), "textcoords": "offset points", "ha": "right" if left else "left"}
-        axes.annotate(text, (step, 0), **place, color=GREY, fontsize=7.5)
+        axes.annotate(text, (step, 0), **place, color="C3", fontsize=7.5)
     ends = [(run["margin"][-1], f"{run['library']} {run['dtype']}", _line(run)["color"]) for run in results["runs"]]
     _at_the_right(axes, [*ends, (hard, "hard margin (SVM)", "black")])
 
@@ -83,7 +83,7 @@ def _along_steps(axes: Axes, results: Mapping[str, Any]) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
     for step in _limits(results):
-        axes.axvline(step, color=GREY, linewidth=0.9, linestyle=":")
+        axes.axvline(step, color="C3", linewidth=0.9, linestyle=":")
 
 
 def _limits(results: Mapping[str, Any]) -> dict[int, str]:

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
-import random
+import shutil
+from pathlib import Path
 
+import orbax.checkpoint as ocp
 import pytest
-from classifier_runs import SMALL, Killed, contents, die_at_disk_operation, run, the_one_line
+from classifier_runs import contents, die_at_disk_operation, results, run
+from runs import Killed, the_one_line
 
 import train_classifier as program
 from classifier.settings import DEFAULT_CONFIG
-from common import files as checkpoint
-from common import lock as lock
+from common import checkpoint
+from common.checkpoint import FOLDER
 
 
 @pytest.mark.parametrize(
@@ -36,28 +39,19 @@ def test_resuming_with_another_setting_is_refused(earlier, finished, capsys, opt
     assert contents(earlier) == contents(finished)
 
 
-def test_a_damaged_checkpoint_is_refused_or_harmless(earlier, finished, capsys):
-    path = earlier / program.CHECKPOINT
-    whole = path.read_bytes()
-    config = program.parse([*SMALL, "--output", str(earlier)]).settings
-    like, settings = program.initial_state(program.load_data(config), config), config.result_settings()
-    expected = checkpoint.npz(checkpoint.load(path, like, settings))
-    generator = random.Random(0)
-    for _ in range(300):
-        damaged = bytearray(whole)
-        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
-        path.write_bytes(damaged)
-        try:
-            state = checkpoint.load(path, like, settings)
-        except checkpoint.CheckpointError:
-            continue
-        # A flip in what a zip keeps twice, or not for reading, leaves the state whole.
-        assert checkpoint.npz(state) == expected
-    for length in (0, 1, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        assert run(earlier, "--resume") != 0
-        assert "damaged" in the_one_line(capsys)
-        assert path.read_bytes() == whole[:length]
+def test_a_damaged_checkpoint_is_refused_by_name(earlier, finished, capsys):
+    last, before = earlier / FOLDER / "4", earlier / FOLDER / "2"
+    path = max(filter(Path.is_file, (last / "state").rglob("*")), key=lambda path: path.stat().st_size)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    assert run(earlier, "--resume") == 2
+    assert f"{last} is damaged; the last good checkpoint is {before}. Delete {last}" in the_one_line(capsys)
+    assert results(earlier) == results(finished)
+    shutil.rmtree(last)
+    assert run(earlier, "--resume") == 0
+    assert "Resumed after epoch 2" in capsys.readouterr().out
+    assert results(earlier) == results(finished)
 
 
 def test_a_folder_that_holds_a_run_is_refused(earlier, finished, capsys):
@@ -65,38 +59,39 @@ def test_a_folder_that_holds_a_run_is_refused(earlier, finished, capsys):
     assert "--overwrite" in the_one_line(capsys)
     assert contents(earlier) == contents(finished)
     # Not even where the run has lost its checkpoint and only its results are left.
-    (earlier / program.CHECKPOINT).unlink()
+    shutil.rmtree(earlier / FOLDER)
     assert run(earlier, "--resume") != 0
-    assert "no checkpoint.npz" in the_one_line(capsys)
+    assert "no checkpoints to resume" in the_one_line(capsys)
 
 
 def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier, finished, no_pictures):
-    def results():
-        return {name: content for name, content in contents(earlier).items() if name in program.RESULTS}
-
-    old = results()
     with pytest.MonkeyPatch.context() as patch:
-        die_at_disk_operation(patch, 4)  # both checkpoints are written, no result is
+        die_at_disk_operation(patch, 4)  # the two old checkpoints have made place for two new ones, no result is there
         with pytest.raises(Killed):
             run(earlier, "--overwrite", "--seed", 1)
-    assert results() == old
+    assert results(earlier) == results(finished)
     assert run(earlier, "--overwrite", "--seed", 1) == 0
-    assert json.loads(results()["metrics.json"])["settings"]["seed"] == 1
+    assert json.loads(results(earlier)["metrics.json"])["settings"]["seed"] == 1
 
 
 def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypatch, capsys):
-    def full(_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert run(earlier, "--overwrite") != 0
-    assert f"cannot write {earlier / program.CHECKPOINT}: No space left on device." in the_one_line(capsys)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ocp.Checkpointer, "save", full)
+        assert run(earlier, "--overwrite") == 2
+    assert "cannot save step 2; there is no good checkpoint: [Errno 28] No space" in the_one_line(capsys)
     assert contents(earlier) == contents(finished)
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(earlier, "--overwrite") == 2
+    assert f"cannot write {earlier / program.RESULTS[0]}: No space left on device." in the_one_line(capsys)
+    assert results(earlier) == results(finished)
 
 
 @pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
 def test_no_second_run_is_let_into_the_folder_of_a_running_one(earlier, finished, capsys, flags):
-    with lock.held(earlier):
+    with checkpoint.held(earlier):
         assert run(earlier, *flags) == 2
         assert f"{earlier} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
     assert contents(earlier) == contents(finished)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from lm_runs import config_of, default_config, write_text
 
-import train_lm as program
-from language_model import data as lm_data
+from language_model import data
 
 
 @pytest.fixture
@@ -16,8 +15,8 @@ def config(tmp_path):
 
 
 def test_tokens_are_the_text(config):
-    corpus = lm_data.load(config)
-    parts = lm_data.split(lm_data.read_files(config), config.test_fraction)
+    corpus = data.load(config)
+    parts = data.split(data.read_files(config), config.test_fraction)
     for tokens, files in zip((corpus.train, corpus.test), parts, strict=True):
         ends = np.flatnonzero(tokens == config.end)
         assert len(ends) == len(files)
@@ -30,19 +29,19 @@ def test_tokens_are_the_text(config):
 def test_text_cannot_forge_the_end_of_a_file(config):
     config_text = config.cache.parent / "text"
     (config_text / "0.txt").write_text("<|endoftext|> </s> \0 \ufffd" * 50)
-    corpus = lm_data.load(config)
+    corpus = data.load(config)
     assert np.sum(np.concatenate([corpus.train, corpus.test]) == config.end) == 12
 
 
 def test_what_is_not_utf_8_is_still_text(config):
     (config.cache.parent / "text" / "0.txt").write_bytes(bytes(range(256)) * 20)
-    lm_data.load(config)
+    data.load(config)
 
 
 @pytest.mark.parametrize("count", [2, 15, 16, 17, 18, 32, 33, 34])
 def test_packed_rows_hold_every_token_once(count):
     tokens = np.arange(count, dtype=np.int32)
-    rows = lm_data.pack(tokens, 16, -1)
+    rows = data.pack(tokens, 16, -1)
     assert rows.shape == (-(-(count - 1) // 16), 17)
     np.testing.assert_array_equal(rows[:, :-1].ravel()[: count - 1], tokens[:-1])
     np.testing.assert_array_equal(rows[:, 1:].ravel()[: count - 1], tokens[1:])
@@ -52,23 +51,23 @@ def test_packed_rows_hold_every_token_once(count):
 
 
 def test_a_file_is_held_out_by_its_name_alone(config):
-    files = lm_data.read_files(config)
-    train, test = lm_data.split(files, 0.3)
+    files = data.read_files(config)
+    train, test = data.split(files, 0.3)
     assert {f.name for f in train} | {f.name for f in test} == {f.name for f in files}
     fewer = [file for file in files if file.name not in {train[0].name, test[0].name}]
-    assert lm_data.split(fewer, 0.3) == (train[1:], test[1:])
+    assert data.split(fewer, 0.3) == (train[1:], test[1:])
 
 
 def test_the_cache_is_used_until_its_inputs_change(config, monkeypatch):
-    first = lm_data.load(config)
-    train_tokenizer, trained = lm_data.train_tokenizer, []
+    first = data.load(config)
+    train_tokenizer, trained = data.train_tokenizer, []
 
     def counted(*arguments):
         trained.append(arguments)
         return train_tokenizer(*arguments)
 
-    monkeypatch.setattr(lm_data, "train_tokenizer", counted)
-    again = lm_data.load(config)
+    monkeypatch.setattr(data, "train_tokenizer", counted)
+    again = data.load(config)
     assert trained == []
     assert again.tokenizer.to_str() == first.tokenizer.to_str()
     np.testing.assert_array_equal(again.train, first.train)
@@ -76,10 +75,10 @@ def test_the_cache_is_used_until_its_inputs_change(config, monkeypatch):
 
     changed = config.cache.parent / "text" / "0.txt"
     changed.write_text(changed.read_text() + "More.\n")
-    assert lm_data.load(config).fingerprint != first.fingerprint
+    assert data.load(config).fingerprint != first.fingerprint
     changed.rename(changed.with_name("renamed.txt"))
-    lm_data.load(config)
-    lm_data.load(config_of(config.output, config.text, vocabulary=321))
+    data.load(config)
+    data.load(config_of(config.output, config.text, vocabulary=321))
     assert len(trained) == 3
 
 
@@ -112,16 +111,16 @@ def no_tokenizer(path):
     ids=["other keys", "other types", "no tokenizer", "empty", "truncated", "no zip"],
 )
 def test_a_cache_that_cannot_be_used_is_made_again(config, spoil):
-    first = lm_data.load(config)
+    first = data.load(config)
     path = next(config.cache.glob("tokens-*.npz"))
     whole = path.read_bytes()
     spoil(path)
-    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
+    np.testing.assert_array_equal(data.load(config).train, first.train)
     assert path.read_bytes() == whole
 
 
 def test_what_another_run_has_cached_meanwhile_is_used(config, monkeypatch):
-    first = lm_data.load(config)
+    first = data.load(config)
     path = next(config.cache.glob("tokens-*.npz"))
     whole = path.read_bytes()
     path.unlink()
@@ -133,24 +132,24 @@ def test_what_another_run_has_cached_meanwhile_is_used(config, monkeypatch):
         path.write_bytes(whole)
         yield
 
-    monkeypatch.setattr(lm_data.lock, "held", held)
-    monkeypatch.setattr(lm_data, "train_tokenizer", None)
-    np.testing.assert_array_equal(lm_data.load(config).train, first.train)
+    monkeypatch.setattr(data.checkpoint, "held", held)
+    monkeypatch.setattr(data, "train_tokenizer", None)
+    np.testing.assert_array_equal(data.load(config).train, first.train)
 
 
 def test_batches_are_the_sequences_in_another_order_each_epoch(config):
-    corpus = lm_data.load(config)
-    batches = program.Batches(corpus, config)
-    per_epoch = len(lm_data.pack(corpus.train, config.sequence_length, config.end)) // config.batch_size
+    corpus = data.load(config)
+    batches = data.Batches(corpus, config)
+    per_epoch = len(data.pack(corpus.train, config.sequence_length, config.end)) // config.batch_size
     epochs = [np.concatenate([batches[e * per_epoch + i][0] for i in range(per_epoch)]) for e in range(2)]
     for rows in epochs:
         assert len({row.tobytes() for row in rows}) == per_epoch * config.batch_size
     assert epochs[0].tobytes() != epochs[1].tobytes()
-    np.testing.assert_array_equal(program.Batches(corpus, config)[per_epoch + 1], batches[per_epoch + 1])
+    np.testing.assert_array_equal(data.Batches(corpus, config)[per_epoch + 1], batches[per_epoch + 1])
 
 
 def test_the_standard_library_is_there():
-    files = lm_data.read_files(default_config())
+    files = data.read_files(default_config())
     names = {file.name for file in files}
     assert {"argparse.py", "json/decoder.py"} <= names
     assert not any("site-packages" in name or name.startswith("test/") for name in names)

@@ -12,20 +12,20 @@ from jaxprs import equations
 from lm_runs import config_of, default_config, options
 
 import compare_lm_routes
-import train_lm as program
-from language_model import loss as _lm_loss
+from language_model import loss as _loss
+from language_model import training
 from language_model.loss import ROUTES
 
 # The tokens that a gradient sums, and as many for the roundings of what it sums, which sums in the layers have made.
 TERMS = 2 * 8 * 16
 
-mean_loss_and_gradient = jax.jit(_lm_loss.mean_loss_and_gradient, static_argnames="config")
+mean_loss_and_gradient = jax.jit(_loss.mean_loss_and_gradient, static_argnames="config")
 
 
 def case(text, **settings):
     """A model that is past its flat beginning, and a batch whose parts hold different numbers of tokens."""
     config = config_of(text.parent / "none", text, **settings)
-    model = program.initial_state(config).model
+    model = training.initial_state(config).model
     model = jax.tree.map(lambda leaf: 3 * leaf, model)
     generator = np.random.default_rng(0)
     batch = generator.integers(0, config.end, (8, config.sequence_length + 1), np.int32)
@@ -59,7 +59,7 @@ def test_what_is_measured_is_that_of_the_logits(text, z_loss, microbatches):
     config, model, batch = case(text, z_loss=z_loss)
     numbers = of_logits(model, batch, z_loss, config)
     (loss, beside), _ = mean_loss_and_gradient(model, batch.reshape(microbatches, -1, batch.shape[1]), config)
-    assert tuple(numbers) == program.measured(config)
+    assert tuple(numbers) == _loss.measured(config)
     assert jax.tree.map(float, beside) == pytest.approx(numbers, rel=1e-5)
     assert float(loss) == pytest.approx(numbers["cross_entropy"] + numbers["z_loss"], rel=1e-5)
 
@@ -117,9 +117,9 @@ def test_a_batch_of_nothing_but_ends_has_loss_0(text):
 def test_a_fused_step_of_the_default_size_never_holds_the_logits(route):
     config = dataclasses.replace(default_config(), loss=route)
     logits = config.batch_size * config.sequence_length * config.vocabulary
-    state = jax.eval_shape(program.initial_state, config)
+    state = jax.eval_shape(training.initial_state, config)
     batch = jax.ShapeDtypeStruct((1, config.batch_size, config.sequence_length + 1), jnp.int32)
-    jaxpr = jax.make_jaxpr(lambda state, batch: program.train_step(state, batch, config))(state, batch)
+    jaxpr = jax.make_jaxpr(lambda state, batch: training.train_step(state, batch, config))(state, batch)
     largest = max(variable.aval.size for eqn in equations(jaxpr) for variable in eqn.outvars)
     assert (largest < logits) == (route == "fused")
 

@@ -16,19 +16,19 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from lm_runs import config_of, last_state, metrics, options, run, same_result, the_one_line
+from lm_runs import config_of, last_state, metrics, options, run, same_result
+from runs import the_one_line
 
 import train_lm as program
-from common import checksums as checksums
-from common import lock as lock
-from language_model import data as lm_data
-from language_model import figures as figures
+from common import checkpoint
+from language_model import data, figures, training
 from language_model.evaluation import BINS
+from language_model.loss import measured
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):
-    assert {path.name for path in finished.output.iterdir()} == {program.FOLDER, *program.RESULTS, lock.NAME}
-    assert {path.name for path in (finished.output / program.FOLDER).iterdir()} == {"8", "12"}
+    assert {path.name for path in finished.output.iterdir()} == {checkpoint.FOLDER, *program.RESULTS, checkpoint.LOCK}
+    assert {path.name for path in (finished.output / checkpoint.FOLDER).iterdir()} == {"8", "12"}
     for name in figures.NAMES:
         height, width, _ = matplotlib.image.imread(finished.output / name).shape
         assert min(height, width) > 300
@@ -38,14 +38,14 @@ def test_a_run_leaves_its_files_and_no_others(finished):
 def test_it_learns(finished):
     assert metrics(finished.output)["test"]["nats_per_token"] < math.log(finished.vocabulary) - 1.5
     curves = last_state(finished).curves
-    assert program.evaluation_steps(finished) == [5, 10, 12]
+    assert training.evaluation_steps(finished) == [5, 10, 12]
     assert np.all(np.diff(curves["test_loss"]) < 0)
     assert np.all(np.isfinite(curves["loss"]))
 
 
 def test_the_metrics_are_those_of_the_parameters(finished):
     """nats, tokens and bytes of the held-out files, each from its definition, in float64."""
-    model, corpus = last_state(finished).model, lm_data.load(finished)
+    model, corpus = last_state(finished).model, data.load(finished)
     test = corpus.test.tolist()
     nats, tokens, foretold = 0.0, 0, []
     others, confidence, right = [], [], []
@@ -78,9 +78,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
 
 def test_the_metrics_hold_the_last_steps(finished):
     curves = last_state(finished).curves
-    last = {
-        name: float(np.mean(curves[name][-program.REPORT_EVERY :])) for name in ("loss", *program.measured(finished))
-    }
+    last = {name: float(np.mean(curves[name][-training.REPORT_EVERY :])) for name in ("loss", *measured(finished))}
     assert metrics(finished.output)["train"]["last_steps"] == pytest.approx(last, rel=1e-5)
     assert last["cross_entropy"] == pytest.approx(last["loss"], rel=1e-5)
 
@@ -112,25 +110,25 @@ def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text)
 
 
 def finished_steps(config):
-    folder = config.output / program.FOLDER
+    folder = config.output / checkpoint.FOLDER
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys, number):
     config = config_of(tmp_path / "run", text)
-    step = program.train_step
+    step = training.train_step
 
     def interrupted(state, batch, config):
         if int(state.step) == 5:
             signal.raise_signal(number)
         return step(state, batch, config)
 
-    monkeypatch.setattr(program, "train_step", interrupted)
+    monkeypatch.setattr(training, "train_step", interrupted)
     assert run(config.output, text) == 130
     assert "--resume" in the_one_line(capsys)
     assert finished_steps(config) == 6
-    monkeypatch.setattr(program, "train_step", step)
+    monkeypatch.setattr(training, "train_step", step)
     assert run(config.output, text, "--resume") == 0
     assert "Resumed after step 6" in capsys.readouterr().out
     same_result(config, finished)
@@ -138,7 +136,7 @@ def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys,
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, text, monkeypatch, capsys, name):
-    step = program.train_step
+    step = training.train_step
 
     def diverging(state, batch, config):
         state = step(state, batch, config)
@@ -146,7 +144,7 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, t
             state = state._replace(curves=state.curves | {name: state.curves[name].at[6:8].set(np.nan)})
         return state
 
-    monkeypatch.setattr(program, "train_step", diverging)
+    monkeypatch.setattr(training, "train_step", diverging)
     assert run(tmp_path / "run", text) == 2
     line = the_one_line(capsys)
     assert f"the {name.replace('_', ' ')} is nan at step 7" in line
@@ -165,7 +163,7 @@ def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path,
 def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, monkeypatch, capsys):
     config = config_of(tmp_path / "run", text)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = program.Checkpoints.save
+    save = checkpoint.Checkpoints.save
 
     def limited(self, step, state):
         # No file beyond 4 kB: as a full disk, this fails in the middle of a write.
@@ -175,11 +173,11 @@ def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished,
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(program.Checkpoints, "save", limited)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", limited)
     assert run(config.output, text) == 2
     line = the_one_line(capsys)
     assert f"cannot save step 8; the last good checkpoint is {config.output}/checkpoints/4" in line
-    monkeypatch.setattr(program.Checkpoints, "save", save)
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     assert run(config.output, text, "--resume") == 0
     assert "Resumed after step 4" in capsys.readouterr().out
     same_result(config, finished)
@@ -190,7 +188,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, text, finished, capsy
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
     config = config_of(folder, text)
-    last, before = folder / program.FOLDER / "12", folder / program.FOLDER / "8"
+    last, before = folder / checkpoint.FOLDER / "12", folder / checkpoint.FOLDER / "8"
     flip_a_bit(max((last / "state").rglob("*"), key=lambda path: path.stat().st_size))
     assert run(folder, text, "--resume") == 2
     assert f"{last} is damaged; the last good checkpoint is {before}. Delete {last}" in the_one_line(capsys)
@@ -215,11 +213,11 @@ def flip_a_bit(path):
 def test_no_second_run_is_let_into_the_folder_of_a_running_one(tmp_path, text, finished, capsys, flags):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
-    with lock.held(folder):
+    with checkpoint.held(folder):
         assert run(folder, text, *flags) == 2
         assert f"{folder} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
         for name in ("8", "12"):
-            assert checksums.hold(folder / program.FOLDER / name)
+            assert checkpoint.intact(folder / checkpoint.FOLDER / name)
 
 
 def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finished, capsys):

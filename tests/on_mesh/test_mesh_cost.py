@@ -25,7 +25,7 @@ def layer(reduction, block_size):
 @pytest.fixture(scope="module")
 def compiled():
     return functools.cache(
-        lambda mesh, reduction, block_size: mesh_cost.program(
+        lambda mesh, reduction, block_size: mesh_cost.compiled(
             lambda h, k, y: layer(reduction, block_size)(h, k, y).sum(),
             (SAMPLES, FEATURES, CLASSES),
             worlds.mesh_of(mesh),
@@ -66,7 +66,7 @@ def test_each_device_does_its_share_of_three_products(compiled, mesh):
 def test_the_memory_of_a_device_is_that_of_its_share(compiled, mesh):
     data, classes = mesh
     share = (SAMPLES // data, FEATURES, CLASSES // classes)
-    alone = mesh_cost.program(layer("mean", 4), share, worlds.mesh_of((1, 1)), jnp.float32)
+    alone = mesh_cost.compiled(layer("mean", 4), share, worlds.mesh_of((1, 1)), jnp.float32)
     temporary = [c.memory_analysis().temp_size_in_bytes for c in (alone, compiled(mesh, "mean", 4))]
     assert temporary[1] <= 1.05 * temporary[0] + 4096
 

@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from lm_runs import config_of, last_state, metrics, run, the_one_line, write_text
+from lm_runs import config_of, last_state, metrics, run, write_text
+from runs import the_one_line
 
-import train_lm as program
+from common.checkpoint import Checkpoints
 
 # AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
 SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_every": 4, "z_loss": 1e-3}
@@ -47,7 +48,7 @@ def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
 
 
 def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
-    save = program.Checkpoints.save
+    save = Checkpoints.save
 
     def stops(self, step, state):
         save(self, step, state)
@@ -56,9 +57,9 @@ def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
             assert embedding.sharding.shard_shape(embedding.shape)[0] == embedding.shape[0] // 4
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(program.Checkpoints, "save", stops)
+    monkeypatch.setattr(Checkpoints, "save", stops)
     assert run(tmp_path, text, **SMALL, mesh="data=2,classes=4") == 130
-    monkeypatch.setattr(program.Checkpoints, "save", save)
+    monkeypatch.setattr(Checkpoints, "save", save)
     assert run(tmp_path, text, "--resume", **SMALL, mesh="classes=2") == 0
     same(config_of(tmp_path, text, **SMALL), alone)
 

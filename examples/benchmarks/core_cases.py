@@ -1,6 +1,8 @@
 """What `benchmark.py` times: the mean cross-entropy of integer labels, each library called as its users call it."""
 
+import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ import numpy as np
 import optax
 
 import softjax
+from benchmarks import timing
+from benchmarks.settings import Config
 from benchmarks.timing import Call
 
 
@@ -88,3 +92,46 @@ def problem(rows: int, classes: int, dtype: str, seed: int) -> tuple[jax.Array, 
     logits = generator.standard_normal((rows, classes), np.float32)
     labels = generator.integers(classes, size=rows, dtype=np.int32)
     return jnp.asarray(logits).astype(dtype), jnp.asarray(labels)
+
+
+def core_problems(config: Config) -> list[tuple[tuple[int, int], str]]:
+    return [(shape, dtype) for shape in config.shapes for dtype in config.dtypes]
+
+
+def core_case(shape: tuple[int, int], dtype: str, config: Config, after_round: Callable[[], Any]) -> dict[str, Any]:
+    logits, labels = problem(*shape, dtype, config.seed)
+    entries = {(c.library, c.quantity): c for c in contenders(logits, labels, config.torch_threads)}
+    timings = timing.interleaved(
+        {name: entry.call for name, entry in entries.items()},
+        rounds=config.rounds,
+        at_least=config.at_least_ms / 1e3,
+        seed=config.seed,
+        after_round=after_round,
+    )
+    losses = {library: float(c.call()) for (library, quantity), c in entries.items() if quantity == "value"}
+    losses["softjax"] *= math.log(10)
+    ratios = [
+        {"quantity": quantity, "to": library} | dataclasses.asdict(timing.ratio(timings["softjax", quantity], theirs))
+        for (library, quantity), theirs in timings.items()
+        if library != "softjax" and ("softjax", quantity) in timings
+    ]
+    return {
+        "rows": shape[0],
+        "classes": shape[1],
+        "dtype": dtype,
+        "losses_in_nats": losses,
+        "timings": [timed(entries[name], timings[name]) for name in entries],
+        "softjax_ratios": ratios,
+    }
+
+
+def timed(contender: Contender, times: timing.Timing) -> dict[str, Any]:
+    return {
+        "library": contender.library,
+        "quantity": contender.quantity,
+        "median": times.median,
+        "quartiles": times.quartiles,
+        "calls_a_round": times.calls,
+        "seconds": times.seconds,
+        "temporary_bytes": contender.temporary_bytes,
+    }

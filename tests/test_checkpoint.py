@@ -1,5 +1,7 @@
 """Checkpoints of a tiny state: whenever the program dies, the last of them is whole, and nothing else is left."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -7,11 +9,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from classifier_runs import Killed
+from runs import Killed
+from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
-from common import checksums as checksums
+from common import checkpoint
 from common.checkpoint import Checkpoints
-from common.settings import WrongInput
+from common.program import WrongInput
 
 SETTINGS = {"steps": 3}
 
@@ -33,8 +36,6 @@ def test_the_last_two_are_kept(tmp_path):
         checkpoints.save(step, state(step))
         assert last_step(tmp_path) == step
     assert {path.name for path in tmp_path.iterdir()} == {"2", "10"}
-    checkpoints.clear()
-    assert not [*tmp_path.iterdir()]
 
 
 # Where the program dies, and the step that it had come to: what is called, and whether it has done its work by then.
@@ -45,8 +46,8 @@ DEATHS = [
     (ocp.Checkpointer, "save", True, 2),
     (Path, "write_text", False, 2),
     (Path, "write_text", True, 2),
-    (checksums, "write", False, 2),
-    (checksums, "write", True, 2),
+    (checkpoint, "seal", False, 2),
+    (checkpoint, "seal", True, 2),
     (Path, "rename", False, 2),
     (Path, "rename", True, 3),
     (shutil, "rmtree", False, 3),
@@ -88,10 +89,11 @@ def test_what_is_half_deleted_is_no_checkpoint(tmp_path, monkeypatch):
         checkpoints.save(step, state(step))
     monkeypatch.setattr(shutil, "rmtree", dying)
     with pytest.raises(Killed):
-        checkpoints.clear()
+        checkpoints.save(3, state(3))
     monkeypatch.undo()
-    assert last_step(tmp_path) == 2
-    assert all(map(checksums.hold, tmp_path.iterdir()))
+    assert last_step(tmp_path) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+    assert all(map(checkpoint.intact, tmp_path.iterdir()))
 
 
 def test_damage_to_any_file_is_found_and_the_last_good_checkpoint_is_named(tmp_path):
@@ -117,3 +119,49 @@ def test_a_state_of_another_kind_is_refused(tmp_path):
         checkpoints.restore({"other": jax.numpy.zeros(3)})
     with pytest.raises(WrongInput, match="steps was 3 and is now 4"):
         Checkpoints(tmp_path, SETTINGS | {"steps": 4}).restore(state(0))
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 9])
+def test_the_checkpoints_of_an_earlier_run_stay_until_the_new_one_has_its_own(tmp_path, first):
+    for step in (3, 4):
+        Checkpoints(tmp_path, SETTINGS).save(step, state(step))
+    anew = Checkpoints(tmp_path, {"steps": 9}, anew=True)
+    assert anew.last() == "there is no good checkpoint"
+    assert int(anew.restore(state(0))["step"]) == 0
+    assert last_step(tmp_path) == 4
+    anew.save(first, state(first))
+    assert int(anew.restore(state(0))["step"]) == first
+    assert {path.name for path in tmp_path.iterdir()} == {str(first)}
+
+
+@pytest.mark.parametrize("deaths", range(1, 4))
+def test_a_death_while_the_first_checkpoint_replaces_an_earlier_run_leaves_a_whole_one_or_none(tmp_path, deaths):
+    for step in (3, 4):
+        Checkpoints(tmp_path, SETTINGS).save(step, state(step))
+    rename, left = Path.rename, [deaths]
+
+    def dying(path, target):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+        return rename(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(Killed):
+            Checkpoints(tmp_path, SETTINGS, anew=True).save(1, state(1))
+    assert last_step(tmp_path) == {1: 4, 2: 4, 3: 0}[deaths]
+    assert all(map(checkpoint.intact, tmp_path.iterdir()))
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    checkpoints.save(1, state(1))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(WrongInput, match=f"cannot save step 2; the last good checkpoint is {tmp_path}/1: .*No space"):
+        checkpoints.save(2, state(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
