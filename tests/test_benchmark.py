@@ -11,7 +11,7 @@ import pytest
 
 import benchmark
 from benchmarks import core_report as report
-from benchmarks import timing as timing
+from benchmarks import timing
 from benchmarks.core_cases import contenders, problem
 from benchmarks.settings import DEFAULT_CONFIG, parse
 

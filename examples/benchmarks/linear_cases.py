@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import softjax
-from benchmarks import timing as timing
+from benchmarks import timing
 from benchmarks.linear_contenders import (
     FLOOR,
     IN_JAX,
