@@ -3,7 +3,7 @@
     python examples/benchmark.py                                   # as in configs/benchmark.toml; some minutes
     python examples/benchmark.py --rounds 3 --shapes 64 5          # any of its settings changed
     python examples/benchmark.py --part linear --rounds 3          # the last layer and its loss without the logits
-    python examples/benchmark.py --markdown examples/results/core-cpu.json  # the README's tables of an earlier run
+    python examples/benchmark.py --markdown examples/results/core-cpu.json  # tables of an earlier run
 
 Each library is called as its users call it, for the mean loss of integer labels: softjax to base 10, the others in
 nats. Three libraries compute one loss; torch takes part where it is installed and has the device that JAX runs on.

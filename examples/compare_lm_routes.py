@@ -3,8 +3,8 @@
     python examples/compare_lm_routes.py                             # configs/lm.toml and configs/lm-large.toml
     python examples/compare_lm_routes.py --configs configs/lm.toml --rounds 50
 
-Writes lm-routes-<platform>.json and .png, and prints the README's table. Each round times one step of each route, in an
-order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
+Writes lm-routes-<platform>.json and .png, and prints the table of results/README.md. Each round times one step of each
+route, in an order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
 """
 
 from common import program

@@ -1,6 +1,6 @@
 """What the last layer and its loss cost on a mesh, told by the compiler for simulated devices: nothing is run.
 
-    python examples/mesh_cost.py                       # the README's table
+    python examples/mesh_cost.py                       # the table of results/README.md
     python examples/mesh_cost.py --classes 131072 --devices 8
 
 Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: the bytes that each device gives to

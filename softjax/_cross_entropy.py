@@ -42,7 +42,7 @@ def cross_entropy(
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        labels: integer class ids `[*samples]`, or a floating distribution p of the shape of `logits`.
+        labels: integer class ids `[*samples]`, a floating distribution p of the shape of `logits`, or `SparseLabels`.
         base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats. It scales values and gradients
             by 1 / ln b, nothing else.
         axis: the class axis of `logits`.
@@ -135,7 +135,7 @@ def statistics(
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        labels: integer class ids `[*samples]`, or a floating distribution of the shape of `logits`.
+        labels: integer class ids `[*samples]`, a floating distribution of the shape of `logits`, or `SparseLabels`.
         axis: the class axis of `logits`.
         where: boolean, broadcastable to `logits`: the classes that exist.
         axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around

@@ -46,7 +46,7 @@ def linear_cross_entropy(
         hidden: `[*samples, features]`, real floating.
         kernel: `[features, classes]`, as a Dense layer keeps it; `embedding.T` for tied embeddings, of which no copy
             is made inside `jit`.
-        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
+        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
         bias: `[classes]`.
         where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
             (what the kernel holds for them must be finite).

@@ -54,7 +54,7 @@ def linear_loss(
             only: pass traced ones as `row_args`).
         hidden: `[*samples, features]`, real floating.
         kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
+        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
         row_args: arrays, or pytrees of arrays, `[*samples, …]`; differentiable where they are floating.
         bias: `[classes]`.
         where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted

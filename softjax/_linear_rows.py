@@ -37,7 +37,7 @@ def linear_statistics(
     Args:
         hidden: `[*samples, features]`, real floating.
         kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, or a floating distribution `[*samples, classes]`.
+        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
         bias: `[classes]`.
         where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
             (what the kernel holds for them must be finite).

@@ -32,7 +32,7 @@ def fit_temperature(
 
     Args:
         logits: `[*samples, classes]`, real floating; −inf is a class that does not exist.
-        labels: integer class ids `[*samples]`, or a floating distribution of the shape of `logits`.
+        labels: integer class ids `[*samples]`, a floating distribution of the shape of `logits`, or `SparseLabels`.
         weights: boolean or real, broadcastable to the samples. A sample of weight 0 may hold anything.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The results of `benchmark.py` as a table of the terminal and as the README's tables."""
+"""The results of `benchmark.py` as a table of the terminal and as the tables of results/README.md."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ def _with_spread(case: Case, library: str, quantity: str) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of the README: compiled, then eager."""
+    """The tables of results/README.md: compiled, then eager."""
     cases = [Case(case) for case in results["cases"]]
     return "\n".join([_caption(results), "", *_compiled(cases), "", "Without `jax.jit`:", "", *_eager(cases)])
 
