@@ -207,11 +207,12 @@ def add_in_tiles(total: Array, function: Callable[[Array], Array], x: Array) -> 
 
 
 def weights_of_one(loss: Float[Array, " rows"]) -> Float[Array, " rows"] | None:
-    """None, which is a weight of 1 for each row. On one CPU ones that depend on the row, NaN only where its loss is.
+    """None, which is a weight of 1 for each row. On one CPU ones that depend on the row, 1 + eps where its loss is NaN.
 
     Else the cotangent of a row's loss is a constant, and XLA would keep an array of the size of the logits for it.
     """
-    ones = jnp.where(jnp.isnan(loss), loss, jnp.ones(len(loss), loss.dtype))
+    one = jnp.ones(len(loss), loss.dtype)
+    ones = jnp.where(jnp.isnan(loss), one + jnp.finfo(loss.dtype).eps, one)
     return lax.stop_gradient(ones) if on_one_cpu(loss) else None
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from softjax import _cpu as cpu
 from softjax._classes import Classes, present
@@ -35,7 +36,9 @@ class LogSum(NamedTuple):
 
     def others(self, e: Float[Array, "..."]) -> Float[Array, "..."]:
         """1 − q_j of e_j = exp(x_j − peak): rest / mass at the peak, exact where q_j rounds to 1."""
-        return jnp.where(e < 1, 1 - e / self.mass, (self.rest - (e - 1)) / self.mass)  # e − 1 is 0, but moves
+        # where the rest is below 1/2, only the peak has an e above it, 1 but for a rounding
+        at_peak = (e >= 1) | ((e > 0.5) & (self.rest < 0.5))
+        return jnp.where(at_peak, (self.rest - (e - lax.stop_gradient(e))) / self.mass, 1 - e / self.mass)
 
     def alone(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
         """Whether x_j is the peak, no other class is, and q_j is above 1/2: there q_j − 1 would cancel."""
@@ -112,7 +115,7 @@ def exponentials(
 
     The exponential is that of `log_sum`, on the same numbers: a program that takes both takes it once.
     """
-    e = jnp.exp(gap(x, s.peak))
+    e = jnp.exp(x - s.peak)
     # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
     return e if absent is None else jnp.where(absent, jnp.zeros_like(s.rest), e)
 

@@ -227,7 +227,8 @@ def test_logits_that_are_products(classes, spread, route):
         logits = jax.block_until_ready(x * jnp.float32(scale))  # rounded, as no fusion has them
         expected, dx, sizes = exact.cross_entropy(logits, labels)
         value, gradient, s = of_products(x, labels, jnp.float32(scale))
-        below, row = gaps(logits), gaps(logits).max(1)
+        rounding = np.abs(np.asarray(logits)).max(1)  # that of the product, which the program may leave out
+        row, below = gaps(logits).max(1) + rounding, gaps(logits) + rounding[:, None]
         within(value, expected, np.maximum(expected, 2.0**-20), 8 + row)
         within(gradient, dx, np.maximum(sizes, 2.0**-20), 8 + below)
         q, _, log_q = exact.rows(logits)

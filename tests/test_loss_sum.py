@@ -276,3 +276,24 @@ def test_blocks_that_weigh_nothing_may_hold_anything():
     for value in (jnp.nan, jnp.inf, 1e6, 1e38):
         for ours, right in zip(jax.grad(total, (0, 1))(hidden.at[:4].set(value), kernel), expected, strict=True):
             np.testing.assert_allclose(ours, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_a_label_out_of_range_spoils_no_other_gradient(reduction, block_size, route):
+    """Its loss is NaN; its row has gradient 0, and the kernel that of the other rows."""
+    hidden, kernel, _ = cases.layer(5)
+    labels = cases.class_ids(5).at[jnp.array([3, 7])].set(jnp.array([-1, 5]))
+    options = {"reduction": reduction, "block_size": block_size}
+    value, pull = jax.vjp(lambda h, k: softjax.linear_cross_entropy(h, k, labels, **options), hidden, kernel)
+    assert jnp.isnan(value).any()
+    dh, dk = pull(jnp.ones_like(value))
+    assert not dh[jnp.array([3, 7])].any()
+    good = (labels >= 0) & (labels < 5)
+
+    def clean(h, k):
+        losses = softjax.cross_entropy(h @ k, jnp.where(good, labels, 0), reduction="none", weights=good)
+        return losses.sum() / (len(h) if reduction == "mean" else 1)
+
+    for actual, expected in zip((dh, dk), jax.grad(clean, (0, 1))(hidden, kernel), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
