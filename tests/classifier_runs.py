@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 
 import numpy as np
+from runs import Killed
 
 import train_classifier as program
 from classifier.settings import parse
 from classifier.training import initial_state, load_data
 from common.checkpoint import FOLDER, LOCK, Checkpoints
 from common.settings import decisive
-from runs import Killed
 
 SMALL = ("--classes", "3", "--batch-size", "100", "--epochs", "4", "--checkpoint-every", "2")
 

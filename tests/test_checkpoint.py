@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from runs import Killed
+from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
 from common import checkpoint
 from common.checkpoint import Checkpoints
 from common.program import WrongInput
-from runs import Killed
-from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
 SETTINGS = {"steps": 3}
 

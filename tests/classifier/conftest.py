@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from classifier_runs import run
+from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
 from classifier import figures
-from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
 
 @pytest.fixture(scope="module")

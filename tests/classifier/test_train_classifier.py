@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import scipy.special
 from classifier_runs import arrays, contents, die_at_disk_operation, last_state, run
+from runs import Killed
 from sklearn.linear_model import LogisticRegression
 
 import train_classifier as program
 from classifier import digits, figures
 from common.checkpoint import FOLDER, LOCK
-from runs import Killed
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):

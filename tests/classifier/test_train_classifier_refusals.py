@@ -9,12 +9,12 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 import pytest
 from classifier_runs import contents, die_at_disk_operation, results, run
+from runs import Killed, the_one_line
 
 import train_classifier as program
 from classifier.settings import DEFAULT_CONFIG
 from common import checkpoint
 from common.checkpoint import FOLDER
-from runs import Killed, the_one_line
 
 
 @pytest.mark.parametrize(

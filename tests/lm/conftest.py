@@ -2,7 +2,6 @@
 
 import pytest
 from lm_runs import config_of, run, write_text
-
 from runs import what_a_killed_save_leaves as what_a_killed_save_leaves
 
 

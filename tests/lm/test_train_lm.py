@@ -17,13 +17,13 @@ import matplotlib.image
 import numpy as np
 import pytest
 from lm_runs import config_of, last_state, metrics, options, run, same_result
+from runs import the_one_line
 
 import train_lm as program
 from common import checkpoint
 from language_model import data, figures, training
 from language_model.evaluation import BINS
 from language_model.loss import measured
-from runs import the_one_line
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):

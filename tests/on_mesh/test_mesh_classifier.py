@@ -3,9 +3,9 @@
 import pytest
 from classifier_runs import arrays, die_at_disk_operation, last_state, run
 from closeness import near
+from runs import Killed, the_one_line
 
 from classifier import figures
-from runs import Killed, the_one_line
 
 # Not Adam, whose first steps make as much of a gradient that is nearly 0 by rounding as of any other.
 SMALL = ("--batch-size", "96", "--epochs", "4", "--checkpoint-every", "2", "--label-smoothing", "0.1")

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 from lm_runs import config_of, last_state, metrics, run, write_text
+from runs import the_one_line
 
 from common.checkpoint import Checkpoints
-from runs import the_one_line
 
 # AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
 SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_every": 4, "z_loss": 1e-3}
