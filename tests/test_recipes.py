@@ -127,7 +127,7 @@ def test_policy_gradient(recipe):
         entropy = -jnp.sum(jnp.exp(log_q) * log_q, axis=-1)
         gain = jnp.minimum(ratio * advantages, jnp.clip(ratio, 0.8, 1.2) * advantages)
         clipped = (ratio < 0.8) | (ratio > 1.2)
-        return jnp.mean(-gain - 0.001 * entropy, where=mask), [jnp.mean(a, where=mask) for a in (entropy, clipped)]
+        return jnp.mean(-gain - 0.01 * entropy, where=mask), [jnp.mean(a, where=mask) for a in (entropy, clipped)]
 
     params = {k: 0.3 * jax.random.normal(jax.random.key(9), a.shape) for k, a in names["params"].items()}
     _, (tokens, advantages, old, mask) = names["rollout"](params, jax.random.key(0))
@@ -151,6 +151,7 @@ def test_dpo(recipe):
     printed, names = recipe
     _, losses, preferred = np.transpose(copied.numbers(printed))
     falls(losses, np.log(2), 0.1)
+    assert preferred[0] == 0  # equal to the reference, it prefers none
     assert preferred[-1] == 1
 
     def log_probability(params, tokens, mask):
@@ -190,11 +191,14 @@ def test_clip(recipe, tmp_path):
         u, v = (
             x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (images @ params["image"], texts @ params["text"])
         )
-        logits = jnp.exp(params["log_scale"]) * (u @ v.T)
+        logits = jnp.minimum(jnp.exp(params["log_scale"]), 100) * (u @ v.T)
         each = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)) + jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
         return -jnp.mean(each) / 2
 
     same_with_gradient(names["loss"], expected, names["params"], *names["batch"], rtol=1e-4)
+    untrained = {k: jax.random.normal(jax.random.key(8), a.shape) for k, a in names["params"].items()}
+    untrained["log_scale"] = jnp.array(4.7)  # beyond ln 100
+    same_with_gradient(names["loss"], expected, jax.device_put(untrained, whole), *names["batch"], rtol=1e-4, atol=1e-4)
 
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     code = "names = __import__('runpy').run_path('clip.py'); print(len(names['batch'][0].devices()))"
@@ -210,12 +214,12 @@ def test_clip(recipe, tmp_path):
 def test_multi_token_prediction(recipe):
     printed, names = recipe
     for _, loss, *heads in copied.numbers(printed):
-        np.testing.assert_allclose(loss, np.dot([1, 0.3, 0.3], heads), atol=2e-3)
-    falls([line[1] for line in copied.numbers(printed)], 1.6 * LN256, 0.05)
+        np.testing.assert_allclose(loss, np.dot([1, 0.15, 0.15], heads), atol=2e-3)
+    falls([line[1] for line in copied.numbers(printed)], 1.3 * LN256, 0.05)
 
     def expected(params, tokens):
         total, trunk = jnp.zeros(()), params["embedding"][tokens]
-        for k, share in ((1, 1.0), (2, 0.3), (3, 0.3)):
+        for k, share in ((1, 1.0), (2, 0.15), (3, 0.15)):
             hidden = (trunk + jax.nn.gelu(trunk @ params["heads"][k - 1]))[:, :-k]
             total += share * nats(hidden @ params["kernel"], tokens[:, k:]).mean()
         return total
@@ -268,9 +272,9 @@ def test_margin_softmax(recipe):
         kernel = params["kernel"] / jnp.linalg.norm(params["kernel"], axis=0, keepdims=True)
         cosines = names["embed"](params, x) @ kernel
         own = jax.nn.one_hot(labels, names["CLASSES"], dtype=bool)
-        return nats(16 * jnp.where(own, jnp.cos(jnp.arccos(cosines) + margin), cosines), labels).mean()
+        return nats(64 * jnp.where(own, jnp.cos(jnp.arccos(cosines) + margin), cosines), labels).mean()
 
-    same_with_gradient(names["loss"], expected, names["params"], *names["test"], 0.3, rtol=1e-4)
+    same_with_gradient(names["loss"], expected, names["params"], *names["test"], 0.5, rtol=1e-4)
 
 
 def test_smoothing_schedule(recipe):
@@ -279,7 +283,8 @@ def test_smoothing_schedule(recipe):
     first, *steps = printed.splitlines()
     assert first == "compiled"
     step, epsilon, losses, plain = np.transpose(copied.numbers("\n".join(steps)))
-    np.testing.assert_allclose(epsilon, 0.2 * (1 - np.clip((step - 10) / 50, 0, 1)), atol=6e-4)
+    np.testing.assert_allclose(epsilon, 0.1 * (1 - np.clip((step - 10) / 50, 0, 1)), atol=6e-4)
+    assert np.all(losses[:-1] > plain[:-1])
     assert losses[-1] == plain[-1]
     falls(plain, np.log(10), 0.1)
 

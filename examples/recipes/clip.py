@@ -1,9 +1,8 @@
 """CLIP: images and texts that belong together, told apart from all others of the whole mesh (InfoNCE).
 
-Of unit vectors u_i and v_j, the loss is the mean of the cross-entropy of e^s u_i · v_j over j with label i, and that
-over i with label j; the inverse temperature e^s is learned, up to 100. The texts are the kernel of the images, and the
-images that of the texts, and the [pairs, pairs] similarities are never held. The pairs lie on all devices; the types of
-the arrays say so, and the lines are those of one device. Source: Radford et al. 2021, arXiv:2103.00020.
+The cross-entropy of e^s u_i · v_j over j with label i, and over i with label j, of unit vectors, e^s learned. The
+texts are the kernel of the images, and the reverse: the [pairs, pairs] similarities come in blocks. The types of the
+arrays say that the pairs lie on all devices. Source: Radford et al. 2021, arXiv:2103.00020.
 """
 
 import math

@@ -1,8 +1,7 @@
 """DPO: a language model learns from pairs of answers, of which one is preferred, without a reward model.
 
-The reward of an answer y is β (ln π(y) − ln π_ref(y)), and the loss of a pair −ln σ(reward of the chosen − that of the
-rejected). ln π(y) is the sum of −h over the tokens of the answer, which `linear_statistics` gives without the logits;
-all answers go in one call. Source: Rafailov et al. 2023, arXiv:2305.18290.
+The reward of an answer is β (ln π − ln π_ref), the loss of a pair −ln σ(chosen − rejected). ln π is the sum of −h over
+its tokens, which `linear_statistics` gives without the logits. Source: Rafailov et al. 2023, arXiv:2305.18290.
 """
 
 import math

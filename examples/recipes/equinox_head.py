@@ -1,9 +1,8 @@
 """The head of an Equinox language model, trained without its logits.
 
-`linear_cross_entropy` takes the place of the last `eqx.nn.Linear` and the loss after it. Two things differ from other
-libraries: the weight is [classes, features], so its transpose is the kernel, of which no copy is made inside `jit`; and
-layers act on one vector, so that models are mapped over tokens. Map the model, not the loss: called once, with the
-leading axes of all tokens, it makes one gradient of the kernel, and under `vmap` one for each token.
+`linear_cross_entropy` takes the place of the last `eqx.nn.Linear` and the loss after it. The weight is [classes,
+features]; its transpose, the kernel, is not copied inside `jit`. Map the model over the tokens, not the loss: called
+once with all leading axes, it makes one gradient of the kernel, and under `vmap` one for each token.
 """
 
 import math

@@ -1,9 +1,7 @@
 """An evaluation over batches: perplexity, accuracy and calibration of all samples, and the temperature that mends it.
 
-Each batch gives sums, which add up: of weights w, of w · h, of w · hit, and a `Calibration`. Perplexity is then
-exp(Σ w h / Σ w), which the mean of the batches' perplexities is not, and the expected calibration error that of all.
-The last batch is filled up with samples of weight 0. The temperature is fitted on other samples. Source: Guo et al.
-2017, arXiv:1706.04599.
+Sums of weights, w · h and w · hit, and a `Calibration`, add up over batches, as means do not. The last batch is filled
+up with samples of weight 0; the temperature is fitted on other samples. Source: Guo et al. 2017, arXiv:1706.04599.
 """
 
 import math

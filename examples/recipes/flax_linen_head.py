@@ -1,9 +1,8 @@
 """The head of a Flax Linen language model, trained without its logits.
 
-`linear_cross_entropy` takes the place of the last `nn.Dense` and the loss after it: the model has a method that ends at
-the hidden states, and the loss reads the kernel [features, vocabulary] and the bias of the head from the parameters:
-cross_entropy(hidden @ kernel + bias, targets), without the [batch, positions, vocabulary] array of logits. The
-parameters are those of the model as it was, so checkpoints and sampling do not change.
+`linear_cross_entropy` takes the place of the last `nn.Dense` and the loss after it: a method of the model ends at the
+hidden states, and the loss reads kernel and bias of the head from the parameters, which stay as they were, for
+checkpoints and sampling. The [batch, positions, vocabulary] array of logits never exists.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The head of a Flax NNX language model, trained without its logits.
 
-`linear_cross_entropy` takes the place of the last `nnx.Linear` and the loss after it:
-cross_entropy(head(hidden), targets) = linear_cross_entropy(hidden, head.kernel, targets, bias=head.bias), but the
+`linear_cross_entropy(hidden, head.kernel, targets, bias=head.bias)` is `cross_entropy(head(hidden), targets)`, but the
 [batch, positions, vocabulary] array of logits, the largest of a language model, never exists. The layer stays where it
-is, so checkpoints and sampling do not change.
+is, for checkpoints and sampling.
 """
 
 import math

@@ -1,9 +1,8 @@
 """A LoRA adapter of the last layer: more features, with a kernel of as many more rows.
 
-hidden @ (W + s B A) = concat(hidden, s hidden @ B) @ concat(W, A), so that W [features, classes] stays as it is, while
-B [features, rank] and A [rank, classes] are trained. The sum W + s B A would round the adapter to the bits of W, and
-in bfloat16 lose small updates; here nothing is added but the logits, in float32. Source: Hu et al. 2021,
-arXiv:2106.09685.
+hidden @ (W + s B A) = concat(hidden, s hidden @ B) @ concat(W, A): W [features, classes] is frozen, B and A, of a low
+rank, are trained, and s is α / rank. The sum W + s B A would round small updates away in bfloat16; here only logits are
+added, in float32. Source: Hu et al. 2021, arXiv:2106.09685.
 """
 
 import math
@@ -41,7 +40,7 @@ def step(adapter, state, *batch):
 # A frozen layer in bfloat16, and labels of one that differs from it by a matrix of low rank.
 keys = jax.random.split(jax.random.key(0), 5)
 kernel = (0.2 * jax.random.normal(keys[0], (FEATURES, CLASSES))).astype(jnp.bfloat16)
-hidden = jax.random.normal(keys[1], (2048, FEATURES)).astype(jnp.bfloat16)
+hidden = jax.random.normal(keys[1], (1024, FEATURES)).astype(jnp.bfloat16)
 other = 0.3 * jax.random.normal(keys[2], (FEATURES, 4)) @ jax.random.normal(keys[3], (4, CLASSES))
 labels = jnp.argmax(hidden.astype(jnp.float32) @ (kernel.astype(jnp.float32) + other), axis=-1)
 

@@ -1,8 +1,8 @@
 """ArcFace: embeddings of faces, speakers or products, told apart by their angle with a margin.
 
 Features and class vectors have length 1, so that logits are scale · cos θ; the label's becomes scale · cos(θ + margin),
-and an embedding must be nearer to its own class, by `margin` radians, than the softmax alone asks. `additive_margin` in
-its place is CosFace. Sources: Deng et al. 2019, arXiv:1801.07698; Wang et al. 2018, arXiv:1801.09414.
+and an embedding must be nearer to its own class by so much. `additive_margin` in its place is CosFace. Sources: Deng et
+al. 2019, arXiv:1801.07698; Wang et al. 2018, arXiv:1801.09414.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ import optax
 
 import softjax
 
-CLASSES, INPUTS, FEATURES, SCALE = 100, 64, 16, 16
+CLASSES, INPUTS, FEATURES, SCALE = 100, 64, 16, 64
 
 
 def unit(x, axis=-1):
@@ -50,7 +50,7 @@ labels = jnp.arange(2500) % CLASSES
 x = centres[labels] + 0.4 * jax.random.normal(jax.random.key(10), (2500, INPUTS))
 train, test = (x[500:], labels[500:]), (x[:500], labels[:500])
 optimiser = optax.adam(3e-3)
-for margin in 0.0, 0.3:
+for margin in 0.0, 0.5:
     params = {k: 0.1 * jax.random.normal(jax.random.key(i), shape) for i, (k, shape) in enumerate(shapes.items())}
     state = optimiser.init(params)
     for _ in range(100):

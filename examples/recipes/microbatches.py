@@ -1,8 +1,8 @@
 """Gradient accumulation whose loss is the mean over the tokens of all microbatches.
 
-With padding, microbatches hold unequal numbers of tokens, and the mean of their means counts a token of a short one for
-more: it is another loss, which depends on how the batch was cut. Here each microbatch gives its sum over the tokens of
-all, L = Σ_m Σ_i w_mi h_mi / Σ_m Σ_i w_mi, so that value and gradient are those of the batch at once, whatever the cut.
+With padding, the mean of the microbatches' means counts a token of a short one for more, and depends on how the batch
+was cut. Here each gives its sum over the tokens of all, Σ_i w_mi h_mi / Σ_m Σ_i w_mi: value and gradient are those of
+the batch at once, whatever the cut.
 """
 
 import math

@@ -19,7 +19,7 @@ def hidden(params):
     return jax.nn.tanh(params["prompt"][prompts][:, None] + params["position"][None])
 
 
-def ppo(s, advantage, old_log_prob, clip=0.2, bonus=0.001):
+def ppo(s, advantage, old_log_prob, clip=0.2, bonus=0.01):
     ratio = jnp.exp(-s.cross_entropy - old_log_prob)
     surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
     return -surrogate - bonus * s.entropy, (s.entropy, jnp.abs(ratio - 1) > clip)

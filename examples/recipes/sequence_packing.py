@@ -1,8 +1,8 @@
 """Sequence packing: documents of unequal lengths share rows, and the loss is that of each document by itself.
 
-A token's label is the next token of its row, of weight 1 if both are of the same document and 0 elsewhere: at the last
-token of a document, whose next belongs to another, and in padding. Attention sees a token's own document only, and
-positions count from its beginning. The mean, Σ w h / Σ w, is then that of the documents in rows of their own.
+A token's label is the next of its row, of weight 1 if both are of one document; attention sees a token's own document,
+and positions count from its beginning. So Σ w h / Σ w is that of the documents in rows of their own. Source: Krell et
+al. 2021, arXiv:2107.02027.
 """
 
 import math

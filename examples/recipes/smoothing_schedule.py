@@ -1,20 +1,19 @@
 """Label smoothing by a schedule, without compiling again.
 
-`label_smoothing` may be a traced number, so that ε can follow any schedule of optax, from the step that is counted in
-the state: the target is (1 − ε) onehot + ε / C. Smoothing early keeps a model from growing sure of wrong labels; none
-at the end leaves its probabilities as they should be. Source: Szegedy et al. 2016, arXiv:1512.00567.
+`label_smoothing` may be a traced number, so that ε can follow any schedule of optax: the target is (1 − ε) onehot + ε /
+C. Smoothing early keeps a model from growing sure of wrong labels; none at the end leaves its probabilities as they
+should be. Source: Szegedy et al. 2016, arXiv:1512.00567.
 """
 
 import math
 
 import jax
-import jax.numpy as jnp
 import optax
 
 import softjax
 
 STEPS, CLASSES, FEATURES = 60, 10, 32
-smoothing = optax.linear_schedule(0.2, 0.0, transition_steps=STEPS - 10, transition_begin=10)
+smoothing = optax.linear_schedule(0.1, 0.0, transition_steps=STEPS - 10, transition_begin=10)
 
 
 def loss(params, x, labels, epsilon):
@@ -44,7 +43,7 @@ optimiser = optax.adam(1e-2)
 state = optimiser.init(params)
 for i in range(STEPS + 1):
     before = params
-    params, state, value, epsilon = step(params, state, x, labels, jnp.int32(i))
+    params, state, value, epsilon = step(params, state, x, labels, i)
     if i % 15 == 0:
         print(
             f"step {i:2}  ε {epsilon:.3f}  loss {value:.3f}  without smoothing {loss(before, x, labels, 0.0):.3f} nats"

@@ -1,8 +1,8 @@
 """A language model whose embedding is its last layer, too, as in GPT-2 and Gemma.
 
-logits = hidden @ embedding.T, so the kernel is `embedding.T`. Inside `jit` the transpose is not copied, and the one
-gradient is the sum of that of the lookup and that of the layer. What follows counts what a step takes beside its
-arguments: without the logits, and with them.
+The kernel is `embedding.T`, which is not copied inside `jit`, and the one gradient is the sum of the lookup's and the
+layer's. What follows counts the memory of a step beside its arguments, without the logits and with them. Source: Press
+and Wolf 2017, arXiv:1608.05859.
 """
 
 import math
@@ -43,7 +43,7 @@ params = {
     "in": 0.1 * jax.random.normal(keys[1], (FEATURES, 4 * FEATURES)),
     "out": 0.1 * jax.random.normal(keys[2], (4 * FEATURES, FEATURES)),
 }
-inputs = jax.random.randint(keys[3], (4, 256), 0, VOCABULARY)
+inputs = jax.random.randint(keys[3], (4, 128), 0, VOCABULARY)
 targets = (5 * inputs + 3) % VOCABULARY  # 5 t + 3 follows upon the token t
 optimiser = optax.adam(1e-2)
 
