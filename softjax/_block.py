@@ -107,11 +107,17 @@ def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, 
     logits = cpu.gradient_once(logits)
     if cpu.wide(logits, *jax.tree.leaves(target)) == jnp.float64:
         logits, target = jax.tree.map(float64, (logits, target))
-    if isinstance(target, Distribution):
-        (logits, target, where), counted = aligned(classes.names, (logits, target, where), counted)
-    else:
-        (logits, where), (target, counted) = aligned(classes.names, (logits, where), (target, counted))
+    (logits, where), target, counted = aligned_with_target(classes, (logits, where), target, counted)
     return Block(logits, target, where, counted, classes.first(logits))
+
+
+def aligned_with_target(classes: Classes, split: Any, target: Target, shared: Any) -> tuple[Any, Target, Any]:
+    """`aligned`, with a target: a distribution is split over the classes, any other is shared by all of them."""
+    if isinstance(target, Distribution):
+        (split, target), shared = aligned(classes.names, (split, target), shared)
+    else:
+        split, (target, shared) = aligned(classes.names, split, (target, shared))
+    return split, target, shared
 
 
 def float64(array: Array) -> Array:

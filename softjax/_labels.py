@@ -48,11 +48,6 @@ class Sparse(NamedTuple):
     ids: Integer[Array, "..."]
     probabilities: Float[Array, "..."]
 
-    @classmethod
-    def asked(cls, ids: Integer[Array, "..."]) -> SparseLabels:
-        """Classes without mass, of which no more is asked than how probable they are."""
-        return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
-
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +63,11 @@ class Largest:
 
 
 Target = Ids | Distribution | Sparse | Largest
+
+
+def without_mass(ids: Integer[Array, "*samples k"]) -> SparseLabels:
+    """Classes of which no more is asked than how probable they are."""
+    return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
 
 
 def is_distribution(labels: Any) -> bool:

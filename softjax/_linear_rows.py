@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from softjax import _checks as checks
 from softjax import _options as options
-from softjax._labels import Largest, Sparse, SparseLabels
+from softjax._labels import Largest, SparseLabels, without_mass
 from softjax._loss_sum import rows_of
 from softjax._problem import Plan, Problem, arranged
 from softjax._reduce import from_nats
@@ -64,7 +64,7 @@ def linear_statistics(
     names = axis_name, batch_axis_name
     labelled = partial(checked, labels, name="hidden @ kernel")
     plan, problem = arranged(hidden, kernel, labelled, names=names, bias=bias, where=where, **given)
-    return _linear_statistics(plan, problem)
+    return _rows(_statistics, plan, problem)
 
 
 def linear_log_probabilities(
@@ -110,11 +110,12 @@ def linear_log_probabilities(
     given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
 
     def asked(logits: Any) -> SparseLabels:
-        return Sparse.asked(ids_of("ids", ids, logits[:-1]))
+        return without_mass(ids_of("ids", ids, logits[:-1]))
 
     names = axis_name, batch_axis_name
     plan, problem = arranged(hidden, kernel, asked, names=names, bias=bias, where=where, **given)
-    return from_nats(-_surprisals(plan, problem), options.base(base))
+    _, surprisals = _rows(_few, plan, problem)
+    return from_nats(-surprisals, options.base(base))
 
 
 class TopK(NamedTuple):
@@ -175,41 +176,26 @@ def linear_top_k(
     most = Largest(checks.count("k", k))
     names = axis_name, batch_axis_name
     plan, problem = arranged(hidden, kernel, lambda _: most, names=names, bias=bias, where=where, **given)
-    ids, surprisals = _largest(plan, problem)
+    ids, surprisals = _rows(_few, plan, problem)
     return TopK(ids, from_nats(-surprisals, options.base(base)))
 
 
-@partial(jax.jit, static_argnums=0)
-def _linear_statistics(plan, problem):
-    def local(problem: Problem, *_: Any) -> Statistics:
-        row, exists = _rows(plan, problem).statistics, problem.parameters.exists
-        return row if exists is None else without_classes(row, jnp.broadcast_to(~plan.any(exists), problem.shape))
+@partial(jax.jit, static_argnums=(0, 1))
+def _rows(read, plan, problem):
+    """What `read(plan, problem, row)` takes of the numbers of each row."""
+
+    def local(problem: Problem, *_: Any) -> Any:
+        return read(plan, problem, rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape))
 
     return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
 
 
-@partial(jax.jit, static_argnums=0)
-def _surprisals(plan, problem):
-    def local(problem: Problem, *_: Any) -> Array:
-        return _of_few(plan, problem, _rows(plan, problem))
-
-    return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
+def _statistics(plan: Plan, problem: Problem, row: Row) -> Statistics:
+    numbers, exists = row.statistics, problem.parameters.exists
+    return numbers if exists is None else without_classes(numbers, jnp.broadcast_to(~plan.any(exists), problem.shape))
 
 
-@partial(jax.jit, static_argnums=0)
-def _largest(plan, problem):
-    def local(problem: Problem, *_: Any) -> tuple[Array, Array]:
-        row = _rows(plan, problem)
-        return row.ids, _of_few(plan, problem, row)
-
-    return plan.over_devices(local, problem, ((), ()), (plan.split.result,) * 2)(problem, (), ())
-
-
-def _rows(plan: Plan, problem: Problem) -> Row:
-    return rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape)
-
-
-def _of_few(plan: Plan, problem: Problem, row: Row) -> Float[Array, "*samples k"]:
-    """−ln q, +inf where no class exists."""
+def _few(plan: Plan, problem: Problem, row: Row) -> tuple[Integer[Array, "*samples k"], Float[Array, "*samples k"]]:
+    """The few classes, and −ln q there, +inf where no class exists."""
     exists = problem.parameters.exists
-    return row.surprisals if exists is None else jnp.where(plan.any(exists), row.surprisals, jnp.inf)
+    return row.ids, row.surprisals if exists is None else jnp.where(plan.any(exists), row.surprisals, jnp.inf)

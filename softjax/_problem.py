@@ -17,7 +17,7 @@ from softjax import _cpu as cpu
 from softjax import _options as options
 from softjax._block import Page, float64
 from softjax._classes import Classes
-from softjax._labels import Labels, Largest, Target, is_distribution, target_of
+from softjax._labels import Labels, Largest, Target
 from softjax._layer import Layer, Parameters
 from softjax._placement import split_of_layer
 from softjax._reduce import mean_of
@@ -157,7 +157,7 @@ class Plan(NamedTuple):
         classes = self.layer.classes(problem.parameters) * mesh.size(split.classes) * mesh.size(split.mapped)
         if isinstance(labels, Largest):
             return labels.among(classes)
-        target = target_of(split.gathered(labels, -1) if is_distribution(labels) else labels, classes, -1)
+        target = split.target_of(labels, classes, -1)
         return jax.tree.map(float64, target) if self.layer.dtype == jnp.float64 else target
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _classes as mesh
-from softjax._block import Page, harmless
+from softjax._block import Page, aligned_with_target, harmless
 from softjax._classes import Classes, aligned, like
 from softjax._labels import Distribution, Target
 from softjax._layer import Layer, Parameters
@@ -48,10 +48,7 @@ class Samples(NamedTuple):
 def aligned_samples(classes: Classes, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
     """Varying over the mesh as they must to meet in a custom derivative."""
     hidden, target, *rest = samples
-    if isinstance(target, Distribution):
-        (parameters, hidden, target), rest = aligned(classes.names, (parameters, hidden, target), rest)
-    else:
-        (parameters, hidden), (target, *rest) = aligned(classes.names, (parameters, hidden), (target, *rest))
+    (parameters, hidden), target, rest = aligned_with_target(classes, (parameters, hidden), target, rest)
     return parameters, Samples(hidden, target, *rest)
 
 

@@ -12,7 +12,7 @@ from softjax import _options as options
 from softjax._block import block_of
 from softjax._classes import Classes, aligned
 from softjax._every_mode import in_every_mode, one_operation
-from softjax._labels import Sparse, SparseLabels
+from softjax._labels import SparseLabels, without_mass
 from softjax._log_sum import below, log_sum
 from softjax._placement import split_of_logits
 from softjax._reduce import from_nats
@@ -128,7 +128,7 @@ def log_probabilities(
     logits, axis = checks.logits(logits, axis)
     ids = ids_of("ids", ids, checks.samples(logits.shape, axis))
     static = _Static(axis, split_of_logits(axis_name, None, logits, axis), options.base(base))
-    return _at_ids(static, logits, Sparse.asked(ids), checks.where(where, logits))
+    return _at_ids(static, logits, without_mass(ids), checks.where(where, logits))
 
 
 @partial(jax.jit, static_argnums=0)

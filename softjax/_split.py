@@ -53,9 +53,13 @@ class Split(NamedTuple):
     def dense(self, logits: Array, labels: _labels.Labels, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
         """One device's class axis, logits, target and mask."""
         logits, where = self.gathered(logits, axis), self.gathered(where, axis)
-        labels = self.gathered(labels, axis) if _labels.is_distribution(labels) else labels
         classes = Classes(axis, self.classes)
-        return classes, logits, _labels.target_of(labels, classes.count(logits), axis), where
+        return classes, logits, self.target_of(labels, classes.count(logits), axis), where
+
+    def target_of(self, labels: _labels.Labels, classes: Length, axis: int) -> Any:
+        """The target of labels for so many classes; a distribution with those of all examples of a `vmap`."""
+        labels = self.gathered(labels, axis) if _labels.is_distribution(labels) else labels
+        return _labels.target_of(labels, classes, axis)
 
     @property
     def leading(self) -> Names:

@@ -139,7 +139,7 @@ def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[
     [0.2633 2.1269]
     """
     h = statistics_of(s).cross_entropy
-    margin, scale = options.at_least_zero("margin", margin, h.dtype), options.positive("scale", scale, h.dtype)
+    margin, scale = _margin_and_scale(margin, scale, h.dtype)
     return margins.lowered(h, scale * margin)
 
 
@@ -171,7 +171,7 @@ def angular_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[A
     [0.2113 3.1944]
     """
     h, a = statistics_of(s).cross_entropy, s.label_logit
-    margin, scale = options.at_least_zero("margin", margin, h.dtype), options.positive("scale", scale, h.dtype)
+    margin, scale = _margin_and_scale(margin, scale, h.dtype)
     return margins.lowered(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
 
 
@@ -233,3 +233,7 @@ def _generalized_jvp(primals, tangents):
     q, m = jnp.exp(-u), _others(u)
     by_r = jnp.where(u < 1, _excess(u) - u * m, u * q - m) / r / r
     return _generalized(h, r), q * dh + by_r * dr
+
+
+def _margin_and_scale(margin, scale, dtype):
+    return options.at_least_zero("margin", margin, dtype), options.positive("scale", scale, dtype)

@@ -10,6 +10,8 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -57,3 +59,19 @@ def imported(path):
 
 def lines(path):
     return len(path.read_text(encoding="utf8").splitlines())
+
+
+def nats(logits, labels):
+    """−ln softmax(logits)_label, the plain way."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
+
+
+def same_with_gradient(ours, plain, *args, rtol=1e-5, atol=2e-6):
+    """Two functions have the same value, and the same gradient by the first argument."""
+    actual, expected = (jax.jit(jax.value_and_grad(function))(*args) for function in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
+
+
+def falls(losses, first, last):
+    np.testing.assert_allclose(losses[0], first, rtol=0.02)
+    assert losses[-1] < last

@@ -100,6 +100,9 @@ def test_namespaces(namespace):
 
 
 def test_signatures():
+    of_layer = dict.fromkeys(
+        ("bias", "where", "logit_softcap", "block_size", "precision", "axis_name", "batch_axis_name")
+    )
     defaults = {
         "softmax": {"axis": -1, "where": None, "axis_name": None},
         "log_softmax": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
@@ -121,35 +124,9 @@ def test_signatures():
             "batch_axis_name": None,
         },
         "log_probabilities": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
-        "linear_log_probabilities": {
-            "bias": None,
-            "where": None,
-            "base": 10.0,
-            "logit_softcap": None,
-            "block_size": None,
-            "precision": None,
-            "axis_name": None,
-            "batch_axis_name": None,
-        },
-        "linear_top_k": {
-            "bias": None,
-            "where": None,
-            "base": 10.0,
-            "logit_softcap": None,
-            "block_size": None,
-            "precision": None,
-            "axis_name": None,
-            "batch_axis_name": None,
-        },
-        "linear_statistics": {
-            "bias": None,
-            "where": None,
-            "logit_softcap": None,
-            "block_size": None,
-            "precision": None,
-            "axis_name": None,
-            "batch_axis_name": None,
-        },
+        "linear_log_probabilities": of_layer | {"base": 10.0},
+        "linear_top_k": of_layer | {"base": 10.0},
+        "linear_statistics": of_layer,
         "linear_loss": {
             "bias": None,
             "where": None,

@@ -8,8 +8,7 @@ import jaxprs
 import numpy as np
 import oracle
 import pytest
-from closeness import EPS
-from test_sparse_labels import close
+from closeness import EPS, near
 
 import softjax
 
@@ -20,7 +19,7 @@ def every_log_q(x, where=None):
     return np.stack([oracle.log_softmax(row) for row in x])
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 8, 9, 40])
+@pytest.mark.parametrize("k", [0, 3, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 8, 40))])
 @pytest.mark.parametrize("spread", [0.02, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_log_probabilities(k, spread, block_size, route):
@@ -33,8 +32,8 @@ def test_log_probabilities(k, spread, block_size, route):
     fused = lambda x: softjax.linear_log_probabilities(jnp.eye(11), x, ids, base=np.e, block_size=block_size)  # noqa: E731
     for f in (lambda x: softjax.log_probabilities(x, ids, base=np.e), fused):
         actual, pull = jax.vjp(f, x)
-        close(actual, np.take_along_axis(log_q, ids, -1))
-        close(pull(jnp.asarray(g))[0], dx)
+        near(actual, np.take_along_axis(log_q, ids, -1), 64)
+        near(pull(jnp.asarray(g))[0], dx, 64)
 
 
 @pytest.mark.parametrize("gap", [17.0, 40.0, 80.0])
@@ -79,9 +78,9 @@ def test_options_of_the_layer(base):
     options = {"bias": bias, "logit_softcap": 3.0, "base": base, "block_size": 4}
     logits = 3 * jnp.tanh((hidden @ kernel + bias[None]) / 3)
     expected = np.take_along_axis(every_log_q(logits), ids, -1) / np.log(base)
-    close(softjax.linear_log_probabilities(hidden, kernel, ids, **options), expected)
+    near(softjax.linear_log_probabilities(hidden, kernel, ids, **options), expected, 64)
     embedding = jax.jit(lambda e: softjax.linear_log_probabilities(hidden, e.T, ids, **options))(kernel.T)
-    close(embedding, expected)
+    near(embedding, expected, 64)
 
 
 def test_products():
@@ -104,7 +103,7 @@ def test_top_k(k, block_size, route):
     _, ids = jax.lax.top_k(logits, k)
     assert t.ids.dtype == jnp.int32
     np.testing.assert_array_equal(t.ids, ids)
-    close(t.log_probabilities, np.take_along_axis(every_log_q(logits), np.asarray(ids), -1))
+    near(t.log_probabilities, np.take_along_axis(every_log_q(logits), np.asarray(ids), -1), 64)
 
 
 def test_the_gradient_of_the_top_k_is_that_at_its_ids():

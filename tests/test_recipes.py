@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from copied import falls, nats, same_with_gradient
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -33,22 +34,6 @@ def test_a_recipe_can_be_pasted(path):
     assert "softjax" in libraries
     assert libraries <= {"jax", "optax", "softjax"} | BESIDE.get(path.stem, set())
     assert f"test_{path.stem}" in globals()
-
-
-def nats(logits, labels):
-    """−ln softmax(logits)_label, the plain way."""
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0]
-
-
-def same_with_gradient(ours, plain, *args, rtol=1e-5, atol=2e-6):
-    """Two functions have the same value, and the same gradient by the first argument."""
-    actual, expected = (jax.jit(jax.value_and_grad(function))(*args) for function in (ours, plain))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected)
-
-
-def falls(losses, first, last):
-    np.testing.assert_allclose(losses[0], first, rtol=0.02)
-    assert losses[-1] < last
 
 
 def test_flax_nnx_head(recipe):

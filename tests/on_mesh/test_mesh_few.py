@@ -1,5 +1,7 @@
 """A few classes of each sample where the classes are split: sparse labels, log-probabilities, the most probable."""
 
+from functools import partial
+
 import cases
 import few
 import jax
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import worlds
 from jax.sharding import PartitionSpec as P
-from test_mesh_layer import close
+from test_mesh_layer import close, run
 from worlds import CLASSES, NAMES, SAMPLES
 
 import softjax
@@ -17,27 +19,9 @@ ROWS2 = P("data", None)
 LAYER = [ROWS2, P(None, "classes"), P("classes")]
 
 
-def run(world, function, arrays, specs, out, moving, g):
-    """The values, and the gradients by the arrays that move, of one program."""
-    split = worlds.split(world, (2, 4), function, specs, out)
-    with worlds.context(world, (2, 4)):
-        arrays = worlds.placed(world, (2, 4), arrays, specs)
-        (g,) = worlds.placed(world, (2, 4), [g], [out])
-
-        @jax.jit
-        def both(g, *arrays):
-            def of(*moved):
-                return split(*(dict(enumerate(arrays)) | dict(zip(moving, moved, strict=True))).values())
-
-            value, pull = jax.vjp(of, *(arrays[i] for i in moving))
-            return value, pull(g)
-
-        return jax.tree.map(np.asarray, both(g, *arrays))
-
-
 @pytest.mark.parametrize("world", worlds.WORLDS)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("k", [3, 12])
+@pytest.mark.parametrize("k", [3, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fused", [True, False])
 def test_sparse_labels(world, reduction, k, fused):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
@@ -60,16 +44,8 @@ def test_sparse_labels(world, reduction, k, fused):
     arrays, specs = [*arrays, labels.probabilities, weights], [*specs, ROWS2, worlds.ROWS]
     out = worlds.ROWS if reduction == "none" else P()
     g = cases.cotangent(SAMPLES) if reduction == "none" else jnp.asarray(1.0)
-    moving = range(len(arrays) - 1)
-    value, gradients = run(
-        world,
-        lambda ids, *a: function(ids, *a, **NAMES),
-        [labels.ids, *arrays],
-        [ROWS2, *specs],
-        out,
-        [i + 1 for i in moving],
-        g,
-    )
+    named, moving = partial(function, **NAMES), range(1, len(arrays))
+    value, gradients = run(world, (2, 4), named, [labels.ids, *arrays], [ROWS2, *specs], out, moving, g)
     arrays[-2] = every
     expected, pull = jax.vjp(lambda *a: function(None, *a), *arrays)
     theirs = list(pull(g)[:-1])
@@ -79,7 +55,7 @@ def test_sparse_labels(world, reduction, k, fused):
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("k", [3, 12])
+@pytest.mark.parametrize("k", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_log_probabilities(world, k):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
     ids = few.sparse(CLASSES, k, SAMPLES, padding=False).ids
@@ -88,29 +64,24 @@ def test_log_probabilities(world, k):
     def linear(ids, h, w, b, **names):
         return softjax.linear_log_probabilities(h, w, ids, bias=b, block_size=3, **names)
 
-    value, gradients = run(
-        world, lambda *a: linear(*a, **NAMES), [ids, hidden, kernel, bias], [ROWS2, *LAYER], ROWS2, [1, 2, 3], g
-    )
+    arrays, specs = [ids, hidden, kernel, bias], [ROWS2, *LAYER]
+    value, gradients = run(world, (2, 4), partial(linear, **NAMES), arrays, specs, ROWS2, (1, 2, 3), g)
     expected, pull = jax.vjp(lambda *a: linear(ids, *a), hidden, kernel, bias)
     close(value, expected)
     close(list(gradients), list(pull(g)), 2e-5)
     x = hidden @ kernel + bias[None]
-    value, (dx,) = run(
-        world,
-        lambda ids, x: softjax.log_probabilities(x, ids, axis_name="classes"),
-        [ids, x],
-        [ROWS2, worlds.LOGITS],
-        ROWS2,
-        [1],
-        g,
-    )
+
+    def dense(ids, x):
+        return softjax.log_probabilities(x, ids, axis_name="classes")
+
+    value, (dx,) = run(world, (2, 4), dense, [ids, x], [ROWS2, worlds.LOGITS], ROWS2, (1,), g)
     expected, pull = jax.vjp(lambda x: softjax.log_probabilities(x, ids), x)
     close(value, expected)
     close(dx, pull(g)[0], 2e-5)
 
 
 @pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("k", [1, 5, 24])
+@pytest.mark.parametrize("k", [5, 24, pytest.param(1, marks=pytest.mark.slow)])
 def test_top_k(world, k):
     """More of them than one device has, equal ones among them."""
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
@@ -123,7 +94,7 @@ def test_top_k(world, k):
 
     g = jnp.asarray(np.random.default_rng(0).normal(size=(SAMPLES, k, 2)), jnp.float32)
     out = P("data", None, None)
-    value, gradients = run(world, lambda *a: top(*a, **NAMES), [hidden, kernel, bias], LAYER, out, [0, 1, 2], g)
+    value, gradients = run(world, (2, 4), partial(top, **NAMES), [hidden, kernel, bias], LAYER, out, g=g)
     expected, pull = jax.vjp(top, hidden, kernel, bias)
     np.testing.assert_array_equal(value[..., 0], expected[..., 0])
     close(value, expected)

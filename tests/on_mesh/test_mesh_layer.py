@@ -20,12 +20,13 @@ def example(dtype=jnp.float32, spread=3.0):
     return (*arrays, cases.class_ids(CLASSES, SAMPLES), cases.weights(SAMPLES))
 
 
-def run(world, shape, loss, arrays, specs=SPECS, out=worlds.SAME, moving=(0, 1, 2)):
-    """The value of a loss and its gradients, by one program."""
+def run(world, shape, loss, arrays, specs=SPECS, out=worlds.SAME, moving=(0, 1, 2), g=None):
+    """The value of a loss and its gradients from the cotangent g, by one program."""
     f = worlds.split(world, shape, loss, specs, out)
     with worlds.context(world, shape):
         arrays = worlds.placed(world, shape, arrays, specs)
-        g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
+        if g is None:
+            g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
         (g,) = worlds.placed(world, shape, [g], [out])
 
         @jax.jit
