@@ -4,6 +4,7 @@
     python examples/benchmark.py --rounds 3 --shapes 64 5          # any of its settings changed
     python examples/benchmark.py --part linear --rounds 3          # the last layer and its loss without the logits
     python examples/benchmark.py --markdown examples/results/core-cpu.json  # tables of an earlier run
+    python examples/benchmark.py --markdown examples/results       # results/README.md, from all files of that folder
 
 Each library is called as its users call it, for the mean loss of integer labels: softjax to base 10, the others in
 nats. Three libraries compute one loss; torch takes part where it is installed and has the device that JAX runs on.
@@ -25,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import core_figure, core_report, linear_cases, linear_report, machine
+from benchmarks import core_figure, core_report, linear_cases, linear_report, machine, page
 from benchmarks.core_cases import core_case, core_problems
 from benchmarks.settings import Config, parse
 from common.program import WrongInput
@@ -94,7 +95,7 @@ def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     if options.markdown:
-        print(markdown(load(options.markdown)))
+        print(page.page(options.markdown) if options.markdown.is_dir() else markdown(load(options.markdown)))
         return
     program.make_writable(options.settings.output)
     console = Console()

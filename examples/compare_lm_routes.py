@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import machine, routes_figure
+from benchmarks import machine, routes_report
 from benchmarks.timing import interleaved, ratio
 from common import settings
 from language_model import data
@@ -84,26 +84,6 @@ class Program:
         self._next += 1
 
 
-def table(cases: Sequence[dict[str, Any]]) -> str:
-    rows = ["| tokens × vocabulary | route | a step | fused takes | temporary memory | loss at the last step |"]
-    rows.append("|---|---|--:|--:|--:|--:|")
-    for case in cases:
-        for name, route in case["routes"].items():
-            memory = "" if route["temporary_bytes"] is None else f"{route['temporary_bytes'] / 1e6:,.0f} MB"
-            share = f"{route['fused_as_a_share']['of_medians']:.2f}" if name != "fused" else ""
-            shape = f"{case['tokens']:,} × {case['vocabulary']:,}"
-            rows.append(
-                f"| {shape} | {name} | {route['seconds']:.2f} s | {share} | {memory} | {route['losses'][-1]:.5f} |"
-            )
-    return "\n".join(rows)
-
-
-def largest_difference(case: dict[str, Any]) -> float:
-    """Of the curves, relative to the fused one."""
-    curves = {name: np.asarray(route["losses"]) for name, route in case["routes"].items()}
-    return max(float(np.max(np.abs(curve / curves["fused"] - 1))) for curve in curves.values())
-
-
 @program.exit_status(program.NOTHING_WRITTEN)
 def main(argv: Sequence[str] | None = None) -> None:
     options = settings.command_line(Options, argv)
@@ -117,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = {"rounds": options.rounds, "machine": where, "cases": cases}
     path = options.output / f"lm-routes-{jax.default_backend()}"
     program.write(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
-    program.write(path.with_suffix(".png"), routes_figure.draw(cases))
-    print(table(cases))
-    apart = ", ".join(f"{largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases)
+    program.write(path.with_suffix(".png"), routes_report.draw(cases))
+    print(routes_report.table(cases))
+    apart = ", ".join(
+        f"{routes_report.largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases
+    )
     print(f"\nThe curves lie at most this far apart, relatively: {apart}.\nResults: {path}.json and .png")
 
 

@@ -1,6 +1,6 @@
 """What the last layer and its loss cost on a mesh, told by the compiler for simulated devices: nothing is run.
 
-    python examples/mesh_cost.py                       # the table of results/README.md
+    python examples/mesh_cost.py                       # as in results/README.md, some minutes
     python examples/mesh_cost.py --classes 131072 --devices 8
 
 Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: the bytes that each device gives to
@@ -13,10 +13,12 @@ if __name__ == "__main__":
     program.end_in_one_line(program.NOTHING_WRITTEN)
 
 import dataclasses
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -30,6 +32,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
+from benchmarks import machine, mesh_report
 from common.settings import command_line
 
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s64": 8, "u64": 8, "u8": 1, "s8": 1}
@@ -46,6 +49,8 @@ class Settings:
     classes: tuple[int, ...] = (131072, 262144, 1048576)
     devices: tuple[int, ...] = (8, 64, 512)
     """At most 512, eight of which share the classes."""
+    output: Path = Path(__file__).resolve().parent / "results"
+    """Folder of mesh-cost.json."""
 
 
 class Collective(NamedTuple):
@@ -123,21 +128,27 @@ def mesh_of(data: int, classes: int) -> Any:
     return jax.make_mesh((data, classes), ("data", "classes"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def row(settings: Settings, classes: int, devices: int) -> str:
+def row(settings: Settings, classes: int, devices: int) -> dict[str, Any]:
+    """Bytes of a device."""
     mesh = mesh_of(devices // 8, 8)
     shape = (settings.samples, settings.features, classes)
     steps = [compiled(loss, shape, mesh) for loss in (ours, plain)]
     memory = [step.memory_analysis() for step in steps]
-    held = memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes
-    temporary = [m.temp_size_in_bytes for m in memory]
     matrix = settings.features * min(settings.samples * 8 // devices, classes // 8)  # the smaller of the two gradients
     summed, blocks = {True: 0, False: 0}, _blocks(steps[0].as_text())
     for part in collectives(steps[0].as_text()):
         for dtype, elements in part.sizes:
             summed[elements >= matrix] += _BYTES[dtype] * elements * (blocks if part.repeated else 1)
-    shares = f"{devices // 8} × 8"
-    cells = [f"{classes:,}", str(devices), shares, *map(_size, (summed[True], summed[False], held, *temporary))]
-    return f"| {' | '.join(cells)} |"
+    return {
+        "classes": classes,
+        "devices": devices,
+        "shares": [devices // 8, 8],
+        "gradients_summed": summed[True],
+        "statistics_summed": summed[False],
+        "arrays_held": memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes,
+        "temporaries": memory[0].temp_size_in_bytes,
+        "temporaries_of_the_plain_way": memory[1].temp_size_in_bytes,
+    }
 
 
 def _blocks(hlo: str) -> int:
@@ -146,23 +157,21 @@ def _blocks(hlo: str) -> int:
     return max(counts, default=1)
 
 
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
-
-
 @program.exit_status(program.NOTHING_WRITTEN)
-def main() -> None:
-    settings = command_line(Settings, None)
-    print(f"{settings.samples:,} samples of {settings.features} features, float32; per device and step:\n")
-    print("| classes | devices | data × classes | gradients summed | statistics summed | arrays held | ", end="")
-    print("temporaries | of the plain way |\n|--:|--:|--:|--:|--:|--:|--:|--:|")
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = command_line(Settings, argv)
+    program.make_writable(settings.output)
+    print(mesh_report.caption(dataclasses.asdict(settings)), *mesh_report.heading(), sep="\n")
+    rows = []
     for classes in settings.classes:
         for devices in settings.devices:
-            print(row(settings, classes, devices), flush=True)
+            rows.append(row(settings, classes, devices))
+            print(mesh_report.line(rows[-1]), flush=True)
+    used = {name: value for name, value in dataclasses.asdict(settings).items() if name != "output"}
+    results = {"machine": machine.describe(("jax", "jaxlib", "optax")), "settings": used, "rows": rows}
+    path = settings.output / "mesh-cost.json"
+    program.write(path, (json.dumps(results, indent=1) + "\n").encode())
+    print(f"\nWrote {path}")
 
 
 if __name__ == "__main__":

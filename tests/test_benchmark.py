@@ -108,6 +108,14 @@ def test_markdown_is_made_from_the_file(file, capsys, results):
             assert header.count("|") == rule.count("|")
 
 
+def test_the_page_of_results_is_made_from_the_files_beside_it(capsys):
+    folder = DEFAULT_CONFIG.parents[1] / "examples" / "results"
+    assert benchmark.main(["--markdown", str(folder)]) == 0
+    page = capsys.readouterr().out
+    assert page == (folder / "README.md").read_text(encoding="utf-8")
+    assert {path.name for path in folder.glob("*.png") if path.name not in page} == set()
+
+
 def test_without_torch_the_others_run(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     found = {c.library for c in contenders(*problem(8, 5, "float32", 0), torch_threads=2)}

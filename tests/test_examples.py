@@ -28,7 +28,7 @@ PROGRAMS = {
     "benchmark": {"benchmarks"},
     "compare_lm_routes": {"benchmarks", "language_model"},
     "max_margin": {"margin", "classifier", "benchmarks"},
-    "mesh_cost": set(),
+    "mesh_cost": {"benchmarks"},
     "document": set(),
 }
 

@@ -20,6 +20,7 @@ class Case:
 
     def __init__(self, case: dict[str, Any]):
         self.shape = f"{case['rows']} × {case['classes']}"
+        self.classes = case["classes"]
         self.dtype = case["dtype"]
         self._timings = {(t["library"], t["quantity"]): t for t in case["timings"]}
         self._ratios = {(r["to"], r["quantity"]): r for r in case["softjax_ratios"]}
@@ -37,8 +38,10 @@ class Case:
         return f"±{(found['quartiles'][1] - found['quartiles'][0]) / found['median'] / 2:.0%}" if found else ""
 
     def ratio(self, library: str, quantity: str) -> str:
-        found = self._ratios.get((library, quantity))
-        return f"{found['of_medians']:.2f}" if found else ""
+        return f"{self.share(library, quantity):.2f}" if (library, quantity) in self._ratios else ""
+
+    def share(self, library: str, quantity: str) -> float:
+        return self._ratios[library, quantity]["of_medians"]
 
     def temporary(self, library: str, quantity: str) -> str:
         found = self.timing(library, quantity)
@@ -53,6 +56,10 @@ class Case:
 def size(number: int) -> str:
     power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if number >= 10**p), (0, "B"))
     return f"{number / 10**power:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    return f"{significant(seconds)} s" if seconds >= 0.1 else f"{significant(1e3 * seconds)} ms"
 
 
 def significant(number: float) -> str:
@@ -102,7 +109,8 @@ def where(results: dict[str, Any]) -> str:
     machine = results["machine"]
     device = machine["device"] if machine["platform"] != "cpu" else machine["processor"] or "CPU"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    return f"{device}, {machine['cpu_count']} CPU cores; {versions}; {machine['date']}"
+    load = f"; load {machine['load']:g} when it began" if machine.get("load") is not None else ""
+    return f"{device}, {machine['cpu_count']} CPU cores{load}; {versions}; {machine['date']}"
 
 
 def _compiled(cases: Sequence[Case]) -> Iterator[str]:

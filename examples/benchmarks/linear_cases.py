@@ -90,7 +90,7 @@ def problems(part: str, config: Config) -> list[tuple[tuple[int, int, int], str]
         grown += [(samples[0], features, c) for c in classes]
         return [(shape, "float32") for shape in dict.fromkeys(grown)]
     shapes = [(shape, "float32") for shape in config.linear_shapes]
-    return shapes if part == "blocks" else shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
+    return shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
 
 
 CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
@@ -99,7 +99,7 @@ CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
 def peak_resident(config: Config) -> dict[str, int]:
     """Bytes that a fresh process takes at its peak for one call of each contender at the first of the shapes."""
     peaks: dict[str, int] = {}
-    if not Path("/proc/self/status").exists():  # Linux alone tells
+    if jax.default_backend() != "cpu" or not Path("/proc/self/status").exists():  # Linux alone tells
         return peaks
     for name in (*IN_JAX, ARGUMENTS):
         command = [sys.executable, "-m", "benchmarks.linear_cases", name, *map(str, config.linear_shapes[0])]

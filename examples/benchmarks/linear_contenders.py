@@ -135,6 +135,7 @@ def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
     if not on_gpu and layer.hidden.dtype != jnp.float32:
         return  # on a CPU without instructions for it, a product that takes XLA 1 s takes torch 50
     torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high")  # on a GPU XLA, too, multiplies float32 as TF32 unless told otherwise
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     functional = torch.nn.functional
     hidden = torch.from_dlpack(layer.hidden).detach().clone().requires_grad_()

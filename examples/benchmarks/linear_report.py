@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.core_report import heading, line, significant, size, where
+from benchmarks.core_report import duration, heading, line, size, where
 from benchmarks.linear_cases import ARGUMENTS
 from benchmarks.linear_contenders import FLOOR, JAX_CCE, MAPPED, NONE, OURS, PLAIN, TOKAMAX
 from common.program import PICTURES, png
@@ -29,13 +29,16 @@ def by_name(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """softjax beside each of the others; then a table for each case, of all that was measured there."""
+    """`compared`; then a table for each case, of all that was measured there."""
+    return "\n".join([compared(results), "", *(row for case in results["cases"] for row in _table(case))])
+
+
+def compared(results: dict[str, Any]) -> str:
+    """softjax beside each of the others."""
     rounds = results["settings"]["rounds"]
     rows = [f"Medians of {rounds} interleaved rounds, loss and gradients of hidden and kernel. {where(results)}.", ""]
     if results["part"] == "linear":
-        rows += [*_summary(results["cases"]), ""]
-        rows += [*_beside_torch(results["cases"]), ""]
-    rows += [row for case in results["cases"] for row in _table(case)]
+        rows += [*_summary(results["cases"]), "", *_beside_torch(results["cases"]), ""]
     if results.get("peak_resident_bytes"):
         first = shape(results["cases"][0])
         rows.append(
@@ -61,7 +64,7 @@ def _summary(cases: list[dict[str, Any]]) -> Iterator[str]:
         yield line(
             shape(case),
             case["dtype"],
-            f"{significant(found[OURS]['median'])} s",
+            duration(found[OURS]["median"]),
             *(_ratio(found, OURS, other) for other in others),
             _ratio(found, NONE, PLAIN),
             *(size(found[name]["temporary_bytes"]) for name in (OURS, PLAIN)),
@@ -88,13 +91,13 @@ def _table(case: dict[str, Any]) -> Iterator[str]:
     timings = by_name(case)
     floor, plain = timings[FLOOR]["median"], timings.get(PLAIN, {}).get("median")
     yield from heading(
-        f"{shape(case)}, {case['dtype']}", "seconds", "spread", "÷ products", "÷ plain", "memory", "compile", words=1
+        f"{shape(case)}, {case['dtype']}", "time", "spread", "÷ products", "÷ plain", "memory", "compile", words=1
     )
     for name, t in timings.items():
         low, high = t["quartiles"]
         yield line(
             name,
-            significant(t["median"]),
+            duration(t["median"]),
             f"±{(high - low) / t['median'] / 2:.0%}",
             f"{t['median'] / floor:.2f}",
             f"{t['median'] / plain:.2f}" if plain else "",

@@ -12,16 +12,22 @@ import jax
 
 
 def describe(packages: Sequence[str]) -> dict[str, Any]:
-    """The device, the computer, the day, and the versions of Python and of `packages`, None for one not installed."""
+    """The device, the computer, its load, the day, the versions of Python and of `packages`, None if not installed."""
     return {
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
+        "load": _load(),
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
+
+
+def _load() -> float | None:
+    """How many processes have been at work, on average over the last minute; not every system tells."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _version(package: str) -> str | None:

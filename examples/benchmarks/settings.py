@@ -76,7 +76,7 @@ class Options(settings.Source):
     part: Literal["core", "linear", "growth", "blocks"] = "core"
     """The loss of logits; the last layer and its loss; that as samples and classes grow; its block sizes."""
     markdown: Path | None = None
-    """Run nothing: print the tables of results/README.md of this results file."""
+    """Run nothing: print the tables of this results file, or the page of a folder of them."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 

@@ -12,6 +12,7 @@ from jaxprs import equations
 from lm_runs import config_of, default_config, options
 
 import compare_lm_routes
+from benchmarks import routes_report
 from language_model import loss as _loss
 from language_model import training
 from language_model.loss import ROUTES
@@ -157,7 +158,7 @@ def test_the_routes_are_compared(text, tmp_path, capsys):
     assert all(f"| {route} |" in printed for route in ROUTES)
     assert matplotlib.image.imread(output / "lm-routes-cpu.png").shape[0] > 300
     results = compare_lm_routes.json.loads((output / "lm-routes-cpu.json").read_text())
-    assert compare_lm_routes.largest_difference(results["cases"][0]) < 1e-4
+    assert routes_report.largest_difference(results["cases"][0]) < 1e-4
     for route in results["cases"][0]["routes"].values():
         assert len(route["losses"]) == 5
         assert route["losses"][-1] < route["losses"][0]

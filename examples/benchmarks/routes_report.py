@@ -1,4 +1,4 @@
-"""The picture of `compare_lm_routes.py`, as the bytes of a PNG file."""
+"""The results of `compare_lm_routes.py` as a table and as a picture."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +16,26 @@ _ROUTES = {
     "logits": {"color": "C1", "linewidth": 1.4, "linestyle": "--"},
     "optax": {"color": "black", "linewidth": 1.2, "linestyle": ":"},
 }
+
+
+def table(cases: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["| tokens × vocabulary | route | a step | fused takes | temporary memory | loss at the last step |"]
+    rows.append("|---|---|--:|--:|--:|--:|")
+    for case in cases:
+        for name, route in case["routes"].items():
+            memory = "" if route["temporary_bytes"] is None else f"{route['temporary_bytes'] / 1e6:,.0f} MB"
+            share = f"{route['fused_as_a_share']['of_medians']:.2f}" if name != "fused" else ""
+            shape = f"{case['tokens']:,} × {case['vocabulary']:,}"
+            rows.append(
+                f"| {shape} | {name} | {route['seconds']:.2f} s | {share} | {memory} | {route['losses'][-1]:.5f} |"
+            )
+    return "\n".join(rows)
+
+
+def largest_difference(case: Mapping[str, Any]) -> float:
+    """Of the curves, relative to the fused one."""
+    curves = {name: np.asarray(route["losses"]) for name, route in case["routes"].items()}
+    return max(float(np.max(np.abs(curve / curves["fused"] - 1))) for curve in curves.values())
 
 
 def draw(cases: Sequence[Mapping[str, Any]]) -> bytes:
