@@ -49,6 +49,8 @@ from softjax import losses as losses
 from softjax import metrics as metrics
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import statistics as statistics
+from softjax._distillation import divergence as divergence
+from softjax._distillation import linear_divergence as linear_divergence
 from softjax._distribution import distribution_cross_entropy as distribution_cross_entropy
 from softjax._labels import SparseLabels as SparseLabels
 from softjax._linear import linear_cross_entropy as linear_cross_entropy

@@ -1,6 +1,7 @@
 """A block of logits and what belongs to them: made, and asked for its classes."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 
 from softjax import _cpu as cpu
 from softjax._classes import NOWHERE, Classes, aligned, present, total
-from softjax._labels import Distribution, Target
+from softjax._every_mode import in_every_mode, one_operation
+from softjax._labels import Distribution, Target, Teacher
 from softjax._types import Array, Bool, Float, Integer
 
 
@@ -16,7 +18,7 @@ class Block(NamedTuple):
     """Logits and what belongs to them. Numbers of a row keep the class axis at length 1."""
 
     logits: Float[Array, "..."]
-    target: Target
+    target: Target | Teacher
     exists: Bool[Array, "..."] | None
     """The classes that exist, None for all."""
     counted: Bool[Array, "*rows"] | None
@@ -50,9 +52,7 @@ class Block(NamedTuple):
         """C of each row, at least 1."""
         dtype = cpu.wide(self.logits)
         if self.exists is None:
-            row = list(self.logits.shape)
-            row[classes.axis] = 1
-            return jnp.full(row, max(classes.count(self.logits), 1), dtype)
+            return jnp.full(classes.number_shape(self.logits), max(classes.count(self.logits), 1), dtype)
         exists = jnp.broadcast_to(self.exists, self.logits.shape)
         return jnp.maximum(classes.total(exists), 1).astype(dtype)
 
@@ -101,6 +101,24 @@ class Page(NamedTuple):
     pulled_back: Callable[..., Block]
     """`(classes, block, of the values, cotangents)` to the cotangents of the block."""
 
+    @classmethod
+    def of(cls, values: Callable[..., tuple[Any, Any]], pulled_back: Callable[..., Block]) -> "Page":
+        """The numbers are a `custom_vjp`: these values, with this pull-back for their derivative."""
+
+        @partial(jax.custom_vjp, nondiff_argnums=(0,))
+        def numbers(classes: Classes, block: Block) -> Any:
+            return values(classes, block)[0]
+
+        def forward(classes: Classes, block: Block) -> tuple[Any, tuple[Block, Any]]:
+            row, sums = values(classes, block)
+            return row, (block, sums)
+
+        def backward(classes: Classes, residuals: tuple[Block, Any], cotangents: Any) -> tuple[Block]:
+            return (pulled_back(classes, *residuals, classes.whole(cotangents)),)
+
+        numbers.defvjp(one_operation(forward), backward)
+        return cls(in_every_mode(numbers), values, pulled_back)
+
 
 def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
     """The block of logits of one device."""
@@ -111,10 +129,13 @@ def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, 
     return Block(logits, target, where, counted, classes.first(logits))
 
 
-def aligned_with_target(classes: Classes, split: Any, target: Target, shared: Any) -> tuple[Any, Target, Any]:
-    """`aligned`, with a target: a distribution is split over the classes, any other is shared by all of them."""
+def aligned_with_target(classes: Classes, split: Any, target: Any, shared: Any) -> tuple[Any, Any, Any]:
+    """`aligned`, with a target: what has an axis of all classes is split, anything else is shared by all of them."""
     if isinstance(target, Distribution):
         (split, target), shared = aligned(classes.names, (split, target), shared)
+    elif isinstance(target, Teacher):
+        (split, logits), (of_rows, shared) = aligned(classes.names, (split, target.logits), (target[1:], shared))
+        target = Teacher(logits, *of_rows)
     else:
         split, (target, shared) = aligned(classes.names, split, (target, shared))
     return split, target, shared

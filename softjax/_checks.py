@@ -119,28 +119,28 @@ def count(name: str, value: Any) -> int:
     return number
 
 
-def layer(hidden: Any, kernel: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+def layer(hidden: Any, kernel: Any, bias: Any, whose: str = "") -> tuple[Array, Array, Array | None]:
     """`[*samples, features]`, `[features, classes]` and `[classes]`, all real floating."""
-    h, k = floating("hidden", hidden), floating("kernel", kernel)
+    h, k = floating(f"{whose}hidden", hidden), floating(f"{whose}kernel", kernel)
     if h.ndim == 0:
-        raise ValueError("`hidden` must have an axis of features, got a scalar.")
+        raise ValueError(f"`{whose}hidden` must have an axis of features, got a scalar.")
     if k.ndim != 2:
-        raise ValueError(f"`kernel` must be [features, classes], got shape {k.shape}.")
+        raise ValueError(f"`{whose}kernel` must be [features, classes], got shape {k.shape}.")
     if not all(isinstance(length, int) for length in (h.shape[-1], *k.shape)):
-        raise ValueError(f"`kernel` must have a known shape, where only samples may be open; got {k.shape}.")
+        raise ValueError(f"`{whose}kernel` must have a known shape, where only samples may be open; got {k.shape}.")
     if k.shape[0] != h.shape[-1]:
-        hint = " Pass its transpose: kernel.T." if k.shape[1] == h.shape[-1] else ""
+        hint = f" Pass its transpose: {whose}kernel.T." if k.shape[1] == h.shape[-1] else ""
         raise ValueError(
-            f"`kernel` must be [features, classes] with the {h.shape[-1]} features of `hidden` {h.shape}, "
-            f"got {k.shape}.{hint}"
+            f"`{whose}kernel` must be [features, classes] with the {h.shape[-1]} features of `{whose}hidden` "
+            f"{h.shape}, got {k.shape}.{hint}"
         )
     if k.shape[1] == 0 and math.prod(h.shape[:-1]) > 0:
-        raise ValueError(f"`kernel` must have at least one class, got shape {k.shape}.")
+        raise ValueError(f"`{whose}kernel` must have at least one class, got shape {k.shape}.")
     if bias is None:
         return h, k, None
-    b = floating("bias", bias)
+    b = floating(f"{whose}bias", bias)
     if b.shape != k.shape[1:]:
-        raise ValueError(f"`bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
+        raise ValueError(f"`{whose}bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
     return h, k, b
 
 

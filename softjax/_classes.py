@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
-from softjax._types import Array, Bool, Integer, Length
+from softjax._types import Array, Bool, Integer, Length, Shape
 
 Names = tuple[Hashable, ...]
 NOWHERE = 2**31 - 1
@@ -33,6 +33,12 @@ class Classes(NamedTuple):
     def number(self, x: Array) -> Array:
         """A number of each row, without the class axis."""
         return jnp.squeeze(x, self.axis)
+
+    def number_shape(self, x: Array) -> Shape:
+        """Of a number of each row, with the class axis."""
+        shape = list(x.shape)
+        shape[self.axis] = 1
+        return tuple(shape)
 
     def sum(self, x: Array) -> Array:
         """Σ_j, without the class axis. A CPU takes four times as long for a logarithm of what ends in an axis of 1."""

@@ -1,22 +1,19 @@
 """The cross-entropy of labels and softmax(logits), and the numbers of a row that it is made of."""
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from softjax import _checks as checks
 from softjax import _options as options
 from softjax._block import block_of
-from softjax._cpu import wide
+from softjax._dense import Static, loss_of_logits
 from softjax._labels import Labels, SparseLabels
 from softjax._placement import split_of_logits
-from softjax._reduce import from_nats, reduce
-from softjax._rows import Row, Statistics, rows, without_classes
-from softjax._split import Split
+from softjax._reduce import from_nats, times
+from softjax._rows import PAGE, Row, Statistics, rows, without_classes
 from softjax._types import Array, ArrayLike, Axis, AxisName, Float, Number, Reduction
 from softjax._validation import checked as checked_labels
 
@@ -85,38 +82,8 @@ def cross_entropy(
     where, weights = checks.where(where, logits), checks.weights(weights, checks.samples(logits.shape, axis))
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     split = split_of_logits(axis_name, batch_axis_name, logits, axis)
-    static = _Static(axis, split, options.base(base), options.reduction(reduction))
-    return _cross_entropy(static, logits, labels, where, weights, coefficients)
-
-
-class _Static(NamedTuple):
-    axis: int
-    split: Split
-    base: float = math.e
-    reduction: str = "none"
-
-
-@partial(jax.jit, static_argnums=0)
-def _cross_entropy(static, logits, labels, where, weights, coefficients):
-    split, axis = static.split, static.axis
-    specs = (*split.of_dense(logits, labels, where, axis), split.of_samples(weights))
-    specs = (*specs, jax.tree.map(lambda _: P(), coefficients))
-    out = split.result if static.reduction == "none" else P()
-    return split.over(partial(_local, static), specs, out)(logits, labels, where, weights, coefficients)
-
-
-def _local(static, logits, labels, where, weights, coefficients):
-    samples = checks.samples(logits.shape, static.axis)
-    classes, logits, target, where = static.split.dense(logits, labels, where, static.axis)
-    if weights is not None:
-        weights = jnp.broadcast_to(weights, samples).astype(wide(logits, *jax.tree.leaves(target)))
-    if where is not None:
-        exists = jnp.broadcast_to(jnp.squeeze(classes.any(where), static.axis), samples)
-        weights = exists.astype(wide(logits)) if weights is None else jnp.where(exists, weights, 0)
-        where = classes.nonempty(where)
-    counted = None if weights is None else jnp.expand_dims(weights != 0, static.axis)
-    row = rows(classes, block_of(classes, logits, target, where, counted))
-    return reduce(loss_of_row(row, coefficients, static.base), weights, static.reduction, static.split.samples)
+    static = Static(axis, split, PAGE, CrossEntropy(options.base(base)), options.reduction(reduction))
+    return loss_of_logits(static, logits, labels, where, weights, coefficients)
 
 
 def statistics(
@@ -161,13 +128,13 @@ def statistics(
     """
     logits, axis = checks.logits(logits, axis)
     labels = checked_labels(labels, logits.shape, axis)
-    static = _Static(axis, split_of_logits(axis_name, None, logits, axis))
-    return _statistics(static, logits, labels, checks.where(where, logits))
+    split = split_of_logits(axis_name, None, logits, axis)
+    return _statistics((axis, split), logits, labels, checks.where(where, logits))
 
 
 @partial(jax.jit, static_argnums=0)
 def _statistics(static, logits, labels, where):
-    split, axis = static.split, static.axis
+    axis, split = static
 
     def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
         classes, logits, target, where = split.dense(logits, labels, where, axis)
@@ -191,20 +158,24 @@ class Coefficients(NamedTuple):
         return cls(smoothing, options.coefficient("z_loss", z_loss))
 
 
+class CrossEntropy(NamedTuple):
+    """A loss of rows: what all of them share, and their numbers, to their losses and what is measured beside them."""
+
+    base: float
+
+    def __call__(self, coefficients: Coefficients, row: Row, _: Any = None) -> tuple[Array, None]:
+        return loss_of_row(row, coefficients, self.base), None
+
+
 def loss_of_row(row: Row, coefficients: Coefficients, base: float) -> Float[Array, "*samples"]:
     """The loss of each row: (1 − ε) h + ε u in units of the base, and its penalty c z²."""
     (smoothing, z_loss), hard = coefficients, row.statistics.cross_entropy
     loss = hard
     if smoothing is not None:
         smoothing = jnp.asarray(smoothing, loss.dtype)
-        loss = _times(1 - smoothing, loss) + _times(smoothing, row.uniform)
+        loss = times(1 - smoothing, loss) + times(smoothing, row.uniform)
     loss = from_nats(loss, base)
     if z_loss is not None:
-        loss = loss + _times(jnp.asarray(z_loss, loss.dtype), row.statistics.log_normalizer**2)
+        loss = loss + times(jnp.asarray(z_loss, loss.dtype), row.statistics.log_normalizer**2)
     # an id that is no class has NaN and gradient 0, whatever else is added
     return loss if coefficients == Coefficients(None, None) else jnp.where(jnp.isnan(hard), hard, loss)
-
-
-def _times(coefficient: Array, number: Array) -> Array:
-    """The product, where 0 · inf is 0: at a coefficient of 0 the number takes no part, but moves as it changes."""
-    return coefficient * jnp.where((coefficient == 0) & jnp.isinf(number), 0, number)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax._types import Array, Float, Integer
+from softjax._types import Array, Float, Integer, Shape
 
 
 class SparseLabels(NamedTuple):
@@ -25,6 +25,25 @@ class SparseLabels(NamedTuple):
     ids: Integer[Array, "*samples k"]
     """Of classes, each from 0 to C − 1, global where these are split."""
     probabilities: Float[Array, "*samples k"]
+
+
+class Teacher(NamedTuple):
+    """No label: another row of logits, whose distribution is to be learnt."""
+
+    logits: Any
+    """Of the shape of the logits; None where a layer is to make them."""
+    temperature: Any
+    """T > 0, by which the logits of both are divided, a scalar or one for each row; None for 1."""
+    beta: Any
+    """The teacher's share of the mixture of both, likewise; None where there is no mixture."""
+
+    def of_rows(self, shape: Shape, dtype: Any) -> "Teacher":
+        """The same, with numbers of each row for the scalars."""
+
+        def number(scalar: Array) -> Array:
+            return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
+
+        return Teacher(self.logits, *jax.tree.map(number, self[1:]))
 
 
 Labels = Array | SparseLabels

@@ -20,6 +20,8 @@ class Parameters(NamedTuple):
     bias: Float[Array, " classes"] | None
     exists: Bool[Array, " classes"] | None = None
     """The classes that exist, None for all."""
+    teacher: Any = None
+    """Those of the teacher's layer, which are constants; None where there is no teacher."""
 
     @property
     def where(self) -> Bool[Array, "1 classes"] | None:
@@ -47,7 +49,7 @@ class Layer(NamedTuple):
         return parameters.kernel.shape[self.axes[1]]
 
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
-        kernel, bias, _ = parameters
+        kernel, bias, *_ = parameters
         x = self.product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
             x = x + bias.astype(x.dtype)[None, :]

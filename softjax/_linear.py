@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax import _options as options
-from softjax._cross_entropy import Coefficients, loss_of_row
+from softjax._cross_entropy import Coefficients, CrossEntropy, loss_of_row
 from softjax._labels import SparseLabels
 from softjax._loss_sum import loss_sum, rows_of
 from softjax._problem import Plan, arranged
 from softjax._reduce import reduce
-from softjax._rows import PAGE, Row
+from softjax._rows import PAGE
 from softjax._types import Array, ArrayLike, AxisName, Count, Number, Reduction
 from softjax._validation import checked
 
@@ -116,13 +116,6 @@ def _local_losses(static, problem, coefficients, _):
 
 def _local_sum(static, problem, coefficients, _):
     plan = static.plan
-    summed = plan.static(PAGE)._replace(row_loss=_CrossEntropy(static.base))
+    summed = plan.static(PAGE)._replace(row_loss=CrossEntropy(static.base))
     total, _ = loss_sum(summed, *plan.filled(problem), coefficients)
     return plan.reduced(problem, total, static.reduction)
-
-
-class _CrossEntropy(NamedTuple):
-    base: float
-
-    def __call__(self, coefficients: Coefficients, row: Row, _: Any) -> tuple[Array, None]:
-        return loss_of_row(row, coefficients, self.base), None

@@ -15,18 +15,18 @@ from jax import lax
 from softjax import _blocks as blocks
 from softjax import _classes as mesh
 from softjax import _cpu as cpu
-from softjax._block import block_of, harmless
+from softjax._block import harmless
 from softjax._classes import like
 from softjax._every_mode import in_every_mode, one_operation
 from softjax._layer import Parameters
 from softjax._reduce import reduce
-from softjax._samples import Running, Samples, Static, added, as_kept, no_gradients, number_like
+from softjax._samples import Running, Samples, Static, added, as_kept, block_at, no_gradients, number_like
 from softjax._types import Array, Bool, Shape
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _loss_sum(static, parameters, samples, shared):
-    logits, loss = partial(static.layer.logits, parameters=parameters), partial(_block_loss, static, parameters.where)
+    logits, loss = partial(static.layer.logits, parameters=parameters), partial(_block_loss, static, parameters)
 
     def step(total: Running, block: Samples) -> tuple[Running, Any]:
         part, aux = loss(logits(block.harmless_hidden), block, shared)
@@ -38,14 +38,19 @@ def _loss_sum(static, parameters, samples, shared):
 
 
 def _forward(static, parameters, samples, shared):
-    layer, loss = static.layer, partial(_block_loss, static, parameters.where)
+    layer, loss = static.layer, partial(_block_loss, static, parameters)
 
     def step(carry: Any, block: Samples) -> tuple[Any, Any]:
         sums, dkernel, dshared = carry
         hidden = block.harmless_hidden
         x = layer.logits(hidden, parameters)
-        moved, of, gradients = _floating((block._replace(hidden=None), shared))
-        part, pull, aux = jax.vjp(lambda x, moved: loss(x, *of(moved)), x, moved, has_aux=True)
+        moved, of, gradients = _floating((block._replace(hidden=None, teacher=None), shared))
+
+        def of_moved(x: Array, moved: Any) -> tuple[Array, Any]:
+            samples, shared = of(moved)
+            return loss(x, samples._replace(teacher=block.teacher), shared)
+
+        part, pull, aux = jax.vjp(of_moved, x, moved, has_aux=True)
         dx, dmoved = cpu.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
         du = layer.uncapped(dx, x)
         dblock, dshared_part = gradients(dmoved)
@@ -82,9 +87,9 @@ measures beside it, `[blocks, rows, …]`.
 """
 
 
-def _block_loss(static: Static, where: Array | None, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
+def _block_loss(static: Static, parameters: Parameters, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
     counted = block.counted
-    row = static.page.numbers(static.classes, block_of(static.classes, x, block.target, where, counted))
+    row = static.page.numbers(static.classes, block_at(static, parameters, block, x))
     row_args = block.row_args
     if counted is not None:
         row, row_args = guarded((row, row_args), counted)
@@ -158,8 +163,8 @@ def _rows_of_blocks(static, parameters, samples):
 
 def _rows_forward(static, parameters, samples):
     def step(carry: None, block: Samples) -> tuple[None, Any]:
-        x, classes = static.layer.logits(block.harmless_hidden, parameters), static.classes
-        return carry, static.page.values(classes, block_of(classes, x, block.target, parameters.where, block.counted))
+        x = static.layer.logits(block.harmless_hidden, parameters)
+        return carry, static.page.values(static.classes, block_at(static, parameters, block, x))
 
     _, (row, sums) = blocks.walk(step, None, samples, samples.occupied)
     return row, (parameters, samples, sums)
@@ -175,8 +180,7 @@ def _rows_backward(static, residuals, cotangents):
         samples, sums, cotangents = of_block
         hidden = samples.harmless_hidden
         x = layer.logits(hidden, parameters)
-        block = block_of(classes, x, samples.target, parameters.where, samples.counted)
-        pulled = static.page.pulled_back(classes, block, sums, cotangents)
+        pulled = static.page.pulled_back(classes, block_at(static, parameters, samples, x), sums, cotangents)
         du = layer.uncapped(pulled.logits, x)
         dhidden = layer.hidden_gradient(du, parameters.kernel).astype(hidden.dtype)
         return added(layer, gradients, du, hidden), (dhidden, pulled.target)
@@ -184,7 +188,7 @@ def _rows_backward(static, residuals, cotangents):
     gradients = no_gradients(layer, parameters, samples)
     every = samples._replace(occupied=None), sums, cotangents
     gradients, (dhidden, dtarget) = blocks.walk(step, gradients, every, samples.occupied)
-    gradients, floating = as_kept(layer, *gradients), parameters._replace(exists=None)
+    gradients, floating = as_kept(layer, *gradients), parameters._replace(exists=None, teacher=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
     return dparameters, Samples(dhidden, dtarget, None)
 

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -68,19 +68,23 @@ def positive(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
 
 def reduction(value: Any) -> str:
     """One of "mean", "sum", "none"."""
-    if not isinstance(value, str) or value not in REDUCTIONS:
-        raise ValueError(f"`reduction` must be one of {', '.join(map(repr, REDUCTIONS))}, got {value!r}.")
+    return one_of("reduction", value, REDUCTIONS)
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
     return value
 
 
-def softcap(value: Any) -> float | None:
+def softcap(value: Any, name: str = "logit_softcap") -> float | None:
     """A positive finite Python number, or None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`logit_softcap` must be a Python number or None, got {type(value).__name__}: {value!r:.60}.")
+        raise TypeError(f"`{name}` must be a Python number or None, got {type(value).__name__}: {value!r:.60}.")
     if not 0 < cast(float, value) < float(np.finfo(np.float32).max):
-        raise ValueError(f"`logit_softcap` must be positive and finite, got {value!r}.")
+        raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
     return float(value)
 
 

@@ -74,7 +74,7 @@ def split_of_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: i
         return tuple(names), columns, known
 
     found = split(axis_name, batch_axis_name, checks.samples(logits.shape, axis), logits.shape[axis], placed)
-    return _of_parts(found, "logits", logits)
+    return own_classes(found, "logits", logits)
 
 
 def split_of_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: Array) -> Split:
@@ -90,10 +90,10 @@ def split_of_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: 
     (kept, _), _ = placement_of(kernel)  # nothing under Auto axes, which do not say how the kernel lies
     kept = tuple(name for name in kept if name in found.leading)
     even = features % math.prod(map(found.devices, kept)) == 0
-    return _of_parts(found._replace(features=kept if even else ()), "kernel", kernel)
+    return own_classes(found._replace(features=kept if even else ()), "kernel", kernel)
 
 
-def _of_parts(found: Split, name: str, array: Array) -> Split:
+def own_classes(found: Split, name: str, array: Array) -> Split:
     """The split, if each device may have classes of its own: the same ones would be counted once for each device."""
     bound = tuple(name for name in found.classes if name not in found.columns)
     if same := same_everywhere(array, bound):

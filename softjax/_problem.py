@@ -17,9 +17,9 @@ from softjax import _cpu as cpu
 from softjax import _options as options
 from softjax._block import Page, float64
 from softjax._classes import Classes
-from softjax._labels import Labels, Largest, Target
+from softjax._labels import Labels, Largest, Target, Teacher
 from softjax._layer import Layer, Parameters
-from softjax._placement import split_of_layer
+from softjax._placement import own_classes, split_of_layer
 from softjax._reduce import mean_of
 from softjax._samples import Samples, Static, aligned_samples
 from softjax._split import Split, regathered
@@ -31,8 +31,10 @@ class Problem(NamedTuple):
 
     parameters: Parameters
     hidden: Array
-    labels: Labels | Largest
+    labels: Labels | Largest | Teacher
     weights: Array | None
+    teacher: Array | None = None
+    """The teacher's hidden vectors."""
 
     @property
     def shape(self) -> Shape:
@@ -54,6 +56,7 @@ class Plan(NamedTuple):
     rows: int
     """The samples of a block."""
     split: Split
+    teacher: Layer | None = None
 
     @property
     def classes(self) -> Classes:
@@ -61,22 +64,29 @@ class Plan(NamedTuple):
 
     def over_devices(self, function: Callable[..., Any], problem: Problem, more: Any, out: Any) -> Callable[..., Any]:
         """`function(problem, shared, row_args)` as one of global arrays: on each device's part of them."""
-        split, columns = self.split, self.split.columns or None
-        specs = problem._replace(
-            parameters=problem.parameters._replace(
-                kernel=P(columns, None) if self.layer.turned else P(None, columns),
-                bias=None if problem.parameters.bias is None else P(columns),
-                exists=None if problem.parameters.exists is None else P(columns),
-            ),
-            hidden=split.of_samples(problem.hidden),
-            labels=split.of_labels(problem.labels, -1),
-            weights=None if problem.weights is None else split.of_samples(problem.weights),
-        )
+        split = self.split
+        specs = jax.tree.map(split.of_samples, problem)
+        specs = specs._replace(parameters=self._placed(problem.parameters), labels=split.of_labels(problem.labels, -1))
         shared, row_args = more
         rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.of_samples, row_args)
         if split.features:
             return self._regathering(function, (specs, *rest), out)
         return split.over(function, (specs, *rest), out)
+
+    def _placed(self, parameters: Parameters) -> Parameters:
+        """Where they lie: the classes split, the features not."""
+        columns = self.split.columns or None
+
+        def of_layer(layer: Layer, parameters: Parameters) -> Parameters:
+            specs = jax.tree.map(lambda _: P(columns), parameters._replace(teacher=None))
+            return specs._replace(kernel=P(columns, None) if layer.turned else P(None, columns))
+
+        return self._of_layers(of_layer, parameters)
+
+    def _of_layers(self, function: Callable[[Layer, Parameters], Parameters], parameters: Parameters) -> Parameters:
+        """The function of each of the layers."""
+        own = function(self.layer, parameters)
+        return own if self.teacher is None else own._replace(teacher=function(self.teacher, parameters.teacher))
 
     def _regathering(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
         """The same, with the gradient of the kernel reduce-scattered along its features."""
@@ -115,7 +125,7 @@ class Plan(NamedTuple):
         return self._every_class.any(exists)[0]
 
     def static(self, page: Page) -> Static:
-        return Static(page, self.layer, self.classes, mesh.bound(self.split.samples))
+        return Static(page, self.layer, self.classes, mesh.bound(self.split.samples), self.teacher)
 
     def reduced(self, problem: Problem, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
         """The sum over the blocks as that of all devices, or as the mean."""
@@ -130,7 +140,8 @@ class Plan(NamedTuple):
         def cut(array: Array) -> Array:
             return blocks.split(array.reshape((count, *array.shape[len(problem.shape) :])), count, self.rows)
 
-        hidden, target, row_args = jax.tree.map(cut, (problem.hidden, self._target(problem), row_args))
+        each = problem.hidden, self._target(problem), row_args, problem.teacher
+        hidden, target, row_args, teacher = jax.tree.map(cut, each)
         if weights is not None:
             missing = math.prod(hidden.shape[:2]) - count
             weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
@@ -138,11 +149,15 @@ class Plan(NamedTuple):
         occupied = None
         if weights is not None and problem.weights is not None and not self.split.classes:
             occupied = blocks.occupied(weights[..., 0])
-        kernel, bias, exists = problem.parameters
+        samples = Samples(hidden, target, weights, row_args, occupied, teacher)
+        return aligned_samples(self.classes, self._of_layers(self._gathered, problem.parameters), samples)
+
+    def _gathered(self, layer: Layer, parameters: Parameters) -> Parameters:
+        """With the classes of all examples of a `vmap`; every class where none exists, as no sample is counted then."""
+        kernel, bias, exists, _ = parameters
         exists = None if exists is None else self._every_class.nonempty(exists)
         bias, exists = (self.split.gathered(vector, 0) for vector in (bias, exists))
-        parameters = Parameters(self.split.gathered(kernel, self.layer.axes[1]), bias, exists)
-        return aligned_samples(self.classes, parameters, Samples(hidden, target, weights, row_args, occupied))
+        return Parameters(self.split.gathered(kernel, layer.axes[1]), bias, exists)
 
     def filled(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
         """The same, with weights wherever samples fill up the last block."""
@@ -152,9 +167,11 @@ class Plan(NamedTuple):
         parameters, samples = self.blocks(problem._replace(weights=ones), row_args)
         return parameters, samples._replace(occupied=None)
 
-    def _target(self, problem: Problem) -> Target:
+    def _target(self, problem: Problem) -> Target | Teacher:
         labels, split = problem.labels, self.split
         classes = self.layer.classes(problem.parameters) * mesh.size(split.classes) * mesh.size(split.mapped)
+        if isinstance(labels, Teacher):
+            return labels.of_rows((*problem.shape, 1), self.layer.dtype)
         if isinstance(labels, Largest):
             return labels.among(classes)
         target = split.target_of(labels, classes, -1)
@@ -164,7 +181,7 @@ class Plan(NamedTuple):
 def arranged(
     hidden: Any,
     kernel: Any,
-    labels: Callable[[Shape], Labels | Largest],
+    labels: Callable[[Shape], Labels | Largest | Teacher],
     *,
     names: tuple[Any, Any],
     weights: Any = None,
@@ -178,10 +195,33 @@ def arranged(
     cap, precision = options.softcap(given["logit_softcap"]), options.precision(given["precision"])
     split = split_of_layer(*names, hidden, kernel)
     count, classes = split.share(samples, classes)
-    dtype = jnp.dtype(cpu.wide(hidden, kernel, *jax.tree.leaves(target)))
+    dtype = cpu.wide(hidden, kernel, *jax.tree.leaves(target))
     rows = options.block_size(given["block_size"])
     if rows is None:
-        rows = blocks.block_rows(count, features, classes, dtype.itemsize, jax.default_backend())
+        rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, jax.default_backend())
+    layer, kernel = _layer(kernel, cap, dtype, precision)
+    return Plan(layer, blocks.at_most(rows, count), split), Problem(
+        Parameters(kernel, bias, exists), hidden, target, weights
+    )
+
+
+def _layer(kernel: Array, cap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:
+    """What is static of the layer, and its kernel as a loop takes it."""
     turned = cpu.is_transpose(kernel)
-    plan = Plan(Layer(turned, cap, dtype, precision), blocks.at_most(rows, count), split)
-    return plan, Problem(Parameters(kernel.T if turned else kernel, bias, exists), hidden, target, weights)
+    return Layer(turned, cap, jnp.dtype(dtype), precision), kernel.T if turned else kernel
+
+
+def with_teacher(plan: Plan, problem: Problem, hidden: Any, kernel: Any, bias: Any, cap: Any) -> tuple[Plan, Problem]:
+    """The same, with a second layer beside the first, of as many samples and classes."""
+    hidden, kernel, bias = checks.layer(hidden, kernel, bias, whose="teacher_")
+    samples, classes = problem.shape, plan.layer.classes(problem.parameters)
+    if hidden.shape[:-1] != samples:
+        raise ValueError(f"`teacher_hidden` must have the samples of `hidden`, {samples}; got {hidden.shape[:-1]}.")
+    if kernel.shape[1] != classes:
+        raise ValueError(f"`teacher_kernel` must have the {classes} classes of `kernel`, got shape {kernel.shape}.")
+    own_classes(plan.split, "teacher_kernel", kernel)
+    dtype = max(plan.layer.dtype, jnp.dtype(cpu.wide(hidden, kernel)), key=lambda dtype: dtype.itemsize)
+    teacher, kernel = _layer(kernel, options.softcap(cap, "teacher_logit_softcap"), dtype, plan.layer.precision)
+    plan = plan._replace(layer=plan.layer._replace(dtype=dtype), teacher=teacher)
+    parameters = problem.parameters._replace(teacher=Parameters(kernel, bias))
+    return plan, problem._replace(parameters=parameters, teacher=hidden)

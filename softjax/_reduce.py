@@ -49,3 +49,8 @@ def _counted(loss: Array, weights: Array) -> Array:
 def _counted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     # The cotangent has the factor 0 where the weight is, and need not ask the loss once more whether it is a number.
     return _counted(*primals), tangents[0]
+
+
+def times(coefficient: Array, number: Array) -> Array:
+    """The product, where 0 · inf is 0: at a coefficient of 0 the number takes no part, but moves as it changes."""
+    return coefficient * jnp.where((coefficient == 0) & jnp.isinf(number), 0, number)

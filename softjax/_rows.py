@@ -16,7 +16,7 @@ With q = softmax(x), target p ([j = y] for a class id y) and P = Σ_j p_j:
 To add a number: a field, a value, a slope.
 """
 
-from functools import partial, reduce
+from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
@@ -25,7 +25,6 @@ import jax.numpy as jnp
 from softjax import _cpu as cpu
 from softjax._block import Block, Page
 from softjax._classes import Classes
-from softjax._every_mode import in_every_mode, one_operation
 from softjax._log_sum import LogSum, below, but_peak, exponentials
 from softjax._target import Measured, measure, target_pulled, target_slopes
 from softjax._types import Array, Bool, Float, Integer
@@ -150,25 +149,6 @@ def slopes(classes: Classes, block: Block, sums: Sums) -> Row:
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _rows(classes: Classes, block: Block) -> Row:
-    return values(classes, block)[0]
-
-
-def _forward(classes: Classes, block: Block) -> tuple[Row, tuple[Block, Sums]]:
-    row, sums = values(classes, block)
-    return row, (block, sums)
-
-
-def _backward(classes: Classes, residuals: tuple[Block, Sums], cotangents: Row) -> tuple[Block]:
-    return (pulled_back(classes, *residuals, classes.whole(cotangents)),)
-
-
-_rows.defvjp(one_operation(_forward), _backward)
-rows = in_every_mode(_rows)
-"""`rows(classes, block)`: the numbers of each row."""
-
-
 def pulled_back(classes: Classes, block: Block, sums: Sums, cotangents: Row) -> Block:
     """The cotangents of the block from those of its numbers."""
     cotangents = cotangents.with_class_axis(classes.axis)
@@ -181,6 +161,11 @@ def pulled_back(classes: Classes, block: Block, sums: Sums, cotangents: Row) -> 
 
 def _times(slope: Array | None, cotangent: Array | None) -> Array | None:
     return None if slope is None or cotangent is None else slope * cotangent
+
+
+PAGE = Page.of(values, pulled_back)
+rows = PAGE.numbers
+"""`rows(classes, block)`: the numbers of each row."""
 
 
 if TYPE_CHECKING:
@@ -203,6 +188,3 @@ def without_classes(row: Statistics, absent: Bool[Array, "*rows"]) -> Statistics
     """The numbers of the rows in which no class exists are constants."""
     constants = Statistics.of(0, -1)._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
     return jax.tree.map(lambda number, constant: jnp.where(absent, constant, number), row, constants)
-
-
-PAGE = Page(rows, values, pulled_back)

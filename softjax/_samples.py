@@ -4,9 +4,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from softjax import _classes as mesh
-from softjax._block import Page, aligned_with_target, harmless
+from softjax._block import Block, Page, aligned_with_target, block_of, harmless
 from softjax._classes import Classes, aligned, like
 from softjax._labels import Distribution, Target
 from softjax._layer import Layer, Parameters
@@ -19,6 +20,8 @@ class Static(NamedTuple):
     classes: Classes
     samples: mesh.Names = ()
     """The mesh axes over which the samples are split."""
+    teacher: Layer | None = None
+    """The layer that makes the target's logits, None for a target that has what it needs."""
     row_loss: Any = None
     """The loss of each row, and what is measured beside it, of what all rows share, the numbers of the rows and their
     own arguments. It is a constant: it closes over no array."""
@@ -34,6 +37,8 @@ class Samples(NamedTuple):
     row_args: Any = ()
     occupied: Bool[Array, " blocks"] | None = None
     """Which blocks hold a sample whose weight is not 0, None for all."""
+    teacher: Any = None
+    """The teacher's hidden vectors, which are constants; None where there is no teacher."""
 
     @property
     def counted(self) -> Bool[Array, "..."] | None:
@@ -47,9 +52,19 @@ class Samples(NamedTuple):
 
 def aligned_samples(classes: Classes, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
     """Varying over the mesh as they must to meet in a custom derivative."""
-    hidden, target, *rest = samples
-    (parameters, hidden), target, rest = aligned_with_target(classes, (parameters, hidden), target, rest)
-    return parameters, Samples(hidden, target, *rest)
+    split = parameters, samples.hidden, samples.teacher
+    rest = samples._replace(hidden=None, target=None, teacher=None)
+    (parameters, hidden, teacher), target, rest = aligned_with_target(classes, split, samples.target, rest)
+    return parameters, rest._replace(hidden=hidden, target=target, teacher=teacher)
+
+
+def block_at(static: Static, parameters: Parameters, samples: Samples, x: Float[Array, "rows classes"]) -> Block:
+    """The block of these logits of these samples, with the teacher's beside them."""
+    target = samples.target
+    if static.teacher is not None:
+        y = static.teacher.logits(harmless(samples.teacher, samples.counted), parameters.teacher)
+        target = target._replace(logits=lax.stop_gradient(y))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    return block_of(static.classes, x, target, parameters.where, samples.counted)
 
 
 class Running(NamedTuple):
@@ -77,7 +92,9 @@ def _lost(a: Array, b: Array, total: Array) -> Array:
 def number_like(static: Static, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
     """0, varying over the mesh as a number of a row does."""
     _, rest = aligned_samples(static.classes, parameters, samples)
-    rest = rest._replace(hidden=None, target=None if isinstance(rest.target, Distribution) else rest.target)
+    if isinstance(rest.target, Distribution):
+        rest = rest._replace(target=None)
+    rest = rest._replace(hidden=None, teacher=None)
     zero = jnp.zeros((), static.layer.dtype)
     return aligned(static.classes.names, (samples.hidden, parameters), (zero, rest))[1][0]
 

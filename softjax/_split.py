@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from softjax import _labels
 from softjax._classes import Classes, Names, over, size
+from softjax._cpu import wide
 from softjax._types import Array, Length, Shape
 
 
@@ -50,10 +51,14 @@ class Split(NamedTuple):
         length = array.shape[axis] // size(self.mapped)
         return lax.dynamic_slice_in_dim(array, lax.axis_index(self.mapped) * length, length, axis)
 
-    def dense(self, logits: Array, labels: _labels.Labels, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
+    def dense(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[Classes, Array, Any, Any]:
         """One device's class axis, logits, target and mask."""
         logits, where = self.gathered(logits, axis), self.gathered(where, axis)
         classes = Classes(axis, self.classes)
+        if isinstance(labels, _labels.Teacher):
+            of_each, dtype = classes.number_shape(logits), wide(logits, labels.logits)
+            target = labels._replace(logits=self.gathered(labels.logits, axis)).of_rows(of_each, dtype)
+            return classes, logits, target, where
         return classes, logits, self.target_of(labels, classes.count(logits), axis), where
 
     def target_of(self, labels: _labels.Labels, classes: Length, axis: int) -> Any:
@@ -97,9 +102,11 @@ class Split(NamedTuple):
         """Where class ids, distributions over the classes, or what there is of each sample lie."""
         if _labels.is_distribution(labels):
             return self.of_logits(labels, axis)
+        if isinstance(labels, _labels.Teacher):
+            return jax.tree.map(lambda _: P(), labels)._replace(logits=self.of_logits(labels.logits, axis))
         return jax.tree.map(self.of_samples, labels)
 
-    def of_dense(self, logits: Array, labels: _labels.Labels, where: Any, axis: int) -> tuple[P, Any, P]:
+    def of_dense(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:
         return self.of_logits(logits, axis), self.of_labels(labels, axis), self.of_logits(where, axis)
 
     def share(self, samples: Shape, classes: Length) -> tuple[Length, Length]:

@@ -92,7 +92,7 @@ def target_pulled(
     dx, dp = _few_pulled(classes, block, measured, dx, cotangents)
     if isinstance(block.target, Largest):
         return dx, None
-    dp = classes.share(dp).astype(block.target.probabilities.dtype)
+    dp = classes.share(dp).astype(block.target.probabilities.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     return dx, Sparse(None, dp)  # pyright: ignore[reportArgumentType]
 
 

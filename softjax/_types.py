@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Flag = bool
     Number = int | float
     Reduction = Literal["mean", "sum", "none"]
+    Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 else:
     # What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
     # checks of annotations would come before it.
@@ -36,3 +37,4 @@ else:
     Flag = Annotated[Any, "bool"]
     Number = Annotated[Any, "int | float"]
     Reduction = Annotated[Any, "mean", "sum", "none"]
+    Kind = Annotated[Any, "forward_kl", "reverse_kl", "jensen_shannon"]

@@ -37,3 +37,33 @@ def entropy(logits):
     q, _, log_q = rows(logits)
     value = -(q * log_q).sum(1)
     return value, q * (-log_q - value[:, None]), q * (-log_q + value[:, None])
+
+
+def divergence(logits, teacher, kind, beta=0.5, temperature=1.0):
+    """The divergence of each row in nats, and its gradients along the logits and along the teacher's."""
+    (q, not_q, log_q), (p, not_p, log_p) = (rows(np.asarray(x, np.float64) / temperature) for x in (logits, teacher))
+    if kind == "forward_kl":
+        value, dx, dy = _kl(p, q, log_q - log_p), _difference(q, not_q, p, not_p), _centred(p, not_p, log_p - log_q)
+    elif kind == "reverse_kl":
+        value, dx, dy = _kl(q, p, log_p - log_q), _centred(q, not_q, log_q - log_p), _difference(p, not_p, q, not_q)
+    else:
+        m, u = beta * p + (1 - beta) * q, log_q - log_p
+        a = np.where(np.abs(u) < 0.5, np.log1p((1 - beta) * np.expm1(u)), np.log(np.maximum(m, 1e-300)) - log_p)
+        value = beta * _kl(p, m, a) + (1 - beta) * _kl(q, m, a - u)
+        dx, dy = -(1 - beta) * _centred(q, not_q, a - u), -beta * _centred(p, not_p, a)
+    return value, dx / temperature, dy / temperature
+
+
+def _kl(p, m, a):
+    """Σ p ln(p / m) of a = ln(m / p), as a sum of m − p − p a."""
+    return np.where(np.abs(a) < 0.5, p * (np.expm1(a) - a), m - p - p * a).sum(1)
+
+
+def _difference(q, not_q, p, not_p):
+    return np.where((q > 0.5) | (p > 0.5), not_p - not_q, q - p)
+
+
+def _centred(q, not_q, f):
+    """q_j (f_j − Σ q f)"""
+    beside = np.where(q > 0.5, 0, q * f).sum(1, keepdims=True)
+    return np.where(q > 0.5, q * (f * not_q - beside), q * (f - (q * f).sum(1, keepdims=True)))

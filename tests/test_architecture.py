@@ -18,7 +18,9 @@ PUBLIC = [
     "TopK",
     "cross_entropy",
     "distribution_cross_entropy",
+    "divergence",
     "linear_cross_entropy",
+    "linear_divergence",
     "linear_log_probabilities",
     "linear_loss",
     "linear_statistics",
@@ -31,10 +33,10 @@ PUBLIC = [
 ]
 FLOORS = [
     {"__init__"},
-    {"_linear_loss", "_linear", "_linear_rows", "losses", "metrics"},
+    {"_distillation", "_linear_loss", "_linear", "_linear_rows", "losses", "metrics"},
     {"_cross_entropy", "_margins", "_softmax", "_distribution", "_temperature"},
-    {"_loss_sum", "_problem", "_rows"},
-    {"_placement", "_samples", "_target"},
+    {"_divergence", "_loss_sum", "_problem", "_rows"},
+    {"_dense", "_placement", "_samples", "_target"},
     {"_block", "_blocks", "_layer", "_log_sum", "_options", "_reduce", "_split", "_validation"},
     {"_checks", "_classes", "_every_mode", "_labels"},
     {"_cpu", "_types"},
@@ -103,6 +105,8 @@ def test_signatures():
     of_layer = dict.fromkeys(
         ("bias", "where", "logit_softcap", "block_size", "precision", "axis_name", "batch_axis_name")
     )
+    of_kind = {"kind": "forward_kl", "beta": 0.5, "temperature": 1.0, "base": 10.0, "weights": None}
+    of_kind |= {"reduction": "mean"}
     defaults = {
         "softmax": {"axis": -1, "where": None, "axis_name": None},
         "log_softmax": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
@@ -139,6 +143,8 @@ def test_signatures():
             "axis_name": None,
             "batch_axis_name": None,
         },
+        "divergence": of_kind | {"axis": -1, "where": None, "axis_name": None, "batch_axis_name": None},
+        "linear_divergence": of_kind | of_layer | {"teacher_bias": None, "teacher_logit_softcap": None},
         "cross_entropy": {
             "base": 10.0,
             "axis": -1,

@@ -32,7 +32,7 @@ def test_the_sums_of_gradients(turned, blocks):
     samples = SAMPLES._replace(hidden=jnp.stack([hidden] * blocks))
     assert (no_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
     gradients = added(layer, added(layer, no_gradients(layer, parameters, samples), du, hidden), du, hidden)
-    dkernel, dbias, _ = as_kept(layer, *gradients)
+    dkernel, dbias, *_ = as_kept(layer, *gradients)
     assert dkernel.shape == parameters.kernel.shape
     np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,397 @@
+"""Divergences of logits and of two last layers, against float64: values, gradients, every option, edges, confidence."""
+
+import math
+
+import as_users
+import cases
+import exact
+import jax
+import jax.numpy as jnp
+import jaxprs
+import numpy as np
+import pytest
+
+import softjax
+from softjax import _cpu
+
+KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
+slow = pytest.mark.slow
+
+
+def pair(classes, spread=1.0, apart=0.5, samples=cases.SAMPLES):
+    """A student's logits and a teacher's that are not far from them."""
+    x = cases.logits(classes, spread, samples)
+    return x, x + apart * min(spread, 1) * cases.logits(classes, samples=samples, seed=1)
+
+
+def dense(x, y, **options):
+    return softjax.divergence(x, y, reduction="none", **options)
+
+
+def leading(x, y, **options):
+    return softjax.divergence(x.T, y.T, axis=0, reduction="none", **options)
+
+
+def vmapped(x, y, **options):
+    return jax.vmap(lambda x, y: softjax.divergence(x, y, **options))(x, y)
+
+
+def as_kernel(x, y, **options):
+    eye = jnp.eye(len(x), dtype=jnp.float32)
+    return softjax.linear_divergence(eye, x, eye, y, reduction="none", block_size=4, **options)
+
+
+def as_hidden(x, y, **options):
+    """The student's logits are hidden vectors, the teacher's a kernel."""
+    student, teacher = jnp.eye(x.shape[1]), jnp.eye(len(x))
+    return softjax.linear_divergence(x, student, teacher, y, reduction="none", block_size=1000, **options)
+
+
+def fused(x, y, **options):
+    """By the sum, whose gradients are taken while the logits are at hand; the rows by their weights."""
+
+    def total(weights):
+        eye = jnp.eye(len(x))
+        given = {"weights": weights, "reduction": "sum", "block_size": 3} | options
+        return softjax.linear_divergence(x, jnp.eye(x.shape[1]), eye, y, **given)
+
+    return jax.grad(total)(jnp.ones(len(x)))
+
+
+WAYS = [dense, leading, vmapped, as_kernel, as_hidden]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("classes", "spread"), [(5, 1.0), (129, 8.0), pytest.param(2, 30.0, marks=slow)])
+def test_value_and_gradient(way, kind, classes, spread):
+    x, y = pair(classes, spread)
+    for beta, temperature in ((0.5, 1.0), (0.1, 2.5)):
+        options = {"kind": kind, "beta": beta, "temperature": temperature, "base": math.e}
+        value, pull = jax.vjp(lambda x, options=options: way(x, y, **options), x)
+        expected, gradient, _ = exact.divergence(x, y, kind, beta, temperature)
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        g = np.asarray(cases.cotangent(), np.float64)
+        scale = np.abs(gradient).max(1, keepdims=True) * np.abs(g)[:, None]
+        assert np.all(np.abs(pull(cases.cotangent())[0] - g[:, None] * gradient) <= 1e-4 * scale)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_routes(kind, route):
+    """One CPU and elsewhere."""
+    x, y = pair(7)
+    for way in (dense, as_kernel):
+        value, gradient = jax.value_and_grad(lambda x, way=way: jnp.sum(way(x, y, kind=kind, base=math.e)))(x)
+        expected, slopes, _ = exact.divergence(x, y, kind)
+        np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
+        np.testing.assert_allclose(gradient, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gap", [10.0, 40.0, 80.0])
+def test_confident_rows(kind, gap):
+    """Both are sure of one class, or one of them more than the other: right to 1e-3 of itself, each entry too."""
+    x = jnp.asarray([[gap, 0.0, -1.0, 0.5], [gap, 0.0, 0.0, 0.3]])
+    y = jnp.asarray([[gap, 0.2, -1.2, 0.3], [gap / 2, 0.4, -1.0, 0.0]])
+    for way in (dense, as_kernel):
+        value, pull = jax.vjp(lambda x, way=way: way(x, y, kind=kind, base=math.e), x)
+        expected, gradient, _ = exact.divergence(x, y, kind)
+        np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-37)
+        np.testing.assert_allclose(pull(jnp.ones(2))[0], gradient, rtol=1e-3, atol=1e-37)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spread", [0.02, 1.0, 30.0])
+def test_never_negative_and_0_of_the_same(kind, spread):
+    x = cases.logits(129, spread, samples=500)
+    noise = jnp.asarray(
+        np.random.default_rng(0).normal(size=x.shape) * np.geomspace(1e-7, 1, 500)[:, None], jnp.float32
+    )
+    assert np.all(dense(x, x + noise, kind=kind, temperature=1.3) >= 0)
+    value, gradient = jax.value_and_grad(lambda x: softjax.divergence(x, cases.logits(129, spread, 500), kind=kind))(x)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option(kind):
+    x, y = pair(9)
+    exist = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], bool)
+    w, base = cases.weights(), 2.0
+    expected, gradient, _ = exact.divergence(x[:, exist], y[:, exist], kind, 0.2, 1.7)
+    whole = np.zeros(x.shape)
+    whole[:, exist] = gradient
+    share = np.asarray(w, np.float64) / np.log(base)
+    options = {"kind": kind, "beta": 0.2, "temperature": 1.7, "base": base, "weights": w, "where": jnp.asarray(exist)}
+    eye = jnp.eye(len(x))
+    for reduction, divisor in (("mean", float(w.sum())), ("sum", 1.0)):
+        given = options | {"reduction": reduction}
+        for way in (
+            lambda x, given=given: softjax.divergence(x, y, **given),
+            lambda x, given=given: softjax.linear_divergence(eye, x, eye, y, **given, block_size=4),
+        ):
+            value, slopes = jax.value_and_grad(way)(x)
+            np.testing.assert_allclose(value, (share * expected).sum() / divisor, rtol=1e-5)
+            np.testing.assert_allclose(slopes, share[:, None] * whole / divisor, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [dense, as_kernel, fused])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_by_temperature_and_beta(way, kind):
+    x, y = pair(7)
+
+    def total(temperature, beta):
+        return jnp.sum(way(x, y, kind=kind, temperature=temperature, beta=beta, base=math.e))
+
+    at, step = (1.7, 0.3), 1e-5
+    found = jax.jit(jax.grad(total, argnums=(0, 1)))(*map(jnp.float32, at))
+    up = [exact.divergence(x, y, kind, at[1], at[0] + s)[0].sum() for s in (step, -step)]
+    np.testing.assert_allclose(found[0], (up[0] - up[1]) / (2 * step), rtol=1e-4)
+    up = [exact.divergence(x, y, kind, at[1] + s, at[0])[0].sum() for s in (step, -step)]
+    np.testing.assert_allclose(found[1], (up[0] - up[1]) / (2 * step), rtol=1e-4, atol=1e-6)
+    forward = jax.jvp(total, tuple(map(jnp.float32, at)), (jnp.float32(1), jnp.float32(1)))[1]
+    np.testing.assert_allclose(forward, found[0] + found[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", [dense, as_hidden, fused])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_of_differentiation(way, kind):
+    x, y = pair(5, samples=3)
+
+    def total(x):
+        return jnp.sum(way(x, y, kind=kind, beta=0.3, temperature=1.5) * jnp.array([1.0, -0.5, 2.0]))
+
+    direction = cases.logits(5, samples=3, seed=4)
+    gradient = jax.grad(total)(x)
+    np.testing.assert_allclose(jax.jvp(total, (x,), (direction,))[1], jnp.vdot(gradient, direction), rtol=1e-4)
+    step = 1e-2
+    expected = (jax.grad(total)(x + step * direction) - jax.grad(total)(x - step * direction)) / (2 * step)
+    for second in (
+        jax.jvp(jax.grad(total), (x,), (direction,))[1],
+        jax.grad(lambda x: jnp.vdot(jax.grad(total)(x), direction))(x),
+    ):
+        np.testing.assert_allclose(second, expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_teacher_gets_no_gradient(kind):
+    x, y = pair(5)
+    np.testing.assert_array_equal(jax.grad(lambda y: jnp.sum(dense(x, y, kind=kind)))(y), 0)
+    hidden, kernel, bias = cases.layer(5)
+
+    def loss(*teacher):
+        return softjax.linear_divergence(hidden, kernel, *teacher[:2], teacher_bias=teacher[2], kind=kind)
+
+    for gradient in jax.grad(loss, argnums=(0, 1, 2))(hidden + 1, kernel, bias):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_classes_that_only_one_of_them_has(temperature):
+    inf = jnp.inf
+    x, y = (
+        jnp.array([[0.0, -inf, 1.0], [0.0, 2.0, 1.0], [0.0, -inf, 1.0]]),
+        jnp.array([[0.0, 2.0, 1.0], [0.0, -inf, 1.0], [0.0, -inf, 3.0]]),
+    )
+
+    def both(kind):
+        return jax.vjp(lambda x: dense(x, y, kind=kind, temperature=temperature, base=math.e), x)
+
+    third = [exact.divergence(x[2:, ::2], y[2:, ::2], kind, 0.5, temperature)[0][0] for kind in KINDS]
+    shown = {kind: both(kind) for kind in KINDS}
+    np.testing.assert_array_equal(np.isinf(shown["forward_kl"][0]), [True, False, False])
+    np.testing.assert_array_equal(np.isinf(shown["reverse_kl"][0]), [False, True, False])
+    np.testing.assert_array_equal(np.isinf(shown["jensen_shannon"][0]), [False, False, False])
+    for (value, pull), expected in zip(shown.values(), third, strict=True):
+        np.testing.assert_allclose(value[2], expected, rtol=1e-5)
+        assert np.all(np.isfinite(pull(jnp.ones(3))[0]))
+    q, p = jax.nn.softmax(x / temperature), jax.nn.softmax(y / temperature)
+    np.testing.assert_allclose(shown["forward_kl"][1](jnp.ones(3))[0], (q - p) / temperature, atol=1e-6)
+    m = (q + p) / 2
+    kl = jnp.where(p > 0, p * jnp.log(p / m), 0) + jnp.where(q > 0, q * jnp.log(q / m), 0)
+    np.testing.assert_allclose(shown["jensen_shannon"][0], kl.sum(1) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-6, 1 - 1e-6, 1.0])
+def test_a_share_of_next_to_nothing(beta):
+    x, y = pair(5, spread=30.0)
+    value = dense(x, y, kind="jensen_shannon", beta=beta, base=math.e)
+    if beta in (0.0, 1.0):
+        np.testing.assert_array_equal(value, 0)
+        slope = jax.grad(lambda b: jnp.sum(dense(x, y, kind="jensen_shannon", beta=b, base=math.e)))(jnp.float32(beta))
+        kind, sign = ("forward_kl", 1) if beta == 0 else ("reverse_kl", -1)
+        np.testing.assert_allclose(slope, sign * exact.divergence(x, y, kind)[0].sum(), rtol=1e-4)
+    else:
+        np.testing.assert_allclose(
+            value, exact.divergence(x, y, "jensen_shannon", float(np.float32(beta)))[0], rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("way", [dense, as_hidden, fused])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
+    x, y = pair(5)
+    w = jnp.ones(len(x)).at[jnp.array([1, 4])].set(0)
+
+    def total(x, y):
+        options = {"kind": kind, "temperature": temperature}
+        if way is dense:
+            return softjax.divergence(x, y, weights=w, reduction="sum", **options)
+        if way is as_hidden:
+            return jnp.sum(as_hidden(x, y, weights=w, **options))
+        eye = jnp.eye(5)
+        return softjax.linear_divergence(x, eye, y, eye, weights=w, reduction="sum", block_size=3, **options)
+
+    expected, gradient = jax.value_and_grad(total)(x, y)
+    if way is as_hidden:  # there the teacher's logits are a kernel
+        value, found = jax.value_and_grad(total)(x.at[1].set(bad), y)
+    else:
+        value, found = jax.value_and_grad(total)(x.at[1].set(bad).at[4, 2].set(bad), y.at[4].set(bad).at[1, 0].set(bad))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(found, gradient, atol=1e-7)
+    np.testing.assert_array_equal(found[jnp.array([1, 4])], 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_layers_of_other_widths_types_caps_and_biases(kind):
+    hidden, kernel, bias = cases.layer(29, features=13)
+    teacher = [a.astype(jnp.bfloat16) for a in cases.layer(29, features=17, seed=1)]
+    options = {"kind": kind, "beta": 0.3, "temperature": 1.5, "weights": cases.weights(), "base": 2.0}
+
+    def of_logits(hidden, kernel, bias):
+        x = 5 * jnp.tanh((jnp.matmul(hidden, kernel) + bias[None]) / 5)
+        h, k, b = (a.astype(jnp.float32) for a in teacher)
+        return softjax.divergence(x, 2 * jnp.tanh((jnp.matmul(h, k) + b[None]) / 2), **options)
+
+    def of_layers(hidden, kernel, bias):
+        caps = {"logit_softcap": 5, "teacher_logit_softcap": 2.0, "block_size": 4}
+        biases = {"bias": bias, "teacher_bias": teacher[2]}
+        return softjax.linear_divergence(hidden, kernel, *teacher[:2], **biases, **caps, **options)
+
+    expected, gradients = jax.value_and_grad(of_logits, argnums=(0, 1, 2))(hidden, kernel, bias)
+    value, found = jax.value_and_grad(of_layers, argnums=(0, 1, 2))(hidden, kernel, bias)
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    for ours, theirs in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
+    turned = jax.jit(lambda k: of_layers(hidden, k.T, bias))(kernel.T)
+    np.testing.assert_allclose(turned, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("reduction", "count"), [("mean", 4), ("none", 6)])
+def test_no_more_products_than_said_and_no_logits(kind, reduction, count):
+    """The products of the value, of its gradients by the student, and no array of all samples and classes."""
+    arrays = [jnp.ones(shape) for shape in ((64, 8), (8, 97), (64, 6), (6, 97))]
+
+    def loss(*arrays):
+        options = {"kind": kind, "reduction": reduction, "block_size": 16, "temperature": 2.0}
+        return jnp.sum(softjax.linear_divergence(*arrays, **options))
+
+    with_gradients = jax.value_and_grad(loss, argnums=(0, 1))
+    assert len(jaxprs.products(loss, *arrays)) == 2
+    assert len(jaxprs.products(with_gradients, *arrays)) == count
+    sizes = [v.aval.size for e in jaxprs.equations(jax.make_jaxpr(with_gradients)(*arrays)) for v in e.outvars]
+    assert max(sizes) == 16 * 97
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_memory_of_two_blocks(reduction):
+    samples, features, rows, classes = 512, 16, 128, 32768
+
+    def ours(*arrays):
+        return softjax.linear_divergence(*arrays, reduction=reduction, block_size=rows, temperature=2.0).sum()
+
+    shapes = (samples, features), (features, classes)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*shapes, *shapes)]
+    program = jax.jit(jax.value_and_grad(ours, (0, 1))).lower(*arrays).compile(as_users.OPTIONS)
+    block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
+    arrays = 2.5 if _cpu.on_one_cpu(jnp.zeros(())) else 8
+    assert program.memory_analysis().temp_size_in_bytes < arrays * block + kernel + 4 * hidden
+
+
+def test_no_samples_and_one_class():
+    for kind in KINDS:
+        assert softjax.divergence(jnp.zeros((0, 5)), jnp.zeros((0, 5)), kind=kind) == 0
+        one = jnp.ones((3, 1))
+        value, gradient = jax.value_and_grad(lambda x, kind=kind: softjax.divergence(x, 2 * x, kind=kind))(one)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, 0)
+        hidden, kernel = jnp.zeros((0, 4)), jnp.zeros((4, 5))
+        assert softjax.linear_divergence(hidden, kernel, hidden, kernel, kind=kind, reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_shows(kind):
+    x, y = pair(5)
+    for student, teacher in ((x.at[2, 1].set(jnp.nan), y), (x, y.at[2].set(-jnp.inf))):
+        value, pull = jax.vjp(lambda x, y=teacher: dense(x, y, kind=kind), student)
+        np.testing.assert_array_equal(np.isnan(value), np.arange(11) == 2)
+        assert np.isnan(pull(jnp.ones(11))[0]).any(1).tolist() == [i == 2 for i in range(11)]
+
+
+def test_shift_and_size_change_nothing():
+    x, y = pair(7)
+    x, y = jnp.round(x * 64) / 64, jnp.round(y * 64) / 64
+    for kind in KINDS:
+        there = dense(x, y, kind=kind, temperature=1.7)
+        np.testing.assert_allclose(dense(x + 1e4, y - 3e4, kind=kind, temperature=1.7), there, rtol=1e-5)
+    assert np.all(np.isfinite(dense(x * 1e4, y * 1e4)))
+
+
+def test_dtypes(x64):
+    x, y = pair(5)
+    for student, teacher, wide in (
+        (jnp.bfloat16, jnp.float32, jnp.float32),
+        (jnp.float16, jnp.float16, jnp.float32),
+        (jnp.float32, jnp.float64, jnp.float64),
+        (jnp.float64, jnp.bfloat16, jnp.float64),
+    ):
+        a, b = x.astype(student), y.astype(teacher)
+        for way in (dense, as_kernel):
+            value, pull = jax.vjp(lambda a, b=b, way=way: way(a, b, temperature=2.0, base=math.e), a)
+            assert value.dtype == wide
+            assert pull(jnp.ones(11, wide))[0].dtype == student
+            expected = exact.divergence(a.astype(jnp.float64), b.astype(jnp.float64), "forward_kl", temperature=2.0)[0]
+            np.testing.assert_allclose(value, expected, rtol=1e-12 if wide == jnp.float64 else 1e-4)
+
+
+def test_refused():
+    x, (hidden, kernel, bias) = jnp.zeros((3, 5)), cases.layer(5, samples=3)
+    for options, error, message in [
+        ({"kind": "kl"}, ValueError, "`kind` must be one of 'forward_kl', 'reverse_kl', 'jensen_shannon', got 'kl'"),
+        ({"kind": None}, ValueError, "`kind` must be one of"),
+        ({"temperature": 0.0}, ValueError, "`temperature` must be finite and greater than 0, got 0.0"),
+        ({"temperature": jnp.ones(3)}, ValueError, r"`temperature` must be a scalar, got shape \(3,\)"),
+        ({"temperature": "1"}, TypeError, "`temperature` must be a number"),
+        ({"beta": 1.5}, ValueError, r"`beta` must be in \[0, 1\], got 1.5"),
+        ({"base": 1}, ValueError, "`base` must be"),
+        ({"reduction": "avg"}, ValueError, "`reduction` must be one of"),
+        ({"weights": jnp.ones(4)}, ValueError, "`weights` must broadcast"),
+        ({"where": jnp.ones(5)}, TypeError, "`where` must be boolean"),
+    ]:
+        with pytest.raises(error, match=message):
+            softjax.divergence(x, x, **options)
+        with pytest.raises(error, match=message):
+            softjax.linear_divergence(hidden, kernel, hidden, kernel, **options)
+    for teacher, error, message in [
+        (jnp.zeros((3, 4)), ValueError, r"`teacher_logits` must have the shape of `logits`, \(3, 5\); got \(3, 4\)"),
+        (jnp.zeros((3, 5), int), TypeError, "`teacher_logits` must be a real floating array"),
+    ]:
+        with pytest.raises(error, match=message):
+            softjax.divergence(x, teacher)
+    for teacher, more, error, message in [
+        (
+            (hidden[:2], kernel),
+            {},
+            ValueError,
+            r"`teacher_hidden` must have the samples of `hidden`, \(3,\); got \(2,\)",
+        ),
+        ((hidden, kernel[:, :4]), {}, ValueError, "`teacher_kernel` must have the 5 classes of `kernel`"),
+        ((hidden, kernel.T), {}, ValueError, "Pass its transpose: teacher_kernel.T"),
+        ((hidden, kernel), {"teacher_bias": bias[:4]}, ValueError, "`teacher_bias` must have one entry"),
+        ((hidden, kernel), {"teacher_logit_softcap": -1}, ValueError, "`teacher_logit_softcap` must be positive"),
+    ]:
+        with pytest.raises(error, match=message):
+            softjax.linear_divergence(hidden, kernel, *teacher, **more)
