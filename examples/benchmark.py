@@ -3,6 +3,7 @@
     python examples/benchmark.py                                   # as in configs/benchmark.toml; some minutes
     python examples/benchmark.py --rounds 3 --shapes 64 5          # any of its settings changed
     python examples/benchmark.py --part linear --rounds 3          # the last layer and its loss without the logits
+    python examples/benchmark.py --part distil --rounds 3          # a student's last layer beside its teacher's
     python examples/benchmark.py --markdown examples/results/core-cpu.json  # tables of an earlier run
     python examples/benchmark.py --markdown examples/results       # results/README.md, from all files of that folder
 
@@ -26,13 +27,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import core_figure, core_report, linear_cases, linear_report, machine, page
+from benchmarks import core_figure, core_report, distil_report, linear_cases, linear_report, machine, page
 from benchmarks.core_cases import core_case, core_problems
+from benchmarks.distil_cases import distil_case
 from benchmarks.settings import Config, parse
 from common.program import WrongInput
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "jax-cce", "tokamax")
-CASES = {"core": core_case, **linear_cases.CASES}
+CASES = {"core": core_case, **linear_cases.CASES, "distil": distil_case}
+REPORTS = {"core": core_report, "distil": distil_report}
 
 
 def run(part: str, config: Config, console: Console) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    return (core_report if results.get("part", "core") == "core" else linear_report).markdown(results)
+    return REPORTS.get(results.get("part", "core"), linear_report).markdown(results)
 
 
 def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
@@ -87,7 +90,7 @@ def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
     if part == "core":
         console.print(core_report.table(results))
     else:
-        print(linear_report.markdown(results))
+        print(markdown(results))
     console.print(*(f"Wrote {folder / file}" for file in contents), sep="\n")
 
 

@@ -234,6 +234,22 @@ TINY = ["--linear-shapes", "24", "4", "30", "--linear-bfloat16-shapes", "24", "4
 TINY += ["--growth-samples", "8", "16", "--growth-classes", "10", "20", "--block-sizes", "8", "16"]
 
 
+def test_the_part_of_a_student_and_its_teacher(tmp_path, capsys):
+    quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path), "--distil-shapes", "24", "4", "30"]
+    assert benchmark.main(["--part", "distil", *quick]) == 0
+    (file,) = tmp_path.iterdir()
+    (case,) = json.loads(file.read_text(encoding="utf-8"))["cases"]
+    found = case["divergences_in_nats"]
+    for kind in ("forward_kl", "reverse_kl", "jensen_shannon"):
+        same = [value for name, value in found.items() if name.endswith(kind)]
+        assert len(same) >= 2
+        np.testing.assert_allclose(same, same[0], rtol=1e-5)
+    (tmp_path / "distil-cpu.json").write_bytes(file.read_bytes())
+    capsys.readouterr()
+    assert benchmark.main(["--markdown", str(tmp_path)]) == 0
+    assert "the four matrix products alone" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("part", ["growth", "blocks", "linear"])
 def test_the_parts_of_the_last_layer(part, tmp_path, capsys):
     quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path)]

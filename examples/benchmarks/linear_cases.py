@@ -89,6 +89,8 @@ def problems(part: str, config: Config) -> list[tuple[tuple[int, int, int], str]
         grown = [(n, features, classes[len(classes) // 2]) for n in samples]
         grown += [(samples[0], features, c) for c in classes]
         return [(shape, "float32") for shape in dict.fromkeys(grown)]
+    if part == "distil":
+        return [(shape, "float32") for shape in config.distil_shapes]
     shapes = [(shape, "float32") for shape in config.linear_shapes]
     return shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
 

@@ -127,16 +127,24 @@ def _installed(name: str) -> Any:
         return None
 
 
-def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
+def on_torch(dtype: Any, threads: int) -> Any:
+    """torch, where it is installed and has the device that JAX runs on."""
     torch = _installed("torch")
     on_gpu = jax.default_backend() == "gpu"
     if torch is None or (jax.default_backend() != "cpu" and not (on_gpu and torch.cuda.is_available())):
-        return
-    if not on_gpu and layer.hidden.dtype != jnp.float32:
-        return  # on a CPU without instructions for it, a product that takes XLA 1 s takes torch 50
+        return None
+    if not on_gpu and dtype != jnp.float32:
+        return None  # on a CPU without instructions for it, a product that takes XLA 1 s takes torch 50
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")  # on a GPU XLA, too, multiplies float32 as TF32 unless told otherwise
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    return torch
+
+
+def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
+    torch = on_torch(layer.hidden.dtype, threads)
+    if torch is None:
+        return
+    wait = torch.cuda.synchronize if jax.default_backend() == "gpu" else lambda: None
     functional = torch.nn.functional
     hidden = torch.from_dlpack(layer.hidden).detach().clone().requires_grad_()
     kernel = torch.from_dlpack(layer.kernel).detach().T.contiguous().requires_grad_()

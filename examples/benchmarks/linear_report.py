@@ -65,8 +65,8 @@ def _summary(cases: list[dict[str, Any]]) -> Iterator[str]:
             shape(case),
             case["dtype"],
             duration(found[OURS]["median"]),
-            *(_ratio(found, OURS, other) for other in others),
-            _ratio(found, NONE, PLAIN),
+            *(ratio(found, OURS, other) for other in others),
+            ratio(found, NONE, PLAIN),
             *(size(found[name]["temporary_bytes"]) for name in (OURS, PLAIN)),
         )
 
@@ -80,10 +80,10 @@ def _beside_torch(cases: list[dict[str, Any]]) -> Iterator[str]:
         "softjax ÷ its products", "torch on logits ÷ its products", "torch, linear ÷ its products", words=2,
     )  # fmt: skip
     for case in cases:
-        yield line(shape(case), case["dtype"], *(_ratio(by_name(case), *pair) for pair in pairs))
+        yield line(shape(case), case["dtype"], *(ratio(by_name(case), *pair) for pair in pairs))
 
 
-def _ratio(found: dict[str, dict[str, Any]], one: str, other: str) -> str:
+def ratio(found: dict[str, dict[str, Any]], one: str, other: str) -> str:
     return f"{found[one]['median'] / found[other]['median']:.2f}" if one in found and other in found else ""
 
 

@@ -38,6 +38,8 @@ class Config:
     """With the middle one of `growth_classes`."""
     growth_classes: tuple[int, ...]
     """With the first of `growth_samples`."""
+    distil_shapes: tuple[tuple[int, int, int], ...]
+    """The problems of a student and its teacher: samples, features of both, and classes."""
     block_sizes: tuple[int, ...]
     """The grid of `--part blocks`."""
     output: Path
@@ -58,6 +60,7 @@ _WANTED: settings.Wanted = {
     "dtypes": (bool, "one dtype or more"),
     "linear_shapes": _PROBLEMS,
     "linear_bfloat16_shapes": (_positive, "triples of at least 1"),
+    "distil_shapes": _PROBLEMS,
     "growth_features": settings.COUNT,
     "growth_samples": _SIZES,
     "growth_classes": _SIZES,
@@ -73,8 +76,9 @@ _WANTED: settings.Wanted = {
 class Options(settings.Source):
     """Time softjax.cross_entropy against optax's and torch's, and write the results as a JSON file and a picture."""
 
-    part: Literal["core", "linear", "growth", "blocks"] = "core"
-    """The loss of logits; the last layer and its loss; that as samples and classes grow; its block sizes."""
+    part: Literal["core", "linear", "growth", "blocks", "distil"] = "core"
+    """The loss of logits; the last layer and its loss; that as samples and classes grow; its block sizes; the last
+    layers of a student and its teacher."""
     markdown: Path | None = None
     """Run nothing: print the tables of this results file, or the page of a folder of them."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
