@@ -108,7 +108,7 @@ def jensen_shannon(student: Side, teacher: Side, beta: Float[Array, "*rows"]) ->
 def log_ratio(student: Side, teacher: Side) -> Float[Array, "..."]:
     """u_j = ln(q_j / p_j), 0 for a class that neither has."""
     neither = (student.x == -jnp.inf) & (teacher.x == -jnp.inf)
-    return jnp.where(neither, 0, student.log_probability - teacher.log_probability)
+    return jnp.where(neither, 0, student.log_probability) - jnp.where(neither, 0, teacher.log_probability)
 
 
 def mixed(share: Float[Array, "*rows"], u: Float[Array, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
@@ -121,17 +121,18 @@ def mixed(share: Float[Array, "*rows"], u: Float[Array, "..."]) -> tuple[Float[A
 @jax.custom_jvp
 def excess(p: Float[Array, "..."], m: Float[Array, "..."], a: Float[Array, "..."]) -> Float[Array, "..."]:
     """m − p − p a for a = ln(m / p): m where p is 0, +inf where m is."""
-    series = jnp.ones_like(a)  # (e^a − 1 − a) / (a² / 2) = 1 + a/3 (1 + a/4 (1 + …)
-    for n in range(17 if a.dtype == jnp.float64 else 10, 2, -1):
-        series = 1 + series * a / n
     near = jnp.abs(a) <= 0.5
-    return jnp.where(near, p * jnp.where(near, a * a, 0) / 2 * series, m - p - jnp.where(p == 0, 0, p * a))
+    series, low = jnp.ones_like(a), jnp.where(near, a, 0)
+    for n in range(17 if a.dtype == jnp.float64 else 10, 2, -1):
+        series = 1 + series * low / n  # (e^a − 1 − a) / (a² / 2) = 1 + a/3 (1 + a/4 (1 + …))
+    return jnp.where(near, p * (low * low / 2) * series, m - p - p * jnp.where(p == 0, 0, a))
 
 
 @excess.defjvp
 def _excess_jvp(primals, tangents):
     (p, m, a), (dp, dm, da) = primals, tangents
-    return excess(p, m, a), dm - dp - jnp.where(jnp.isinf(a), 0, a * dp + p * da)
+    endless = jnp.isinf(a)
+    return excess(p, m, a), dm - dp - jnp.where(endless, 0, a) * dp - p * jnp.where(endless, 0, da)
 
 
 def sides(classes: Classes, block: Block, sums: Sums) -> tuple[Side, Side]:

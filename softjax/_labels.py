@@ -40,7 +40,7 @@ class Teacher(NamedTuple):
     def of_rows(self, shape: Shape, dtype: Any) -> "Teacher":
         """The same, with numbers of each row for the scalars."""
 
-        def number(scalar: Array) -> Array:
+        def number(scalar: Any) -> Array:
             return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
 
         return Teacher(self.logits, *jax.tree.map(number, self[1:]))

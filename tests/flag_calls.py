@@ -33,6 +33,11 @@ CALLS = {
     "statistics": (lambda x: squares(softjax.statistics(x, Y)), LOGITS),
     "linear, mean": (lambda a: softjax.linear_cross_entropy(*a, Y, weights=W, **OPTIONS), LAYER),
     "linear, none": (lambda a: (A * softjax.linear_cross_entropy(*a, Y, reduction="none", **OPTIONS)).sum(), LAYER),
+    "divergence": (lambda x: softjax.divergence(x, jnp.sin(LOGITS), kind="jensen_shannon", weights=W), LOGITS),
+    "linear_divergence": (
+        lambda a: softjax.linear_divergence(*a, HIDDEN + 1, KERNEL, kind="reverse_kl", temperature=2.0, weights=W),
+        LAYER,
+    ),
     "linear_loss": (lambda a: softjax.linear_loss(row_loss, *a, Y, A, weights=W, **OPTIONS), LAYER),
 }
 

@@ -10,6 +10,7 @@ import softjax
 X, H, K = jnp.array([[1.0, 2, 3], [0, 1, 0]]), jnp.ones((2, 4)), jnp.arange(12.0).reshape(4, 3) / 10
 Y, WRONG, W = jnp.array([1, 0]), jnp.array([1, -5]), jnp.array([1.0, 0])
 EMPTY, P = jnp.array([[True] * 3, [False] * 3]), jnp.array([[0.2, 0.3, 0.5], [0.1, 0.9, 0]])
+T = jnp.float32(2)
 NOWHERE, SOME = jnp.zeros(3, bool), jnp.array([True, True, False])
 
 CALLS = {
@@ -31,6 +32,12 @@ CALLS = {
     "a part of its classes": lambda x, h: softjax.linear_cross_entropy(h, K, Y, where=SOME),
     "the statistics of a layer": lambda x, h: softjax.linear_statistics(h, K, Y).entropy.sum(),
     "any loss": lambda x, h: softjax.linear_loss(lambda s: s.cross_entropy + s.entropy, h, K, Y),
+    "a divergence": lambda x, h: softjax.divergence(100 * x, x.at[0].set(X[1])),
+    "the other way": lambda x, h: softjax.divergence(x.at[0, 0].set(-jnp.inf), X, kind="reverse_kl", temperature=T),
+    "of a mixture": lambda x, h: softjax.divergence(
+        x.at[0, 0].set(-jnp.inf), X.at[0, 1].set(-jnp.inf), kind="jensen_shannon", where=EMPTY
+    ),
+    "of two layers": lambda x, h: softjax.linear_divergence(h, K, jnp.sin(H), K, where=SOME, weights=W),
     "confident rows": lambda x, h: softjax.cross_entropy(100 * x, Y),
     "no samples": lambda x, h: softjax.cross_entropy(x[:0], Y[:0]),
 }

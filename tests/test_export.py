@@ -38,8 +38,13 @@ def loss(h, y, **options):
     return softjax.linear_loss(lambda s, a: a * s.cross_entropy, h, K, y, jnp.sin(h[..., 0]), **options)
 
 
+def divergence(h, y, **options):
+    return softjax.linear_divergence(h, K, jnp.sin(h), K + 1, where=EXIST, temperature=2.0, **options)
+
+
 def logits(h, y):
-    return softjax.cross_entropy(h @ K + B[None], y, weights=y != 3) + jnp.sum(softjax.softmax(h @ K) ** 2)
+    loss = softjax.cross_entropy(h @ K + B[None], y, weights=y != 3) + softjax.divergence(h @ K, jnp.sin(h) @ K)
+    return loss + jnp.sum(softjax.softmax(h @ K) ** 2)
 
 
 def check(function, spec, sizes):
@@ -54,7 +59,7 @@ def check(function, spec, sizes):
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
-@pytest.mark.parametrize("function", [mean, weighted, none, statistics, loss])
+@pytest.mark.parametrize("function", [mean, weighted, none, statistics, loss, divergence])
 def test_a_layer_with_an_open_batch(function, block_size):
     check(lambda h, y: function(h, y, block_size=block_size), "b", [(1,), (4,), (37,), (300,)])
 
