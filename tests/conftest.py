@@ -1,5 +1,6 @@
 """Everything runs under JAX's strict promotion rules; warnings are errors (pyproject.toml)."""
 
+import gc
 import itertools
 import os
 import sys
@@ -32,7 +33,11 @@ import pytest
 
 from softjax import _cpu
 
-# These need eight devices; test_mesh.py runs them in processes that simulate as many.
+# What JAX traces is many small objects that live long: at Python's own thresholds, to look for cycles among them takes
+# a sixth of all time.
+gc.set_threshold(50_000, 20, 100)
+
+# These need eight devices; test_mesh.py runs them in a process that simulates as many.
 collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")

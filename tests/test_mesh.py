@@ -1,4 +1,4 @@
-"""Everything split over a mesh: the tests of `on_mesh`, in processes of their own with eight simulated devices."""
+"""Everything split over a mesh: the tests of `on_mesh`, in a process of their own with eight simulated devices."""
 
 import os
 import subprocess
@@ -11,26 +11,17 @@ import pytest
 
 from softjax import _classes
 
-FILES = sorted(Path(__file__).with_name("on_mesh").glob("test_*.py"))
+FOLDER = Path(__file__).with_name("on_mesh")
 
 
-def run(file, *options):
-    """Compiled as conftest says, which the processes read too."""
+@pytest.mark.parametrize("sizes", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_on_eight_devices(sizes):
+    """All of them in one process, compiled as conftest says, which it reads too."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_on_eight_devices(file):
-    run(file)
-
-
-@pytest.mark.slow
-def test_other_sizes_on_eight_devices():
-    run(FILES[0].parent, "-m", "slow")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", sizes, str(FOLDER)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-1000:]
 
 
 def test_without_axes_nothing_is_summed():
