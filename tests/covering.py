@@ -13,12 +13,16 @@ def slow(*cases):
 
 
 def covering(*axes):
-    """The product of the axes, of which a few cases with each value of each axis are quick and the others slow.
+    """The product of the axes: few cases, which have each value of each axis among them, are quick, the others slow.
 
     A tuple among the values stands for several arguments.
     """
-    axes = [list(axis) for axis in axes]
+    axes = [[value if isinstance(value, tuple) else (value,) for value in axis] for axis in axes]
     quick = {tuple(i % len(axis) for axis in axes) for i in range(max(map(len, axes)))}
-    for places in itertools.product(*(range(len(axis)) for axis in axes)):
-        values = [axis[i] if isinstance(axis[i], tuple) else (axis[i],) for axis, i in zip(axes, places, strict=True)]
-        yield pytest.param(*itertools.chain(*values), marks=() if places in quick else pytest.mark.slow)
+    places = itertools.product(*(range(len(axis)) for axis in axes))
+    return [_case(axes, place, () if place in quick else pytest.mark.slow) for place in places]
+
+
+def _case(axes, place, marks):
+    values = (axis[i] for axis, i in zip(axes, place, strict=True))
+    return pytest.param(*itertools.chain.from_iterable(values), marks=marks)

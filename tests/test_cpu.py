@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import covering
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -167,8 +168,7 @@ def test_picked(route):
     np.testing.assert_array_equal(_cpu.picked(x, ids, -1), [[1], [6], [0]])
 
 
-@pytest.mark.parametrize("k", [0, 1, 4, 9])
-@pytest.mark.parametrize("axis", [-1, -2, -3])
+@pytest.mark.parametrize(("k", "axis"), covering([0, 1, 4, 9], [-1, -2, -3]))
 def test_several_of_a_row(k, axis, route):
     """Gathered and added, or by comparison: with equal classes, and with classes that lie elsewhere."""
     x = jnp.moveaxis(cases.logits(7, samples=6).reshape(2, 3, 7), -1, axis)
@@ -200,14 +200,13 @@ def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):
     assert "scatter" not in str(jax.make_jaxpr(jax.vjp(once, x.astype(jnp.bfloat16))[1])(x.astype(jnp.bfloat16)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("samples", [(256,), (4, 64), (2, 2, 64)])
+@pytest.mark.parametrize(("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16]))
 def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
     """The logits and their gradient, then this and its transpose, at most. XLA widens bfloat16 by itself."""
     monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: True)
     hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
-    labels = jax.ShapeDtypeStruct(samples, jnp.int32)
-    for weights in (None, jax.ShapeDtypeStruct(samples, jnp.float32)):
+    labels = jax.ShapeDtypeStruct(tuple(samples), jnp.int32)
+    for weights in (None, jax.ShapeDtypeStruct(labels.shape, jnp.float32)):
 
         def loss(hidden, kernel, labels, weights):
             return softjax.cross_entropy(hidden @ kernel, labels, weights=weights)

@@ -1,11 +1,14 @@
 """Low precision by a budget: at most the error of the plain float32 formula, plus one rounding to the output type."""
 
+import itertools
+
 import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import covering
 
 import softjax
 
@@ -59,9 +62,10 @@ def test_float64_distribution_of_float32_logits(x64):
     assert gradient.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("labels", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("logits", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("weights", [jnp.bfloat16, jnp.float32, jnp.int8, jnp.bool_])
+@pytest.mark.parametrize(
+    ("logits", "labels", "weights"),
+    covering(itertools.product([*LOW, jnp.float32], repeat=2), [jnp.bfloat16, jnp.float32, jnp.int8, jnp.bool_]),
+)
 def test_mixed_types(logits, labels, weights):
     x, p, w = cases.logits(5, dtype=logits), cases.distribution(5, dtype=labels), (cases.weights() * 2).astype(weights)
     loss, (dx, dp) = jax.value_and_grad(softjax.cross_entropy, argnums=(0, 1))(x, p, weights=w, z_loss=0.1)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import ROUTES, covering
 
 import softjax
 
@@ -29,12 +30,16 @@ def q(row):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options"),
-    [
-        (jnp.float32, {}),
-        (jnp.float16, {"label_smoothing": 0.1, "z_loss": 0.1}),
-        (jnp.bfloat16, {"where": jnp.arange(5) < 4}),
-    ],
+    ("route", "dtype", "options"),
+    covering(
+        ROUTES,
+        [
+            (jnp.float32, {}),
+            (jnp.float16, {"label_smoothing": 0.1, "z_loss": 0.1}),
+            (jnp.bfloat16, {"where": jnp.arange(5) < 4}),
+        ],
+    ),
+    indirect=["route"],
 )
 def test_weight_0_whatever_the_row_holds(dtype, options):
     clean = cases.logits(5, samples=2)
@@ -64,7 +69,9 @@ def test_weight_0_with_a_distribution_of_nan():
     assert np.isfinite(dp).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+@pytest.mark.parametrize(
+    ("route", "options"), covering(ROUTES, [{}, {"label_smoothing": 0.1, "z_loss": 0.1}]), indirect=["route"]
+)
 def test_weight_0_in_every_mode(options):
     labels = jnp.array([1, 0, 1, 2, -100])
     weights = jnp.array([2.0, 0.0, 0.0, 0.0, 0.0])
@@ -107,8 +114,9 @@ def test_every_weight_0(weights):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+@pytest.mark.parametrize(
+    ("dtype", "options"), covering([jnp.int8, jnp.int32], [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
+)
 def test_label_out_of_range(dtype, options):
     bad = [-1, 5, 127, -128, -100]
     logits, labels = cases.logits(5, samples=7), jnp.array([0, *bad, 4], dtype)
@@ -179,8 +187,10 @@ def test_another_class_minus_inf(one_hot):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"weights": jnp.array([1.0])}])
-@ONE_HOT
+@pytest.mark.parametrize(
+    ("options", "one_hot"),
+    covering([{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}, {"weights": jnp.array([1.0])}], [False, True]),
+)
 def test_no_class_exists(one_hot, options):
     for logits in (jnp.array([[3.0, 1.0]]), jnp.array([[NAN, INF]])):
         loss, gradient = both(logits, _labels([0], 2, one_hot), where=jnp.zeros((1, 2), bool), **options)
@@ -231,9 +241,9 @@ def test_one_class(one_hot):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (0, 0)])
+@pytest.mark.parametrize(("shape", "dtype"), covering([[0, 5], [3, 0, 5], [0, 0]], [jnp.float32, jnp.bfloat16]))
 def test_no_samples(shape, dtype):
+    shape = tuple(shape)
     logits, labels = jnp.zeros(shape, dtype), jnp.zeros(shape[:-1], jnp.int32)
     loss, gradient = both(logits, labels, "mean")
     assert loss == 0

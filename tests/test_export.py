@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import covering
 from jax import export
 
 import softjax
@@ -58,8 +59,9 @@ def check(function, spec, sizes):
         np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("block_size", [None, 4])
-@pytest.mark.parametrize("function", [mean, weighted, none, statistics, loss, divergence])
+@pytest.mark.parametrize(
+    ("function", "block_size"), covering([mean, weighted, none, statistics, loss, divergence], [4, None])
+)
 def test_a_layer_with_an_open_batch(function, block_size):
     check(lambda h, y: function(h, y, block_size=block_size), "b", [(1,), (4,), (37,), (300,)])
 

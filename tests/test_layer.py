@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import jaxprs
 import pytest
+from covering import covering
 from jaxprs import products
 
 import softjax
@@ -124,8 +125,7 @@ def temporary(function, samples, features, classes):
     return program.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("weighted", "reduction"), covering([False, True], ["none", "mean"]))
 def test_memory_does_not_grow_with_the_samples(reduction, weighted):
     """Nor is the kernel kept once for each block that may be skipped."""
 
@@ -145,8 +145,7 @@ def test_memory_beside_the_plain_way():
     assert temporary(softjax.linear_cross_entropy, *shape) < 0.08 * temporary(plain, *shape)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("classes", [8192, 32769])
+@pytest.mark.parametrize(("weighted", "classes"), covering([False, True], [8192, 32769]))
 def test_on_one_cpu_a_block_is_one_array(weighted, classes):
     samples, features, rows = 1024, 16, 128
 

@@ -1,5 +1,6 @@
 """linear_cross_entropy is cross_entropy(hidden @ kernel + bias), at every block size, spread, class count and type."""
 
+import itertools
 import math
 
 import cases
@@ -8,29 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import ROUTES, covering
 from linear_law import RTOL, check
 
 import softjax
 
+REDUCTIONS = ["mean", "sum", "none"]
 BLOCKS = [None, 1, 3, cases.SAMPLES, 1000]
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("block_size", BLOCKS)
-@pytest.mark.parametrize("spread", [0.02, 1.0, 20.0])
+@pytest.mark.parametrize(
+    ("block_size", "reduction", "spread"), covering(BLOCKS, list(itertools.product(REDUCTIONS, [0.02, 1.0, 20.0])))
+)
 def test_blocks_and_spreads(reduction, block_size, spread):
     check(reduction, *cases.layer(129, spread=spread), cases.class_ids(129), block_size)
 
 
-@pytest.mark.parametrize("reduction", ["sum", "none"])
-@pytest.mark.parametrize("classes", [1, 5, 127, 129, 2049])
+@pytest.mark.parametrize(
+    ("route", "reduction", "classes"),
+    covering(itertools.product(ROUTES, ["sum", "none"]), [1, 5, 127, 129, 2049]),
+    indirect=["route"],
+)
 def test_class_counts(reduction, classes, route):
     check(reduction, *cases.layer(classes), cases.class_ids(classes), 4)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("block_size", [None, 4])
-@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(
+    ("reduction", "block_size", "softcap"), covering(REDUCTIONS, itertools.product([None, 4], [None, 3.0]))
+)
 def test_every_option(reduction, block_size, softcap):
     options = {"weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3, "base": math.e}
     for labels in (cases.class_ids(9), cases.distribution(9)):
@@ -105,8 +111,7 @@ def test_mixed_types(reduction, types):
     np.testing.assert_allclose(value, exact.mean() if reduction == "mean" else exact.sum(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("labels", ["ids", "distribution"])
-@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize(("labels", "reduction"), covering(["ids", "distribution"], ["sum", "none"]))
 def test_float64_labels_and_layers_mixed(x64, labels, reduction):
     hidden, kernel, bias = cases.layer(9)
     y = cases.class_ids(9) if labels == "ids" else cases.distribution(9).astype(jnp.float64)
@@ -141,8 +146,7 @@ def test_leading_axes():
     np.testing.assert_allclose(broadcast, dense, rtol=RTOL)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize(("reduction", "block_size"), covering(REDUCTIONS, [4, None]))
 def test_a_row_of_weight_zero_may_hold_anything(reduction, block_size):
     hidden, kernel, bias = cases.layer(9)
     labels, w = cases.class_ids(9), cases.weights()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import covering
 
 import softjax
 from softjax import _linear_loss
@@ -50,8 +51,7 @@ def check(aux, shape=HIDDEN.shape[:-1]):
     np.testing.assert_array_equal(aux["one"], 1)
 
 
-@REDUCTIONS
-@pytest.mark.parametrize("block_size", [None, 1, 4])
+@pytest.mark.parametrize(("reduction", "block_size"), covering(["mean", "sum", "none"], [None, 1, 4]))
 def test_beside_the_value_and_the_gradient(reduction, block_size):
     def without(h, k, scale):
         return softjax.linear_loss(

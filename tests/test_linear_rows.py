@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
+from covering import covering, slow
 
 import softjax
 
@@ -19,9 +20,8 @@ def every_log_q(x, where=None):
     return np.stack([oracle.log_softmax(row) for row in x])
 
 
-@pytest.mark.parametrize("k", [0, 3, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 8, 40))])
-@pytest.mark.parametrize("spread", [0.02, 1.0, 30.0, 1000.0])
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize("k", [0, 3, 9, *slow(1, 8, 40)])
+@pytest.mark.parametrize(("spread", "block_size"), covering([0.02, 1.0, 30.0, 1000.0], [None, 4]))
 def test_log_probabilities(k, spread, block_size, route):
     x, ids = cases.logits(9, spread), np.random.default_rng(k).integers(0, 9, (11, k))
     g = np.random.default_rng(1).normal(size=ids.shape).astype(np.float32)

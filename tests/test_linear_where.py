@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import covering
 from linear_law import RTOL, check
 
 import softjax
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "sum", "none"], [3.0, None]))
 def test_where_leaves_classes_out(reduction, softcap):
     exist = jnp.arange(9) % 3 != 1
     options = {"where": exist, "weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3}
@@ -51,8 +51,7 @@ def test_where_no_class_exists_nothing_is_counted(where):
         np.testing.assert_array_equal(number, expected)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize(("reduction", "block_size"), covering(["mean", "none"], [None, 4]))
 def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, block_size):
     """tanh(−inf) is −1: the class must not come back to life, forward or backward."""
     hidden, kernel, bias = cases.layer(9)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import covering
 
 import softjax
 
@@ -58,8 +59,7 @@ def test_every_number(weights):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-6 * np.abs(b).max() + 1e-4 * (np.ndim(b) == 0))
 
 
-@pytest.mark.parametrize("block_size", [None, 1, 3, 100])
-@pytest.mark.parametrize("weights", [None, W])
+@pytest.mark.parametrize(("block_size", "weights"), covering([None, 1, 3, 100], [None, W]))
 def test_a_policy_gradient_with_an_entropy_bonus(block_size, weights):
     old = -(cases.cotangent(seed=2) ** 2)
 

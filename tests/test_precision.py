@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from covering import covering
 from jax import lax
 
 import softjax
@@ -54,8 +55,7 @@ def test_the_default_where_it_is_called_holds_for_all_products(route):
         assert set(precisions(pull, jnp.ones(()))) <= {("DEFAULT", "DEFAULT")}
 
 
-@EVERY
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("route", "dtype"), covering(ROUTES, [jnp.float32, jnp.bfloat16, jnp.float16]))
 def test_a_given_precision_holds_for_all_products(route, dtype):
     function, products = ROUTES[route]
     h, k = H.astype(dtype), K.astype(dtype)

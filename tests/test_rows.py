@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import covering
 
 import softjax
 
@@ -19,36 +20,37 @@ def labels_of(kind, classes):
     return each[kind]
 
 
-def pulled(function, x, g):
-    """Each floating number of `function(x)`, and its pull-back of g alone, in one program."""
+@jax.jit
+def pulled(x, labels, g):
+    """Each floating number, and its pull-back of g alone."""
 
-    @jax.jit
-    def of(x):
-        stats, pull = jax.vjp(lambda x: tuple(getattr(function(x), name) for name in FLOATING), x)
-        alone = [[g if i == j else jnp.zeros_like(g) for i in range(len(FLOATING))] for j in range(len(FLOATING))]
-        return stats, [pull(tuple(cotangents))[0] for cotangents in alone]
+    def numbers(x):
+        stats = softjax.statistics(x, labels)
+        return tuple(getattr(stats, name) for name in FLOATING)
 
-    values, gradients = of(x)
+    values, pull = jax.vjp(numbers, x)
+    alone = [[g if i == j else jnp.zeros_like(g) for i in range(len(FLOATING))] for j in range(len(FLOATING))]
+    gradients = [pull(tuple(cotangents))[0] for cotangents in alone]
     return dict(zip(FLOATING, zip(values, gradients, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spread", cases.SPREADS)
 @pytest.mark.parametrize("classes", [1, 5, 129])
-def test_each_number_pulled_back_alone(classes, spread, kind):
-    x, g, labels = cases.logits(classes, spread), cases.cotangent(), labels_of(kind, classes)
-    actual = pulled(lambda x: softjax.statistics(x, labels), x, g)
-    for name, (value, slope) in oracle.statistics(x, labels).items():
-        number, gradient = actual[name]
-        size = max(1, spread) * max(1, np.abs(value).max())
-        np.testing.assert_allclose(number, value, rtol=3e-6, atol=3e-7 * size, err_msg=name)
-        expected = np.asarray(g, np.float64)[:, None] * slope
-        size = np.abs(g).max() * max(1, np.abs(slope).max())
-        np.testing.assert_allclose(gradient, expected, rtol=0, atol=4e-6 * size, err_msg=name)
+def test_each_number_pulled_back_alone(classes, kind):
+    g, labels = cases.cotangent(), labels_of(kind, classes)
+    for spread in cases.SPREADS:
+        x = cases.logits(classes, spread)
+        actual = pulled(x, labels, g)
+        for name, (value, slope) in oracle.statistics(x, labels).items():
+            number, gradient = actual[name]
+            size = max(1, spread) * max(1, np.abs(value).max())
+            np.testing.assert_allclose(number, value, rtol=3e-6, atol=3e-7 * size, err_msg=name)
+            expected = np.asarray(g, np.float64)[:, None] * slope
+            size = np.abs(g).max() * max(1, np.abs(slope).max())
+            np.testing.assert_allclose(gradient, expected, rtol=0, atol=4e-6 * size, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["ids", "distribution"])
-@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(("kind", "axis"), covering(["ids", "distribution"], [-1, 0]))
 def test_of_the_classes_that_exist(kind, axis, route):
     """Masked is deleted, by row."""
     x, labels = cases.logits(9, 3.0), labels_of(kind, 9)
@@ -86,8 +88,7 @@ def test_all_numbers_together():
     np.testing.assert_allclose(pull(tuple(cotangents))[0], sum(each), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["ids", "one-hot", "distribution"])
-@pytest.mark.parametrize("classes", [1, 2, 9, 129])
+@pytest.mark.parametrize(("kind", "classes"), covering(["ids", "one-hot", "distribution"], [1, 2, 9, 129]))
 def test_prediction_and_rank_are_those_of_top_k(kind, classes, route):
     x = jnp.round(cases.logits(classes, 2.0)) + 0.0  # full of ties, none of −0 and 0, which top_k tells apart
     labels = labels_of(kind, classes)
@@ -141,8 +142,9 @@ def test_minus_inf_has_no_part_in_the_entropy():
         assert np.isfinite(actual).all()
 
 
-@pytest.mark.parametrize("order", [2, 3])
-@pytest.mark.parametrize("row", [[0.3, -0.2, 1.1, 0.0], [2.0, 2.0, -1.0, 0.5], [30.0, 0.0, 1.0, -2.0]])
+@pytest.mark.parametrize(
+    ("order", "row"), covering([2, 3], [[0.3, -0.2, 1.1, 0.0], [2.0, 2.0, -1.0, 0.5], [30.0, 0.0, 1.0, -2.0]])
+)
 def test_higher_derivatives(order, row):
     """Also where logits tie at the peak, whose number does not move, and beside a peak that leaves nothing over."""
     x, p = jnp.array(row), jnp.array([0.1, 0.4, 0.3, 0.2])

@@ -12,10 +12,11 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
+from covering import covering, slow
 
 import softjax
 
-KS = [3, 9, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 8, 40))]
+KS = [3, 9, *slow(1, 8, 40)]
 
 
 def by_probabilities(x, where=None):
@@ -53,9 +54,8 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("k", [3, pytest.param(9, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("option", "reduction"), covering(OPTIONS, ["none", "mean", "sum"]))
+@pytest.mark.parametrize("k", [3, *slow(9)])
 def test_every_option(option, reduction, k, route):
     """Dense and fused, by logits, hidden vectors, kernel, bias and probabilities."""
     options, (hidden, kernel, bias), labels = OPTIONS[option], cases.layer(9, spread=2.0), few.sparse(9, k)
@@ -70,14 +70,15 @@ def test_every_option(option, reduction, k, route):
         logits = h @ w + b[None]
         return softjax.cross_entropy(logits, softjax.SparseLabels(labels.ids, p), reduction=reduction, **options)
 
-    expected, pull = jax.vjp(partial(fused, y=None), hidden, kernel, bias, every)
-    *gradients, by_p = pull(g)
+    @partial(jax.jit, static_argnums=0)
+    def both(f, *arrays):
+        loss, pull = jax.vjp(f, *arrays)
+        return loss, pull(g)
+
+    expected, (*gradients, by_p) = both(partial(fused, y=None), hidden, kernel, bias, every)
     for f in (fused, plain):
-        loss, pull = jax.jit(lambda f, *a: jax.vjp(f, *a), static_argnums=0)(
-            f, hidden, kernel, bias, labels.probabilities
-        )
+        loss, (*actual, dp) = both(f, hidden, kernel, bias, labels.probabilities)
         near(loss, expected, 64)
-        *actual, dp = pull(g)
         for a, b in zip(actual, gradients, strict=True):
             near(a, b, 64)
         near(dp, few.at(np.asarray(by_p), labels.ids), 64)

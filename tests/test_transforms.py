@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import ROUTES, covering
 
 import softjax
 
@@ -53,18 +54,18 @@ def test_first_derivatives(wrap):
     close(jax.linear_transpose(push, X)(jnp.float32(1))[0], GRADIENT)
 
 
-@pytest.mark.parametrize(
-    "hvp",
-    [
-        lambda x: jax.jvp(jax.grad(loss), (x,), (V,))[1],
-        lambda x: jax.grad(lambda x: jax.jvp(loss, (x,), (V,))[1])(x),
-        lambda x: jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), V))(x),
-        lambda x: jax.jvp(lambda x: jax.jvp(loss, (x,), (V,))[1], (x,), (V,))[1],
-        lambda x: jnp.einsum("ijkl,kl->ij", jax.hessian(loss)(x), V),
-        lambda x: jax.jvp(jax.jit(jax.grad(jax.checkpoint(loss))), (x,), (V,))[1],
-        lambda x: jax.linearize(jax.grad(loss), x)[1](V),
-    ],
-)
+HVPS = [
+    lambda x: jax.jvp(jax.grad(loss), (x,), (V,))[1],
+    lambda x: jax.grad(lambda x: jax.jvp(loss, (x,), (V,))[1])(x),
+    lambda x: jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), V))(x),
+    lambda x: jax.jvp(lambda x: jax.jvp(loss, (x,), (V,))[1], (x,), (V,))[1],
+    lambda x: jnp.einsum("ijkl,kl->ij", jax.hessian(loss)(x), V),
+    lambda x: jax.jvp(jax.jit(jax.grad(jax.checkpoint(loss))), (x,), (V,))[1],
+    lambda x: jax.linearize(jax.grad(loss), x)[1](V),
+]
+
+
+@pytest.mark.parametrize(("route", "hvp"), covering(ROUTES, HVPS), indirect=["route"])
 def test_second_derivatives(hvp):
     expected = HVP if hvp(X).ndim else (HVP * np.asarray(V)).sum()
     close(hvp(X), expected)
@@ -171,7 +172,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize(("route", "case"), covering(ROUTES, SHARED), indirect=["route"])
 def test_gradient_of_what_a_jitted_vmap_shares(case):
     """JAX maps the derivative of the function that is mapped already: the two must agree on what is."""
     x, p = cases.logits(7, samples=7), cases.distribution(7, 7)

@@ -6,14 +6,16 @@ import numpy as np
 import oracle
 import pytest
 import worlds
+from covering import covering
 from jax.sharding import PartitionSpec as P
 from worlds import CLASSES, NAMES, ROWS, SAMPLES
 
 import softjax
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("world", [world for world in worlds.WORLDS if world != "vmap"])
+@pytest.mark.parametrize(
+    ("world", "reduction"), covering([world for world in worlds.WORLDS if world != "vmap"], ["mean", "sum", "none"])
+)
 def test_it_lies_as_the_samples_do(world, reduction):
     hidden, kernel, _ = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
     labels, shape = cases.class_ids(CLASSES, SAMPLES), (2, 4)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import worlds
+from covering import covering
 from jax.sharding import PartitionSpec as P
 from worlds import LOGITS, NAMES, ROWS
 
@@ -15,6 +16,8 @@ import mesh_cost
 import softjax
 
 MESHES = [(2, 4), (1, 8), (8, 1)]
+SHAPES = [(mesh,) for mesh in MESHES]
+LAYERS = [("mean", None), ("none", 2), ("mean", 2), ("none", None)]
 SAMPLES, FEATURES, CLASSES = 64, 96, 2048
 
 
@@ -34,9 +37,7 @@ def compiled():
     )
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("block_size", [2, None])
+@pytest.mark.parametrize(("mesh", "reduction", "block_size"), covering(SHAPES, LAYERS))
 def test_the_layer_sums_each_gradient_once_and_sends_a_few_numbers_a_sample(compiled, mesh, reduction, block_size):
     data, classes = mesh
     local = SAMPLES // data
@@ -71,9 +72,14 @@ def test_the_memory_of_a_device_is_that_of_its_share(compiled, mesh):
     assert temporary[1] <= 1.05 * temporary[0] + 4096
 
 
-@pytest.mark.parametrize("world", [world for world in worlds.WORLDS if world != "vmap"])
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01, "weights": cases.weights(SAMPLES)}])
+@pytest.mark.parametrize(
+    ("world", "mesh", "options"),
+    covering(
+        [world for world in worlds.WORLDS if world != "vmap"],
+        SHAPES,
+        [{"label_smoothing": 0.1, "z_loss": 0.01, "weights": cases.weights(SAMPLES)}, {}],
+    ),
+)
 def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
     x, y = cases.logits(CLASSES, 1.0, SAMPLES), cases.class_ids(CLASSES, SAMPLES)
     w = options.get("weights", jnp.ones(SAMPLES))

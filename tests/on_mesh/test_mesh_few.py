@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
+from covering import covering, slow
 from jax.sharding import PartitionSpec as P
 from test_mesh_layer import close, run
 from worlds import CLASSES, NAMES, SAMPLES
@@ -16,13 +17,12 @@ from worlds import CLASSES, NAMES, SAMPLES
 import softjax
 
 ROWS2 = P("data", None)
+WAYS = [("mean", True), ("none", False), ("none", True), ("mean", False)]
 LAYER = [ROWS2, P(None, "classes"), P("classes")]
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("k", [3, pytest.param(12, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("world", "reduction", "fused"), covering(worlds.WORLDS, WAYS))
+@pytest.mark.parametrize("k", [3, *slow(12)])
 def test_sparse_labels(world, reduction, k, fused):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
     labels, weights = few.sparse(CLASSES, k, SAMPLES), cases.weights(SAMPLES)
@@ -54,8 +54,8 @@ def test_sparse_labels(world, reduction, k, fused):
     close(list(gradients), theirs, 2e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("k", [3, pytest.param(12, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", worlds.FEW)
+@pytest.mark.parametrize("k", [3, *slow(12)])
 def test_log_probabilities(world, k):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
     ids = few.sparse(CLASSES, k, SAMPLES, padding=False).ids
@@ -80,8 +80,7 @@ def test_log_probabilities(world, k):
     close(dx, pull(g)[0], 2e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("k", [5, 24, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("world", "k"), covering(worlds.WORLDS, [5, 24, 1]))
 def test_top_k(world, k):
     """More of them than one device has, equal ones among them."""
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)

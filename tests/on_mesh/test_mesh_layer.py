@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 import worlds
+from covering import covering
 from jax.sharding import PartitionSpec as P
 from worlds import CLASSES, NAMES, ROWS, SAMPLES
 
@@ -67,18 +68,17 @@ def test_every_mesh(world, shape):
     check(world, shape, example())
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "sum", "none"]))
 def test_every_option(world, reduction):
     check(world, (2, 4), example(), reduction=reduction, label_smoothing=0.1, z_loss=0.01, logit_softcap=5.0, base=2.0)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_bfloat16(world):
     check(world, (2, 4), example(jnp.bfloat16))
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_soft_labels_of_a_layer(world):
     h, k, b, _, w = example()
     p = cases.distribution(CLASSES, SAMPLES)
@@ -101,8 +101,7 @@ def policy_gradient(s, advantage):
     return -advantage * (s.label_logit - s.log_normalizer) - 0.1 * s.entropy + 0.01 * s.mean_logit**2
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("route", ["loss", "statistics"])
+@pytest.mark.parametrize(("world", "route"), covering(worlds.WORLDS, ["loss", "statistics"]))
 def test_a_loss_of_the_statistics(world, route):
     """By the hidden vectors, the kernel, the bias, the weights, the row argument and what the loss closes over."""
     h, k, b, y, w = example()
@@ -132,7 +131,7 @@ def test_a_loss_of_the_statistics(world, route):
     close((value, gradients), (expected[0], list(expected[1])), 2e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_a_tied_embedding(world):
     h, k, _, y, w = example()
     embedding = jnp.asarray(k.T)
@@ -148,15 +147,14 @@ def test_a_tied_embedding(world):
     close((value, gradients), (alone[0], list(alone[1])))
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_a_shard_of_samples_without_weight(world):
     h, k, b, y, w = example()
     w = w.at[:8].set(0)
     check(world, (2, 4), (h.at[:8].set(jnp.nan), k, b, y, w), (h, k, b, y, w))
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "none"]))
 def test_forward_mode(world, reduction):
     h, k, b, y, w = example()
 
@@ -175,7 +173,7 @@ def test_forward_mode(world, reduction):
     close(actual, expected, 1e-4)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_a_bias_of_minus_infinity_fills_up(world):
     """19 classes over four devices, to which five are added: the last device holds one that exists."""
     h, k, b, y, w = example()

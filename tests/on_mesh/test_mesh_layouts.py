@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from covering import covering
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -30,6 +31,7 @@ LAYOUTS = {
     ),
 }
 MODES = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}
+KINDS = [("explicit", "mean"), ("auto", "none"), ("explicit", "none"), ("auto", "mean")]
 
 
 def problem():
@@ -68,9 +70,7 @@ def check_gradients(gradients):
         np.testing.assert_allclose(np.asarray(gradient), exact, atol=1e-5 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("layout", "mode", "reduction"), covering(LAYOUTS, KINDS))
 def test_a_kernel_split_along_features(layout, mode, reduction):
     axes, hidden_at, kernel_at, names = LAYOUTS[layout]
     mesh, arrays = placed(axes, mode, hidden_at, kernel_at)

@@ -9,12 +9,22 @@ import oracle
 import pytest
 import worlds
 from closeness import EPS
+from covering import covering
 from jax.sharding import PartitionSpec as P
 from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
 import softjax
 
 EXIST = ((jnp.arange(CLASSES) % 3 > 0) & (jnp.arange(CLASSES) < 18))[None]  # on some shards none do
+
+
+OPTIONS = [
+    (True, {"label_smoothing": 0.2, "z_loss": 0.01, "base": 2.0}),
+    (True, {"reduction": "sum"}),
+    (False, {"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.01}),
+    (True, {"where": EXIST, "reduction": "none"}),
+    (False, {"where": EXIST, "label_smoothing": 0.1}),
+]
 
 
 def example(spread=3.0, soft=False):
@@ -67,18 +77,7 @@ def test_every_mesh(world, shape):
     check(world, shape, *example())
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize(
-    ("soft", "options"),
-    [
-        (True, {"label_smoothing": 0.2, "z_loss": 0.01, "base": 2.0}),
-        (True, {"reduction": "sum"}),
-        (False, {"reduction": "none", "label_smoothing": 0.1, "z_loss": 0.01}),
-        (True, {"where": EXIST, "reduction": "none"}),
-        (False, {"where": EXIST, "label_smoothing": 0.1}),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("world", "soft", "options"), covering(worlds.WORLDS, OPTIONS))
 def test_every_option(world, soft, options):
     x, y, w = example(soft=soft)
     if "where" in options and not soft:
@@ -86,8 +85,7 @@ def test_every_option(world, soft, options):
     check(world, (2, 4), x, y, w, **options)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("spread", [0.02, 100.0])
+@pytest.mark.parametrize(("world", "spread"), covering(worlds.WORLDS, [0.02, 100.0]))
 def test_flat_and_peaked(world, spread):
     check(world, (2, 4), *example(spread))
 
@@ -112,8 +110,7 @@ def test_rows_and_shards_at_the_edges(world):
     np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("invalid", [CLASSES, -(2**31)])
+@pytest.mark.parametrize(("world", "invalid"), covering(worlds.WORLDS, [CLASSES, -(2**31)]))
 def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
     x, y, _ = example()
 
@@ -136,8 +133,7 @@ def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("function", [softjax.softmax, softjax.log_softmax])
+@pytest.mark.parametrize(("world", "function"), covering(worlds.WORLDS, [softjax.softmax, softjax.log_softmax]))
 def test_softmax(world, function):
     x, _, _ = example()
     g = cases.logits(CLASSES, 1.0, SAMPLES, seed=1)
@@ -155,8 +151,7 @@ def test_softmax(world, function):
             np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("world", "soft"), covering(worlds.WORLDS, [False, True]))
 def test_statistics(world, soft):
     """Every number, each pulled back alone, of logits with ties across the shards."""
     x, y, _ = example(soft=soft)
@@ -199,8 +194,7 @@ def test_statistics(world, soft):
     np.testing.assert_array_equal(found["label_rank"][0], expected.label_rank)
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
-@pytest.mark.parametrize("gap", [17.0, 40.0, 80.0])
+@pytest.mark.parametrize(("world", "gap"), covering(worlds.WORLDS, [17.0, 40.0, 80.0]))
 def test_confident_rows_are_exact(world, gap):
     """The peak on any shard, the label on it or not, and a gradient whose rows sum to 0."""
     x = np.asarray(cases.logits(CLASSES, 0.5, SAMPLES), np.float64)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import worlds
+from covering import covering
 from jax.sharding import PartitionSpec as P
 from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
@@ -40,8 +41,7 @@ def by_hand(kind, hidden, kernel, y):
     return jnp.sum(jnp.where(y < 0, 0, -jax.nn.log_softmax(lowered)[rows, y]))
 
 
-@pytest.mark.parametrize("world", ["shard_map", *worlds.GLOBAL])
-@pytest.mark.parametrize("kind", MARGINS)
+@pytest.mark.parametrize(("world", "kind"), covering(["shard_map", *worlds.GLOBAL], MARGINS))
 def test_margin_softmax_with_split_classes(world, kind):
     hidden, kernel, y = faces()
     specs = [P("data"), P(None, "classes"), ROWS]
@@ -65,7 +65,7 @@ def test_margin_softmax_with_split_classes(world, kind):
 EVERY = [losses.focal, losses.poly, losses.generalized, *(lambda s, f=f: f(s, MARGIN, SCALE) for f in MARGINS.values())]
 
 
-@pytest.mark.parametrize("world", worlds.WORLDS)
+@pytest.mark.parametrize("world", worlds.FEW)
 def test_every_loss_of_split_logits(world):
     """Each is that of logits on one device, and so is its gradient."""
     x, y = SCALE * jnp.tanh(cases.logits(CLASSES, 1.0, SAMPLES)), cases.class_ids(CLASSES, SAMPLES)

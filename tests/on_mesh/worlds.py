@@ -4,12 +4,14 @@ import contextlib
 
 import jax
 import pytest
+from covering import slow
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 BY_HAND = ["shard_map", "shard_map without check_vma", "vmap"]
 GLOBAL = ["Auto", "Explicit"]
 WORLDS = BY_HAND + GLOBAL
+FEW = [BY_HAND[0], GLOBAL[1], *slow(*BY_HAND[1:], GLOBAL[0])]  # by hand, and on global arrays
 AXES = ("data", "classes")
 NAMES = {"axis_name": "classes", "batch_axis_name": "data"}
 LOGITS, ROWS, SAME = P("data", "classes"), P("data"), P()
