@@ -20,8 +20,12 @@ def check(reduction, hidden, kernel, bias, labels, block_size, rtol=RTOL, **opti
             hidden, kernel, labels, bias=bias, reduction=reduction, block_size=block_size, **options
         )
 
-    value, pull = jax.vjp(function, hidden, kernel, bias)
-    g = g.astype(value.dtype)
+    @jax.jit
+    def both(*arrays):
+        value, pull = jax.vjp(function, *arrays)
+        return value, pull(g.astype(value.dtype))
+
+    value, pulled = both(hidden, kernel, bias)
     scale = np.broadcast_to(np.asarray(g, np.float64), len(hidden))
     if reduction == "mean":
         weights = options.get("weights", jnp.ones(len(hidden)))
@@ -29,7 +33,7 @@ def check(reduction, hidden, kernel, bias, labels, block_size, rtol=RTOL, **opti
     loss, gradients = oracle.linear_cross_entropy(hidden, kernel, labels, bias=bias, cotangent=scale, **options)
     expected = loss if reduction == "none" else (loss * scale / float(g)).sum()
     np.testing.assert_allclose(value, expected, rtol=rtol, atol=rtol)
-    for gradient, argument, exact in zip(pull(g), (hidden, kernel, bias), gradients, strict=True):
+    for gradient, argument, exact in zip(pulled, (hidden, kernel, bias), gradients, strict=True):
         assert gradient.dtype == argument.dtype
         np.testing.assert_allclose(np.asarray(gradient, np.float64), exact, rtol=rtol, atol=rtol * np.abs(exact).max())
     return value

@@ -34,8 +34,12 @@ def layer(dtype, turned=False):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}])
-@pytest.mark.parametrize(("reduction", "count"), [("mean", 3), ("sum", 3), ("none", 4)])
+@pytest.mark.parametrize(
+    ("reduction", "count", "options"),
+    covering(
+        [("mean", 3), ("none", 4), ("sum", 3)], [{"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}, {}]
+    ),
+)
 def test_the_count_of_products_and_the_types_of_their_operands(dtype, reduction, count, options):
     """Those that they come in, but for the gradients of float16 logits, which would underflow."""
     hidden, kernel = layer(dtype)

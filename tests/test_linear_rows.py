@@ -1,5 +1,7 @@
 """Log-probabilities at given classes, dense and fused, and the most probable classes."""
 
+import itertools
+
 import cases
 import few
 import jax
@@ -9,7 +11,7 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
-from covering import covering, slow
+from covering import ROUTES, covering, slow
 
 import softjax
 
@@ -21,7 +23,11 @@ def every_log_q(x, where=None):
 
 
 @pytest.mark.parametrize("k", [0, 3, 9, *slow(1, 8, 40)])
-@pytest.mark.parametrize(("spread", "block_size"), covering([0.02, 1.0, 30.0, 1000.0], [None, 4]))
+@pytest.mark.parametrize(
+    ("spread", "route", "block_size"),
+    covering([0.02, 1.0, 30.0, 1000.0], itertools.product(ROUTES, [None, 4])),
+    indirect=["route"],
+)
 def test_log_probabilities(k, spread, block_size, route):
     x, ids = cases.logits(9, spread), np.random.default_rng(k).integers(0, 9, (11, k))
     g = np.random.default_rng(1).normal(size=ids.shape).astype(np.float32)

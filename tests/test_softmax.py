@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from covering import covering
+from covering import ROUTES, covering
 
 import softjax
 
@@ -76,7 +76,9 @@ def test_axis(axis):
         np.testing.assert_allclose(ours(x, axis=axis, **options), theirs(x, axis), rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 5), (11, 1), (11, 5), (5,)])
+@pytest.mark.parametrize(
+    ("route", "shape"), covering(ROUTES, [((1, 5),), ((11, 1),), ((11, 5),), ((5,),)]), indirect=["route"]
+)
 def test_where_masks_as_if_deleted(shape):
     where = np.random.default_rng(1).random(shape) < 0.6
     where[..., 0] = True

@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
-from covering import covering, slow
+from covering import ROUTES, covering, slow
 
 import softjax
 
@@ -54,7 +54,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("option", "reduction"), covering(OPTIONS, ["none", "mean", "sum"]))
+@pytest.mark.parametrize(
+    ("route", "option", "reduction"), covering(ROUTES, OPTIONS, ["none", "mean", "sum"]), indirect=["route"]
+)
 @pytest.mark.parametrize("k", [3, *slow(9)])
 def test_every_option(option, reduction, k, route):
     """Dense and fused, by logits, hidden vectors, kernel, bias and probabilities."""

@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from closeness import near
+from covering import covering, slow
 from jaxprs import equations
 from lm_runs import config_of, default_config, options
 
@@ -34,7 +35,7 @@ def case(text, **settings):
     return config, model, batch
 
 
-@pytest.mark.parametrize("microbatches", [2, 4, 8])
+@pytest.mark.parametrize("microbatches", [2, 8, *slow(4)])
 def test_microbatches_are_one_batch(text, microbatches):
     config, model, batch = case(text, z_loss=1e-3)
     at_once = mean_loss_and_gradient(model, batch[None], config)
@@ -54,8 +55,7 @@ def test_the_mean_is_over_tokens(text):
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
-@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize(("z_loss", "microbatches"), covering([0.0, 1e-3], [1, 4]))
 def test_what_is_measured_is_that_of_the_logits(text, z_loss, microbatches):
     config, model, batch = case(text, z_loss=z_loss)
     numbers = of_logits(model, batch, z_loss, config)
@@ -83,8 +83,7 @@ def of_logits(model, batch, z_loss, config):
     }
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("route", sorted(set(ROUTES) - {"fused"}))
+@pytest.mark.parametrize(("route", "tied"), covering(sorted(set(ROUTES) - {"fused"}), [True, False]))
 def test_routes_agree(text, route, tied):
     config, model, batch = case(text, z_loss=1e-3, tied=tied)
     assert (model.head is None) == tied

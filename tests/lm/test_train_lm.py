@@ -16,6 +16,7 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
+from covering import slow
 from lm_runs import config_of, last_state, metrics, options, run, same_result
 from runs import the_one_line
 
@@ -83,7 +84,8 @@ def test_the_metrics_hold_the_last_steps(finished):
     assert last["cross_entropy"] == pytest.approx(last["loss"], rel=1e-5)
 
 
-def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text):
+@pytest.mark.parametrize("kills", [1, *slow(3)])
+def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text, kills):
     settings = {"steps": 40, "checkpoint_every": 1, "evaluate_every": 20}
     victim, other = (config_of(tmp_path / name, text, **settings) for name in ("killed", "uninterrupted"))
 
@@ -93,7 +95,7 @@ def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text)
         environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    for _ in range(2):
+    for _ in range(kills):
         process, seen = start(victim, "--resume"), finished_steps(victim)
         while finished_steps(victim) <= seen + 2:
             assert process.poll() is None, process.communicate()

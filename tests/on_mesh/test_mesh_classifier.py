@@ -3,6 +3,7 @@
 import pytest
 from classifier_runs import arrays, die_at_disk_operation, last_state, run
 from closeness import near
+from covering import slow
 from runs import Killed, the_one_line
 
 from classifier import figures
@@ -32,7 +33,7 @@ def same(folder, alone):
     near(last_state(folder), last_state(alone), TERMS)
 
 
-@pytest.mark.parametrize("mesh", ["data=4,classes=2", "classes=4", "data=3"])
+@pytest.mark.parametrize("mesh", ["data=4,classes=2", *slow("classes=4", "data=3")])
 def test_a_mesh_changes_nothing(alone, tmp_path, mesh):
     assert run(tmp_path, "--mesh", mesh, small=SMALL) == 0
     same(tmp_path, alone)

@@ -35,8 +35,8 @@ def same(config, alone):
     ("mesh", "settings"),
     [
         ("data=2,classes=4", {}),
-        ("data=2,classes=4", {"loss": "logits"}),
-        ("data=2,classes=4", {"loss": "optax"}),
+        pytest.param("data=2,classes=4", {"loss": "logits"}, marks=pytest.mark.slow),
+        pytest.param("data=2,classes=4", {"loss": "optax"}, marks=pytest.mark.slow),
         ("data=4", {"microbatches": 2}),
     ],
 )
