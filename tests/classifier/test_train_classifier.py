@@ -107,7 +107,7 @@ def same_result(folder, expected):
 
 
 def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path):
-    options = ("--classes", "2", "--batch-size", "64", "--epochs", "30", "--checkpoint-every", "1")
+    options = ("--classes", "2", "--batch-size", "64", "--epochs", "16", "--checkpoint-every", "1")
 
     def start(*more):
         command = [sys.executable, program.__file__, *options, "--output", tmp_path / "killed", *more]

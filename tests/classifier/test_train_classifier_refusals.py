@@ -19,19 +19,24 @@ from common.checkpoint import FOLDER
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    {
-        "classes": 4,
-        "test-fraction": 0.3,
-        "seed": 1,
-        "optimiser": "sgd",
-        "learning-rate": 0.01,
-        "schedule": "constant",
-        "epochs": 5,
-        "batch-size": 50,
-        "base": 2.0,
-        "label-smoothing": 0.1,
-        "weight-decay": 0.0,
-    }.items(),
+    [
+        ("classes", 4),
+        ("optimiser", "sgd"),
+        ("epochs", 5),
+        ("base", 2.0),
+        *(
+            pytest.param(*other, marks=pytest.mark.slow)
+            for other in {
+                "test-fraction": 0.3,
+                "seed": 1,
+                "learning-rate": 0.01,
+                "schedule": "constant",
+                "batch-size": 50,
+                "label-smoothing": 0.1,
+                "weight-decay": 0.0,
+            }.items()
+        ),
+    ],
 )
 def test_resuming_with_another_setting_is_refused(earlier, finished, capsys, option, value):
     assert run(earlier, "--resume", f"--{option}", value) != 0

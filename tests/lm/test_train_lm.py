@@ -86,7 +86,7 @@ def test_the_metrics_hold_the_last_steps(finished):
 
 @pytest.mark.parametrize("kills", [1, *slow(3)])
 def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text, kills):
-    settings = {"steps": 40, "checkpoint_every": 1, "evaluate_every": 20}
+    settings = {"steps": 24 * kills, "checkpoint_every": 1, "evaluate_every": 20}
     victim, other = (config_of(tmp_path / name, text, **settings) for name in ("killed", "uninterrupted"))
 
     def start(config, *flags):
