@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend import core
+from jax import core, lax
 from jax.sharding import PartitionSpec as P
 
 from softjax import _blocks as blocks
@@ -178,11 +177,12 @@ def _local_rows(static, of_row, problem, _, row_args):
 class Hoisted(NamedTuple):
     """A function with all that it closes over taken out of it: static, and so fit for a custom derivative."""
 
-    jaxpr: core.Jaxpr
+    jaxpr: Any
     out: Any
+    """The tree of what it gives."""
 
     def __call__(self, closed_over: tuple[Array, ...], *args: Any) -> Any:
-        flat = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, closed_over))(*jax.tree.leaves(args))
+        flat = core.eval_jaxpr(self.jaxpr, closed_over, *jax.tree.leaves(args))
         return jax.tree.unflatten(self.out, flat)
 
 
