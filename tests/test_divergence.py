@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import jaxprs
 import numpy as np
 import pytest
+from covering import ROUTES, covering
 
 import softjax
 from softjax import _cpu
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
-slow = pytest.mark.slow
 
 
 def pair(classes, spread=1.0, apart=0.5, samples=cases.SAMPLES):
@@ -61,9 +61,7 @@ def fused(x, y, **options):
 WAYS = [dense, leading, vmapped, as_kernel, as_hidden]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("classes", "spread"), [(5, 1.0), (129, 8.0), pytest.param(2, 30.0, marks=slow)])
+@pytest.mark.parametrize(("way", "kind", "classes", "spread"), covering(WAYS, KINDS, [(5, 1.0), (129, 8.0), (2, 30.0)]))
 def test_value_and_gradient(way, kind, classes, spread):
     x, y = pair(classes, spread)
     for beta, temperature in ((0.5, 1.0), (0.1, 2.5)):
@@ -76,7 +74,7 @@ def test_value_and_gradient(way, kind, classes, spread):
         assert np.all(np.abs(pull(cases.cotangent())[0] - g[:, None] * gradient) <= 1e-4 * scale)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "route"), covering(KINDS, ROUTES), indirect=["route"])
 def test_both_routes(kind, route):
     """One CPU and elsewhere."""
     x, y = pair(7)
@@ -87,8 +85,7 @@ def test_both_routes(kind, route):
         np.testing.assert_allclose(gradient, slopes, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("gap", [10.0, 40.0, 80.0])
+@pytest.mark.parametrize(("kind", "gap"), covering(KINDS, [10.0, 40.0, 80.0]))
 def test_confident_rows(kind, gap):
     """Both are sure of one class, or one of them more than the other: right to 1e-3 of itself, each entry too."""
     x = jnp.asarray([[gap, 0.0, -1.0, 0.5], [gap, 0.0, 0.0, 0.3]])
@@ -100,8 +97,7 @@ def test_confident_rows(kind, gap):
         np.testing.assert_allclose(pull(jnp.ones(2))[0], gradient, rtol=1e-3, atol=1e-37)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spread", [0.02, 1.0, 30.0])
+@pytest.mark.parametrize(("kind", "spread"), covering(KINDS, [0.02, 1.0, 30.0]))
 def test_never_negative_and_0_of_the_same(kind, spread):
     x = cases.logits(129, spread, samples=500)
     noise = jnp.asarray(
@@ -135,8 +131,7 @@ def test_every_option(kind):
             np.testing.assert_allclose(slopes, share[:, None] * whole / divisor, atol=1e-6)
 
 
-@pytest.mark.parametrize("way", [dense, as_kernel, fused])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), covering(KINDS, [dense, as_kernel, fused]))
 def test_derivatives_by_temperature_and_beta(way, kind):
     x, y = pair(7)
 
@@ -153,8 +148,7 @@ def test_derivatives_by_temperature_and_beta(way, kind):
     np.testing.assert_allclose(forward, found[0] + found[1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", [dense, as_hidden, fused])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "way"), covering(KINDS, [fused, dense, as_hidden]))
 def test_every_mode_of_differentiation(way, kind):
     x, y = pair(5, samples=3)
 
@@ -227,10 +221,10 @@ def test_a_share_of_next_to_nothing(beta):
         )
 
 
-@pytest.mark.parametrize("way", [dense, as_hidden, fused])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(
+    ("way", "kind", "bad", "temperature"),
+    covering([dense, as_hidden, fused], KINDS, [jnp.nan, jnp.inf, -jnp.inf], [2.0, 1.0]),
+)
 def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
     x, y = pair(5)
     w = jnp.ones(len(x)).at[jnp.array([1, 4])].set(0)
@@ -279,8 +273,7 @@ def test_two_layers_of_other_widths_types_caps_and_biases(kind):
     np.testing.assert_allclose(turned, value, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("reduction", "count"), [("mean", 4), ("none", 6)])
+@pytest.mark.parametrize(("kind", "reduction", "count"), covering(KINDS, [("mean", 4), ("none", 6)]))
 def test_no_more_products_than_said_and_no_logits(kind, reduction, count):
     """The products of the value, of its gradients by the student, and no array of all samples and classes."""
     arrays = [jnp.ones(shape) for shape in ((64, 8), (8, 97), (64, 6), (6, 97))]
