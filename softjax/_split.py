@@ -58,7 +58,7 @@ class Split(NamedTuple):
         if isinstance(labels, _labels.Teacher):
             of_each, dtype = classes.number_shape(logits), wide(logits, labels.logits)
             target = labels._replace(logits=self.gathered(labels.logits, axis)).of_rows(of_each, dtype)
-            return classes, logits, target, where
+            return classes, logits, jax.tree.map(partial(_lying_as, logits), target), where
         return classes, logits, self.target_of(labels, classes.count(logits), axis), where
 
     def target_of(self, labels: _labels.Labels, classes: Length, axis: int) -> Any:
@@ -130,6 +130,15 @@ class Split(NamedTuple):
             return array
         entries = [tuple(name for name in names_of(entry) if types[name] == AxisType.Explicit) for entry in spec]
         return jax.sharding.reshard(array, NamedSharding(on, P(*(entry or None for entry in entries))))
+
+
+def _lying_as(logits: Array, array: Array) -> Array:
+    """The array, of the rank of the logits, split under Explicit axes as they are."""
+    sharding = jax.typeof(logits).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return array
+    spec = P(*(None if n == 1 else entry for n, entry in zip(array.shape, sharding.spec, strict=True)))
+    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
 
 
 def names_of(entry: Any) -> Names:

@@ -62,3 +62,19 @@ def test_a_teacher_of_which_each_device_has_all_classes_is_refused(world):
     f = worlds.split(world, (2, 4), own, [ROWS2, COLUMNS2, ROWS2, P()], P())
     with pytest.raises(ValueError, match="`teacher_kernel` "):
         f(hidden, kernel, hidden, kernel[:, : CLASSES // 4])
+
+
+@pytest.mark.parametrize("spec", [P("data"), P()])
+def test_a_teacher_that_lies_otherwise(spec):
+    """Under Explicit axes the compiler splits a call on logits by their types, whatever the teacher's are."""
+    x, y = (cases.logits(CLASSES, samples=SAMPLES, seed=seed) for seed in (0, 1))
+
+    def loss(x, y, temperature):
+        return softjax.divergence(x, y, temperature=temperature, beta=0.3, kind="jensen_shannon")
+
+    with jax.set_mesh(worlds.mesh_of((2, 4), "Explicit")):
+        arrays = jax.device_put(x, worlds.LOGITS), jax.device_put(y, spec), jnp.float32(2)
+        value, gradients = jax.value_and_grad(loss, (0, 2))(*arrays)
+    expected, theirs = jax.value_and_grad(loss, (0, 2))(x, y, jnp.float32(2))
+    close(value, expected)
+    close(gradients, theirs)
