@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
 import pytest
+import typed_user
 
 import softjax
 
@@ -56,6 +58,15 @@ def test_public_names():
     # ours alone: the hook that checks annotations in the tests adds a name of its own
     ours = [n for n, v in vars(softjax).items() if getattr(v, "__module__", "").startswith("softjax")]
     assert sorted(ours) == PUBLIC
+
+
+def test_a_users_typed_file_calls_every_one_of_them():
+    """pyright, which is strict about that file, is run beside the tests."""
+    text = Path(typed_user.__file__).read_text(encoding="utf8")
+    functions = [*PUBLIC, *(f"{m.__name__}.{n}"[8:] for m, known in NAMESPACES.items() for n in known)]
+    assert [name for name in functions if f"softjax.{name}" not in text] == []
+    (hidden, kernel, _), labels = cases.layer(5), cases.class_ids(5)
+    typed_user.every_call(hidden @ kernel, labels, cases.weights(), hidden, kernel, labels[:, None])
 
 
 @pytest.mark.parametrize("name", PUBLIC)
