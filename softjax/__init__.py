@@ -45,22 +45,36 @@ inf 0.2689 -1.0 0.7311
 nan 0.0
 """
 
-from softjax import losses as losses
-from softjax import metrics as metrics
-from softjax._cross_entropy import cross_entropy as cross_entropy
-from softjax._cross_entropy import statistics as statistics
-from softjax._distillation import divergence as divergence
-from softjax._distillation import linear_divergence as linear_divergence
-from softjax._distribution import distribution_cross_entropy as distribution_cross_entropy
-from softjax._labels import SparseLabels as SparseLabels
-from softjax._linear import linear_cross_entropy as linear_cross_entropy
-from softjax._linear_loss import linear_loss as linear_loss
-from softjax._linear_rows import TopK as TopK
-from softjax._linear_rows import linear_log_probabilities as linear_log_probabilities
-from softjax._linear_rows import linear_statistics as linear_statistics
-from softjax._linear_rows import linear_top_k as linear_top_k
-from softjax._rows import Statistics as Statistics
-from softjax._softmax import log_probabilities as log_probabilities
-from softjax._softmax import log_softmax as log_softmax
-from softjax._softmax import softmax as softmax
-from softjax._validation import validate_labels as validate_labels
+from softjax import losses, metrics
+from softjax._cross_entropy import cross_entropy, statistics
+from softjax._distillation import divergence, linear_divergence
+from softjax._distribution import distribution_cross_entropy
+from softjax._labels import SparseLabels
+from softjax._linear import linear_cross_entropy
+from softjax._linear_loss import linear_loss
+from softjax._linear_rows import TopK, linear_log_probabilities, linear_statistics, linear_top_k
+from softjax._rows import Statistics
+from softjax._softmax import log_probabilities, log_softmax, softmax
+from softjax._validation import validate_labels
+
+__all__ = [
+    "SparseLabels",
+    "Statistics",
+    "TopK",
+    "cross_entropy",
+    "distribution_cross_entropy",
+    "divergence",
+    "linear_cross_entropy",
+    "linear_divergence",
+    "linear_log_probabilities",
+    "linear_loss",
+    "linear_statistics",
+    "linear_top_k",
+    "log_probabilities",
+    "log_softmax",
+    "losses",
+    "metrics",
+    "softmax",
+    "statistics",
+    "validate_labels",
+]

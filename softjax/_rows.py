@@ -17,7 +17,7 @@ To add a number: a field, a value, a slope.
 """
 
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +171,9 @@ rows = PAGE.numbers
 if TYPE_CHECKING:
     OfSamples = Statistics
 else:
-    OfSamples = Annotated[Any, "Statistics"]  # refused below, with a message that says what was meant
+    from softjax._types import Anything
+
+    OfSamples = Anything("Statistics")  # refused below, with a message that says what was meant
 
 
 def statistics_of(value: Any) -> Statistics:

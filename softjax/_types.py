@@ -6,7 +6,7 @@ Annotations are checked by the test run (`--jaxtyping-packages=softjax,beartype.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jax.typing import ArrayLike as ArrayLike
 from jaxtyping import Array as Array
@@ -25,16 +25,28 @@ if TYPE_CHECKING:
     Reduction = Literal["mean", "sum", "none"]
     Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 else:
-    # What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
-    # checks of annotations would come before it.
-    ArrayLike = Annotated[Any, "array"]
-    Function = Annotated[Any, "function"]
-    Axis = Count = Annotated[Any, "int"]
-    Axes = Annotated[Any, "int | tuple[int, ...]"]
+
+    class Anything(type):
+        """A type of everything, of which `help` shows the name.
+
+        What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
+        checks of annotations would come before it.
+        """
+
+        def __new__(cls, name):
+            return super().__new__(cls, name, (), {"__module__": "builtins"})
+
+        def __init__(cls, name):
+            super().__init__(name, (), {})
+
+        def __instancecheck__(cls, instance):
+            return True
+
+    ArrayLike, Function, Flag, Number = map(Anything, ("ArrayLike", "Callable", "bool", "int | float"))
+    Axis = Count = Anything("int")
+    Axes = Anything("int | tuple[int, ...]")
     # lengths that `jax.export` may leave open, which are no integers then
-    Length, Shape = Annotated[Any, "int"], Annotated[Any, "tuple[int, ...]"]
-    AxisName = Annotated[Any, "str | tuple[str, ...] | None"]
-    Flag = Annotated[Any, "bool"]
-    Number = Annotated[Any, "int | float"]
-    Reduction = Annotated[Any, "mean", "sum", "none"]
-    Kind = Annotated[Any, "forward_kl", "reverse_kl", "jensen_shannon"]
+    Length, Shape = Anything("int"), Anything("tuple[int, ...]")
+    AxisName = Anything("str | tuple[str, ...] | None")
+    Reduction = Anything("'mean' | 'sum' | 'none'")
+    Kind = Anything("'forward_kl' | 'reverse_kl' | 'jensen_shannon'")
