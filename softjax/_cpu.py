@@ -168,12 +168,15 @@ def a_few_rows_at_a_time(function: Callable[..., Any], x: Array, *beside: Any) -
     return x.reshape((rows, -1)), jax.tree.map(lambda a: a.reshape((rows, *a.shape[2:])), numbers)
 
 
+_ROWS = 2**21  # bytes of them, in which both cores find work
+
+
 def _rows_of_each(x: Array) -> int | None:
     """How many rows of a matrix to take at a time, a divisor of their number, or None to take all at once."""
     fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
     if not (fixed and x.ndim == 2 and x.dtype.itemsize >= 4 and on_one_cpu(x)):
         return None
-    most = max(1, _BLOCK // max(x.shape[1] * x.dtype.itemsize, 1))
+    most = max(1, _ROWS // max(x.shape[1] * x.dtype.itemsize, 1))
     each = max((n for n in range(1, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0), default=0)
     return each if x.shape[0] >= 4 * most and 4 * each >= most else None
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from softjax import _checks as checks
 from softjax import _options as options
@@ -13,7 +14,7 @@ from softjax._dense import Static, loss_of_logits
 from softjax._labels import Labels, SparseLabels
 from softjax._placement import split_of_logits
 from softjax._reduce import from_nats, times
-from softjax._rows import PAGE, Row, Statistics, rows, without_classes
+from softjax._rows import MANY, PAGE, Row, Statistics, without_classes
 from softjax._types import Array, ArrayLike, Axis, AxisName, Float, Number, Reduction
 from softjax._validation import checked as checked_labels
 
@@ -129,18 +130,19 @@ def statistics(
     logits, axis = checks.logits(logits, axis)
     labels = checked_labels(labels, logits.shape, axis)
     split = split_of_logits(axis_name, None, logits, axis)
-    return _statistics((axis, split), logits, labels, checks.where(where, logits))
+    page = PAGE if isinstance(logits, Tracer) else MANY  # traced, what nobody reads is not computed
+    return _statistics((axis, split, page), logits, labels, checks.where(where, logits))
 
 
 @partial(jax.jit, static_argnums=0)
 def _statistics(static, logits, labels, where):
-    axis, split = static
+    axis, split, page = static
 
     def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
         classes, logits, target, where = split.dense(logits, labels, where, axis)
         some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
         block = block_of(classes, logits, target, exist, some)
-        row = rows(classes, block).statistics
+        row = page.numbers(classes, block).statistics
         return row if where is None else without_classes(row, classes.number(~classes.any(where)))
 
     return split.over(local, split.of_dense(logits, labels, where, axis), split.result)(logits, labels, where)

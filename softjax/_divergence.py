@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax import _cpu as cpu
-from softjax._block import Block, Page
+from softjax._block import Block, Page, in_cache, over_rows
 from softjax._classes import Classes
 from softjax._labels import Teacher
 from softjax._log_sum import LogSum, below, exponentials, log_sum
@@ -179,16 +178,7 @@ def of_block(classes: Classes, block: Block) -> Sums:
 
 
 def values(kind: Callable[..., Terms], classes: Classes, block: Block) -> tuple[Float[Array, "*rows"], Sums]:
-    def of(x: Array, block: Block) -> tuple[None, tuple[Float[Array, "*rows"], Sums]]:
-        return None, _values(kind, classes, block._replace(logits=x))
-
-    return over_rows(classes, of, block)[1]
-
-
-def over_rows(classes: Classes, function: Callable[..., Any], block: Block, *beside: Any) -> tuple[Any, Any]:
-    """`function(logits, block, *beside)`, where a CPU keeps in cache what a row needs on the way."""
-    in_cache = cpu.a_few_rows_at_a_time if classes.axis == -1 else lambda function, *arrays: function(*arrays)
-    return in_cache(function, block.logits, block._replace(logits=None), *beside)
+    return in_cache(partial(_values, kind), classes, block)
 
 
 def _values(kind: Callable[..., Terms], classes: Classes, block: Block) -> tuple[Float[Array, "*rows"], Sums]:

@@ -13,7 +13,7 @@ from softjax._labels import SparseLabels
 from softjax._loss_sum import loss_sum, rows_of
 from softjax._problem import Plan, arranged
 from softjax._reduce import reduce
-from softjax._rows import PAGE
+from softjax._rows import MANY
 from softjax._types import Array, ArrayLike, AxisName, Count, Number, Reduction
 from softjax._validation import checked
 
@@ -110,12 +110,12 @@ def _linear_cross_entropy(static, problem, coefficients):
 
 def _local_losses(static, problem, coefficients, _):
     plan = static.plan
-    row = rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape)
+    row = rows_of(plan.static(MANY), plan.blocks(problem), problem.shape)
     return reduce(loss_of_row(row, coefficients, static.base), plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, coefficients, _):
     plan = static.plan
-    summed = plan.static(PAGE)._replace(row_loss=CrossEntropy(static.base))
+    summed = plan.static(MANY)._replace(row_loss=CrossEntropy(static.base))
     total, _ = loss_sum(summed, *plan.filled(problem), coefficients)
     return plan.reduced(problem, total, static.reduction)

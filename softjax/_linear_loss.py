@@ -18,7 +18,7 @@ from softjax._layer import Parameters
 from softjax._loss_sum import guarded, loss_sum, rows_of
 from softjax._problem import Plan, arranged
 from softjax._reduce import reduce
-from softjax._rows import PAGE, Row, Statistics
+from softjax._rows import MANY, Row, Statistics
 from softjax._samples import Samples, Static, number_like
 from softjax._types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
 from softjax._validation import checked
@@ -158,7 +158,7 @@ def _linear_loss(function, static, problem, row_args):
 def _local_sum(static, of_row, problem, _, row_args):
     plan = static.plan
     parameters, samples = plan.filled(problem, row_args)
-    static_of = plan.static(PAGE)
+    static_of = plan.static(MANY)
     function, closed_over = hoisted_row_loss(static_of, of_row, parameters, samples)
     total, aux = loss_sum(static_of._replace(row_loss=function), parameters, samples, closed_over)
     return plan.reduced(problem, total, static.reduction), blocks.merge(aux, problem.shape)
@@ -166,7 +166,7 @@ def _local_sum(static, of_row, problem, _, row_args):
 
 def _local_rows(static, of_row, problem, _, row_args):
     plan, weights = static.plan, static.plan.weights(problem)
-    row = rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape).statistics
+    row = rows_of(plan.static(MANY), plan.blocks(problem), problem.shape).statistics
     flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
     if weights is not None:
         flat = guarded(flat, weights.reshape(-1, 1) != 0)

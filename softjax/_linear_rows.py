@@ -12,7 +12,7 @@ from softjax._labels import Largest, SparseLabels, without_mass
 from softjax._loss_sum import rows_of
 from softjax._problem import Plan, Problem, arranged
 from softjax._reduce import from_nats
-from softjax._rows import PAGE, Row, Statistics, without_classes
+from softjax._rows import MANY, Row, Statistics, without_classes
 from softjax._types import Array, ArrayLike, AxisName, Count, Float, Integer, Number
 from softjax._validation import checked, ids_of
 
@@ -185,7 +185,7 @@ def _rows(read, plan, problem):
     """What `read(plan, problem, row)` takes of the numbers of each row."""
 
     def local(problem: Problem, *_: Any) -> Any:
-        return read(plan, problem, rows_of(plan.static(PAGE), plan.blocks(problem), problem.shape))
+        return read(plan, problem, rows_of(plan.static(MANY), plan.blocks(problem), problem.shape))
 
     return plan.over_devices(local, problem, ((), ()), plan.split.result)(problem, (), ())
 

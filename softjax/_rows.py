@@ -16,14 +16,14 @@ With q = softmax(x), target p ([j = y] for a class id y) and P = Σ_j p_j:
 To add a number: a field, a value, a slope.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from softjax import _cpu as cpu
-from softjax._block import Block, Page
+from softjax._block import Block, Page, in_cache
 from softjax._classes import Classes
 from softjax._log_sum import LogSum, below, but_peak, exponentials
 from softjax._target import Measured, measure, target_pulled, target_slopes
@@ -166,6 +166,8 @@ def _times(slope: Array | None, cotangent: Array | None) -> Array | None:
 PAGE = Page.of(values, pulled_back)
 rows = PAGE.numbers
 """`rows(classes, block)`: the numbers of each row."""
+MANY = Page.of(partial(in_cache, values), pulled_back)
+"""The same for a block of a layer, or where all the numbers are wanted: each takes a pass of its own."""
 
 
 if TYPE_CHECKING:

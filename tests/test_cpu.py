@@ -214,3 +214,32 @@ def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
         program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, kernel, labels, weights).compile()
         arrays = program.memory_analysis().temp_size_in_bytes / (4 * 256 * 2048)
         assert arrays < (2.1 if dtype == jnp.float32 else 2.7)
+
+
+@pytest.mark.parametrize("samples", [24, 21, 23])
+@pytest.mark.parametrize("route", ["one CPU"], indirect=True)
+def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
+    """Every number and every slope, of 4 rows at a time, of 3, and of all where nothing divides their number."""
+    x, labels, kernel = cases.logits(9, samples=samples), cases.class_ids(9, samples), jnp.eye(9)
+    weights, exist = cases.weights(samples), jnp.arange(9) != 4
+    x = x.at[0].set(jnp.nan)  # its weight is 0
+
+    def loss(x, temperature):
+        s = softjax.linear_statistics(x, kernel, labels, where=exist)
+        numbers = [jnp.where(weights > 0, n.astype(jnp.float32), 0) for n in s]
+        given = {"weights": weights, "reduction": "sum", "temperature": temperature}
+        of_teacher = [
+            softjax.linear_divergence(x, kernel, jnp.sin(x), kernel, kind=k, **given)
+            for k in ("forward_kl", "jensen_shannon")
+        ]
+        fused = softjax.linear_cross_entropy(x, kernel, labels, weights=weights)
+        return sum(jnp.vdot(jnp.cos(n), n) for n in numbers) + sum(of_teacher) + fused, s
+
+    both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    expected = both(x, jnp.float32(2))
+    monkeypatch.setattr(_cpu, "_ROWS", 5 * 9 * 4)
+    jax.clear_caches()
+    assert _cpu._rows_of_each(x) == {24: 4, 21: 3, 23: None}[samples]
+    for ours, theirs in zip(*map(jax.tree.leaves, (both(x, jnp.float32(2)), expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+    jax.clear_caches()
