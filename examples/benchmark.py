@@ -27,15 +27,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import core_figure, core_report, distil_report, linear_cases, linear_report, machine, page
+from benchmarks import core_figure, core_report, divergence_report, linear_cases, linear_report, machine, page
 from benchmarks.core_cases import core_case, core_problems
-from benchmarks.distil_cases import distil_case
+from benchmarks.divergence_cases import distil_case
 from benchmarks.settings import Config, parse
 from common.program import WrongInput
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "jax-cce", "tokamax")
 CASES = {"core": core_case, **linear_cases.CASES, "distil": distil_case}
-REPORTS = {"core": core_report, "distil": distil_report}
+REPORTS = {"core": core_report, "distil": divergence_report}
 
 
 def run(part: str, config: Config, console: Console) -> dict[str, Any]:

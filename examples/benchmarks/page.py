@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import core_report, distil_cases, distil_report, linear_report, mesh_report, routes_report
+from benchmarks import core_report, divergence_cases, divergence_report, linear_report, mesh_report, routes_report
 from benchmarks.core_report import Case, where
 from benchmarks.linear_contenders import FLOOR, OURS, PLAIN
 from benchmarks.linear_report import by_name
@@ -88,8 +88,8 @@ def _blocks(results: Results) -> Iterator[str]:
 def _distil(results: Results) -> Iterator[str]:
     cases = [by_name(case) for case in results["cases"]]
     times, memory = (
-        [case[f"{distil_cases.OURS}, {kind}"][key] / case[f"{distil_cases.PLAIN}, {kind}"][key] for case in cases
-         for kind in distil_cases.KINDS]
+        [case[f"{divergence_cases.OURS}, {kind}"][key] / case[f"{divergence_cases.PLAIN}, {kind}"][key] for case in cases
+         for kind in divergence_cases.KINDS]
         for key in ("median", "temporary_bytes")
     )  # fmt: skip
     yield f"## A student and its teacher{'' if results['machine']['platform'] == 'cpu' else ' on a GPU'}"
@@ -97,7 +97,7 @@ def _distil(results: Results) -> Iterator[str]:
         f"`{_command('distil', results)}` times `linear_divergence` against the plain way, by hand with `jax.nn` on "
         "the logits of both, and where it is installed torch. The floor is the four matrix products alone."
     )
-    yield distil_report.markdown(results)
+    yield divergence_report.markdown(results)
     yield f"It takes {_range(times)} of the plain way's time, for {_range(memory, 3)} of its memory."
 
 

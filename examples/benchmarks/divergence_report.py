@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.core_report import duration, heading, line, size, where
-from benchmarks.distil_cases import FLOOR, KINDS, OURS, PLAIN, TORCH
+from benchmarks.divergence_cases import FLOOR, KINDS, OURS, PLAIN, TORCH
 from benchmarks.linear_report import by_name, ratio, shape
 
 
