@@ -28,7 +28,7 @@ from language_model import data
 from language_model.data import Batches
 from language_model.loss import ROUTES
 from language_model.settings import Config
-from language_model.training import initial_state, train_step
+from language_model.training import CompiledStep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def compare(config: Config, rounds: int) -> dict[str, Any]:
     corpus = data.load(config)
     batches = Batches(corpus, config)
     programs = {
-        route: Program(dataclasses.replace(config, loss=route, steps=rounds + 2), batches)  # pyright: ignore[reportArgumentType]
+        route: CompiledStep(dataclasses.replace(config, loss=route, steps=rounds + 2), batches)  # pyright: ignore[reportArgumentType]
         for route in ROUTES
     }
     calls: dict[str, Callable[[], Any]] = dict(programs)
@@ -67,21 +67,6 @@ def compare(config: Config, rounds: int) -> dict[str, Any]:
     }
     tokens = config.batch_size * config.sequence_length
     return {"tokens": tokens, "vocabulary": config.vocabulary, "settings": settings.decisive(config), "routes": routes}
-
-
-class Program:
-    """A compiled step of one route and the state that it has led to; each call takes the next batch."""
-
-    def __init__(self, config: Config, batches: Batches):
-        self._batches = batches
-        self._next = 0
-        self.state = initial_state(config)
-        self._step = train_step.lower(self.state, batches[0], config).compile()
-        self.temporary_bytes = getattr(self._step.memory_analysis(), "temp_size_in_bytes", None)
-
-    def __call__(self) -> None:
-        self.state = jax.block_until_ready(self._step(self.state, self._batches[self._next]))
-        self._next += 1
 
 
 @program.exit_status(program.NOTHING_WRITTEN)

@@ -140,11 +140,17 @@ class Batches:
         return np.random.default_rng([self._config.seed, epoch]).permutation(len(self._rows))
 
     def __getitem__(self, step: int) -> np.ndarray:
-        """Tokens, `[microbatches, sequences, sequence_length + 1]`. An epoch's last, incomplete batch is dropped."""
+        """Tokens, `[microbatches, sequences, sequence_length + 1]`."""
+        return self.tokens(self.numbers(step))
+
+    def numbers(self, step: int) -> np.ndarray:
+        """Which sequences a step takes, `[microbatches, sequences]`. An epoch's last, incomplete batch is dropped."""
         epoch, batch = divmod(step, len(self._rows) // self._config.batch_size)
         first = batch * self._config.batch_size
-        rows = self._rows[self._order(epoch)[first : first + self._config.batch_size]]
-        return rows.reshape(self._config.microbatches, -1, rows.shape[1])
+        return self._order(epoch)[first : first + self._config.batch_size].reshape(self._config.microbatches, -1)
+
+    def tokens(self, numbers: np.ndarray) -> np.ndarray:
+        return self._rows[numbers]
 
 
 def _fingerprint(train: Sequence[File], test: Sequence[File], vocabulary: int) -> str:

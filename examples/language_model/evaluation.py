@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,15 +54,21 @@ class Evaluation(NamedTuple):
 
 def evaluate(model: Transformer, corpus: Corpus, config: Config) -> Evaluation:
     """Of the held-out files, whatever route the loss of the training takes."""
+    sums, calibration = over_held_out(functools.partial(_sums, model, config=config), corpus, config)
+    rows = pack(corpus.test, config.sequence_length, config.end)
+    counted = rows[:, :-1] != config.end
+    lengths = corpus.token_bytes(config.vocabulary)[rows[:, 1:]]
+    return Evaluation(sums, counted.sum(axis=0), int(lengths[counted].sum()), calibration)
+
+
+def over_held_out(sums: Callable[[np.ndarray], Any], corpus: Corpus, config: Config) -> Any:
+    """Adds up, in float64, what `sums` gives of each batch of the held-out files' sequences."""
     rows = pack(corpus.test, config.sequence_length, config.end)
     sequences = config.batch_size // config.microbatches
     filled = np.full((-len(rows) % sequences, rows.shape[1]), config.end, np.int32)
     batches = np.concatenate([rows, filled]).reshape(-1, sequences, rows.shape[1])
-    parts = (jax.tree.map(np.float64, _sums(model, batch, config)) for batch in batches)
-    sums, calibration = functools.reduce(functools.partial(jax.tree.map, np.add), parts)
-    counted = rows[:, :-1] != config.end
-    lengths = corpus.token_bytes(config.vocabulary)[rows[:, 1:]]
-    return Evaluation(sums, counted.sum(axis=0), int(lengths[counted].sum()), calibration)
+    parts = (jax.tree.map(np.float64, sums(batch)) for batch in batches)
+    return functools.reduce(functools.partial(jax.tree.map, np.add), parts)
 
 
 @functools.partial(jax.jit, static_argnames="config")

@@ -1,7 +1,7 @@
 """The loss of the language model by three routes, what is measured beside it, and its gradient of a batch in parts."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,16 @@ def last_layer(
     inputs, labels = rows[:, :-1], rows[:, 1:]
     # What follows the end of a file is another file, which nothing foretells; so are rows that only fill up a batch.
     weights = inputs != config.end
+    return *hidden_and_kernel(model, inputs, config), labels.reshape(-1), weights.reshape(-1)
+
+
+def hidden_and_kernel(
+    model: Transformer, inputs: Int[Array, "sequences positions"], config: Config
+) -> tuple[Float[Array, "tokens features"], Float[Array, "features vocabulary"]]:
+    """One axis of samples, whichever the route."""
     model = jax.tree.map(lambda p: p.astype(config.compute_dtype), model)
     hidden = jax.vmap(model)(inputs)
-    # One axis of samples, whichever the route.
-    hidden, labels, weights = (array.reshape(-1, *array.shape[2:]) for array in (hidden, labels, weights))
-    return hidden, model.kernel, labels, weights
+    return hidden.reshape(-1, hidden.shape[-1]), model.kernel
 
 
 def fused(
@@ -82,12 +87,45 @@ ROUTES = {"fused": fused, "logits": on_logits, "optax": with_optax}
 
 
 def measured(config: Config) -> tuple[str, ...]:
-    """The names of what a step measures beside its loss."""
+    """The names of what a step on the text measures beside its loss."""
     return MEASURED if config.loss == "fused" else ()
 
 
+class Loss(Protocol):
+    """What a model learns from, a pytree: of sequences the sum of the tokens' losses, and those of what it measures."""
+
+    def measured(self, config: Config) -> tuple[str, ...]:
+        """The names of the numbers that it gives beside the loss."""
+        ...
+
+    def __call__(
+        self, model: Transformer, rows: Int[Array, "sequences tokens"], beside: Any, config: Config
+    ) -> tuple[Array, dict[str, Array]]:
+        """`beside` is what else is known of these sequences, arrays whose first axis is theirs."""
+        ...
+
+
+class OfText(NamedTuple):
+    """The text itself, by the route of the settings."""
+
+    def measured(self, config: Config) -> tuple[str, ...]:
+        return measured(config)
+
+    def __call__(
+        self, model: Transformer, rows: Int[Array, "sequences tokens"], beside: Any, config: Config
+    ) -> tuple[Array, dict[str, Array]]:
+        return ROUTES[config.loss](*last_layer(model, rows, config), z_loss=config.z_loss, **config.axis_names)
+
+
+TEXT = OfText()
+
+
 def mean_loss_and_gradient(
-    model: Transformer, batch: Int[Array, "microbatches sequences tokens"], config: Config
+    model: Transformer,
+    batch: Int[Array, "microbatches sequences tokens"],
+    config: Config,
+    loss: Loss = TEXT,
+    beside: Any = (),
 ) -> tuple[tuple[Float[Array, ""], dict[str, Array]], Any]:
     """The mean over the tokens of the whole batch, that of each number measured beside it, and the loss's gradient.
 
@@ -96,18 +134,16 @@ def mean_loss_and_gradient(
     """
     tokens = jnp.maximum(jnp.sum(batch[..., :-1] != config.end, dtype=jnp.float32), 1)
 
-    def share(model: Transformer, rows: Array) -> tuple[Array, dict[str, Array]]:
-        route = ROUTES[config.loss]
-        sums = route(*last_layer(model, rows, config), z_loss=config.z_loss, **config.axis_names)
-        return jax.tree.map(lambda total: total / tokens, sums)
+    def share(model: Transformer, part: tuple[Array, Any]) -> tuple[Array, dict[str, Array]]:
+        return jax.tree.map(lambda total: total / tokens, loss(model, *part, config))
 
     of_part = jax.value_and_grad(share, has_aux=True)
 
-    def add(total: Any, rows: Array) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, of_part(model, rows)), None
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of_part(model, part)), None
 
     if len(batch) == 1:
-        return of_part(model, batch[0])
-    numbers = dict.fromkeys(measured(config), jnp.float32(0))
+        return of_part(model, jax.tree.map(lambda leaf: leaf[0], (batch, beside)))
+    numbers = dict.fromkeys(loss.measured(config), jnp.float32(0))
     zero = ((jnp.float32(0), numbers), jax.tree.map(jnp.zeros_like, model))
-    return jax.lax.scan(add, zero, batch)[0]
+    return jax.lax.scan(add, zero, (batch, beside))[0]

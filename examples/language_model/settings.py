@@ -16,24 +16,9 @@ DEFAULT_CONFIG = settings.CONFIGS / "lm.toml"
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Every setting of a run. One that exists has passed its checks.
+class Training:
+    """The settings that every program of the language model has: a model, its optimiser, and where a run is kept."""
 
-    Two are equal if they lead to the same result: then `jit` compiles once for both, and one resumes the other's run.
-    """
-
-    text: str
-    """Folder of the text; empty for the sources of Python's own standard library."""
-    pattern: str
-    """Of the files in it."""
-    test_fraction: float
-    """Share of the files held out, by a hash of their names."""
-    vocabulary: int
-    """Entries of the byte-pair vocabulary; the last of them ends a file."""
-    cache: Path = dataclasses.field(compare=False)
-    """Folder of the tokenised text, kept until the text or the vocabulary's size changes."""
-    sequence_length: int
-    """Tokens that the model sees at once."""
     features: int
     """Width of the model."""
     layers: int
@@ -44,11 +29,6 @@ class Config:
     """Whether the embedding is the last layer's kernel too."""
     compute: Literal["float32", "bfloat16"]
     """Type of the model's arithmetic; parameters and optimiser are float32."""
-    loss: Literal["fused", "logits", "optax"]
-    """fused: softjax.linear_loss, no logits, and measures more than the loss; logits: softjax.cross_entropy on them;
-    optax: optax on them."""
-    z_loss: float
-    """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
     steps: int
     """Updates of the parameters."""
     batch_size: int
@@ -64,7 +44,7 @@ class Config:
     clip_norm: float
     """The gradient's global norm is clipped to it."""
     seed: int
-    """Of the initial parameters, the order of the sequences, and the sample of text."""
+    """Of the initial parameters, the order of the sequences, and what is sampled."""
     mesh: str = dataclasses.field(compare=False)
     """Devices that share each step: data=4,classes=2 splits the sequences in 4 and the vocabulary in 2; empty for one
     device. The result is the same to rounding, and a run may be resumed on another mesh."""
@@ -72,8 +52,62 @@ class Config:
     """Steps between evaluations on the held-out files."""
     checkpoint_every: int = dataclasses.field(compare=False)
     """Steps between checkpoints; the last two are kept."""
+    cache: Path = dataclasses.field(compare=False)
+    """Folder of the tokenised text, kept until the text or the vocabulary's size changes."""
     output: Path = dataclasses.field(compare=False)
     """Folder of the run's files."""
+
+    def __post_init__(self) -> None:
+        settings.check(self, _WANTED_OF_TRAINING)
+        for name, divisor, each in (
+            ("features", "heads", "an even number of features for each"),
+            ("batch_size", "microbatches", "as many sequences in each"),
+        ):
+            whole, parts = getattr(self, name), getattr(self, divisor)
+            if whole % (parts * (2 if name == "features" else 1)):
+                raise WrongInput(f"`{divisor}` {parts} must leave {each}, got `{name}` {whole}.")
+
+
+_WANTED_OF_TRAINING: settings.Wanted = {
+    "features": settings.COUNT,
+    "layers": settings.COUNT,
+    "heads": settings.COUNT,
+    "steps": settings.COUNT,
+    "batch_size": settings.COUNT,
+    "microbatches": settings.COUNT,
+    "learning_rate": settings.POSITIVE,
+    "warmup_steps": (lambda v: v >= 0, "at least 0"),
+    "weight_decay": settings.NOT_NEGATIVE,
+    "clip_norm": settings.POSITIVE,
+    "seed": settings.SEED,
+    "mesh": settings.MESH,
+    "evaluate_every": settings.COUNT,
+    "checkpoint_every": settings.COUNT,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Training):
+    """Every setting of a run. One that exists has passed its checks.
+
+    Two are equal if they lead to the same result: then `jit` compiles once for both, and one resumes the other's run.
+    """
+
+    text: str
+    """Folder of the text; empty for the sources of Python's own standard library."""
+    pattern: str
+    """Of the files in it."""
+    test_fraction: float
+    """Share of the files held out, by a hash of their names."""
+    vocabulary: int
+    """Entries of the byte-pair vocabulary; the last of them ends a file."""
+    sequence_length: int
+    """Tokens that the model sees at once."""
+    loss: Literal["fused", "logits", "optax"]
+    """fused: softjax.linear_loss, no logits, and measures more than the loss; logits: softjax.cross_entropy on them;
+    optax: optax on them."""
+    z_loss: float
+    """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
     prompt: str
     """What the sample of text at the end begins with."""
     sample_tokens: int
@@ -82,14 +116,8 @@ class Config:
     """Of the sample: the logits are divided by it."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         settings.check(self, _WANTED)
-        for name, divisor, each in (
-            ("features", "heads", "an even number of features for each"),
-            ("batch_size", "microbatches", "as many sequences in each"),
-        ):
-            whole, parts = getattr(self, name), getattr(self, divisor)
-            if whole % (parts * (2 if name == "features" else 1)):
-                raise WrongInput(f"`{divisor}` {parts} must leave {each}, got `{name}` {whole}.")
 
     @property
     def end(self) -> int:
@@ -115,21 +143,7 @@ _WANTED: settings.Wanted = {
     "test_fraction": settings.FRACTION,
     "vocabulary": (lambda v: 257 <= v <= 2**24, "from 257, the bytes and the end of a file, to 16777216"),
     "sequence_length": settings.COUNT,
-    "features": settings.COUNT,
-    "layers": settings.COUNT,
-    "heads": settings.COUNT,
     "z_loss": settings.NOT_NEGATIVE,
-    "steps": settings.COUNT,
-    "batch_size": settings.COUNT,
-    "microbatches": settings.COUNT,
-    "learning_rate": settings.POSITIVE,
-    "warmup_steps": (lambda v: v >= 0, "at least 0"),
-    "weight_decay": settings.NOT_NEGATIVE,
-    "clip_norm": settings.POSITIVE,
-    "seed": settings.SEED,
-    "mesh": settings.MESH,
-    "evaluate_every": settings.COUNT,
-    "checkpoint_every": settings.COUNT,
     "prompt": (bool, "some text"),
     "sample_tokens": (lambda v: v >= 0, "at least 0"),
     "temperature": settings.POSITIVE,

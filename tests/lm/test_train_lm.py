@@ -121,10 +121,10 @@ def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys,
     config = config_of(tmp_path / "run", text)
     step = training.train_step
 
-    def interrupted(state, batch, config):
+    def interrupted(state, *given):
         if int(state.step) == 5:
             signal.raise_signal(number)
-        return step(state, batch, config)
+        return step(state, *given)
 
     monkeypatch.setattr(training, "train_step", interrupted)
     assert run(config.output, text) == 130
@@ -140,8 +140,8 @@ def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys,
 def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, text, monkeypatch, capsys, name):
     step = training.train_step
 
-    def diverging(state, batch, config):
-        state = step(state, batch, config)
+    def diverging(state, *given):
+        state = step(state, *given)
         if int(state.step) >= 7:
             state = state._replace(curves=state.curves | {name: state.curves[name].at[6:8].set(np.nan)})
         return state
