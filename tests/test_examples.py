@@ -27,6 +27,7 @@ PROGRAMS = {
     "train_classifier": {"classifier"},
     "benchmark": {"benchmarks"},
     "compare_lm_routes": {"benchmarks", "language_model"},
+    "distil": {"benchmarks", "language_model"},
     "max_margin": {"margin", "classifier", "benchmarks"},
     "mesh_cost": {"benchmarks"},
     "document": set(),

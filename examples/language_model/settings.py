@@ -129,7 +129,7 @@ class Config(Training):
         return jnp.dtype(self.compute)
 
     @property
-    def axis_names(self) -> dict[str, str]:
+    def axis_names(self) -> dict[str, Any]:
         """What the losses must be told where the mesh shares the vocabulary and the sequences."""
         return {"axis_name": "classes", "batch_axis_name": "data"} if self.mesh else {}
 

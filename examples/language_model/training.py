@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from common import program
+from common.checkpoint import Checkpoints
 from common.program import WrongInput
 from language_model.data import Batches, Corpus
 from language_model.evaluation import evaluate
@@ -43,14 +44,6 @@ def make_optimiser(config: Config) -> optax.GradientTransformation:
 
     adamw = optax.adamw(rate, b2=0.95, weight_decay=config.weight_decay, mask=is_matrix)
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
-
-
-class Kept(Protocol):
-    """Where a run keeps its states: its `Checkpoints`, or its part of those of several runs."""
-
-    def save(self, step: int, state: Any) -> None: ...
-
-    def last(self) -> str: ...
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -111,7 +104,7 @@ def train(
     state: State,
     corpus: Corpus,
     config: Config,
-    checkpoints: Kept,
+    checkpoints: Checkpoints,
     loss: Loss = TEXT,
     beside: Callable[[int], Any] = lambda step: (),
 ) -> State:
@@ -141,7 +134,7 @@ def train(
     return state
 
 
-def refuse_divergence(state: State, checkpoints: Kept) -> None:
+def refuse_divergence(state: State, checkpoints: Checkpoints) -> None:
     """Nothing is saved before this has passed: a gradient that is not finite has spoilt the parameters already."""
     for name in ("loss", "gradient_norm"):
         curve = np.asarray(state.curves[name])[: int(state.step)]
