@@ -1,0 +1,300 @@
+"""Distillation: what the students learn from is what the teacher knows, and nothing that stops a run costs a bit."""
+
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+from closeness import near
+from jaxprs import equations
+from lm_runs import default_config
+from runs import the_one_line
+
+import distil as program
+from benchmarks import distil_report
+from common import checkpoint, settings
+from language_model import distillation, teacher, training
+from language_model.data import Batches, pack
+from language_model.distillation import Distillation, Options, nearness
+from language_model.loss import mean_loss_and_gradient
+
+at_once = jax.jit(mean_loss_and_gradient, static_argnames="config")
+
+TINY = {
+    "k": 8,
+    "features": 8,
+    "layers": 1,
+    "heads": 2,
+    "steps": 8,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "warmup_steps": 2,
+    "evaluate_every": 3,
+    "checkpoint_every": 4,
+    "rounds": 1,
+}
+
+
+def words(finished, output, /, **changed):
+    given = {**TINY, "teacher": finished.output, "cache": finished.cache, "output": output, **changed}
+    return [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def distil(finished, output, /, *flags, **changed):
+    return program.main([*words(finished, output, **changed), *flags])
+
+
+def wanted(finished, **changed):
+    return settings.parse(Options, words(finished, "none", **changed), distillation.DEFAULT_CONFIG).settings
+
+
+@pytest.fixture(scope="module")
+def taught(finished):
+    """The folder of a finished run."""
+    output = finished.output.parent / "taught"
+    assert distil(finished, output) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def known(finished):
+    """The teacher, and a student's settings."""
+    of_teacher = teacher.config_of(finished.output, cache=finished.cache, mesh="")
+    return teacher.load(of_teacher), wanted(finished).student(of_teacher)
+
+
+def results_in(folder):
+    return json.loads((folder / "distil.json").read_text())
+
+
+def log_softmax(model, rows):
+    """Of each token of `rows` but the last, in float64, from the definition."""
+    logits = np.asarray(jax.vmap(model)(rows[:, :-1]), np.float64) @ np.asarray(model.kernel, np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
+def test_a_run_leaves_its_files_and_no_others(taught):
+    assert {path.name for path in taught.iterdir()} == {*distil_report.STUDENTS, *program.RESULTS}
+    for name in distil_report.STUDENTS:
+        assert {path.name for path in (taught / name / checkpoint.FOLDER).iterdir()} == {"4", "8"}
+    assert min(matplotlib.image.imread(taught / "distil.png").shape[:2]) > 300
+
+
+def test_all_learn(taught, finished):
+    results = results_in(taught)
+    assert results["teacher"]["agreement"] == 1
+    assert results["teacher"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert results["evaluated"] == [3, 6, 8]
+    for of in results["students"].values():
+        assert of["nats_per_token"] < math.log(finished.vocabulary) - 0.5
+        assert of["curve"][-1] == pytest.approx(of["nats_per_token"], rel=1e-6)
+        assert np.all(np.diff(of["curve"]) < 0)
+        assert of["temporary_bytes"] > 0
+
+
+def test_the_table_holds_what_was_measured(taught):
+    results = results_in(taught)
+    *_, hidden, _, of_teacher = (row.split(" | ") for row in distil_report.table(results).splitlines())
+    assert hidden[0] == "| hidden vectors"
+    assert float(hidden[1]) == pytest.approx(results["students"]["hidden"]["nats_per_token"], abs=1e-3)
+    assert of_teacher[3] == "100.0%"
+    assert results["bytes_per_token"] == {"logits": 4 * 320, "hidden": 4 * 16, "sparse": 8 * 4}
+
+
+def test_nearness_is_that_of_the_logits(known):
+    known, config = known
+    student = training.initial_state(config).model
+    rows = pack(known.corpus.test, config.sequence_length, config.end)
+    counted = rows[:, :-1] != config.end
+    p, q = (log_softmax(model, rows)[counted] for model in (known.model, student))
+    expected = {"agreement": np.mean(p.argmax(-1) == q.argmax(-1)), "kl": np.mean(np.sum(np.exp(p) * (p - q), -1))}
+    assert nearness(known.model, student, known.corpus, config) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_labels_on_the_disk_are_the_likeliest_of_each_token(known):
+    known, config = known
+    beside, batches = teacher.sparse_labels(known, 8, config), Batches(known.corpus, config)
+    for step in (0, 7):
+        ids, log_probabilities = (array[0] for array in beside(step))
+        expected = log_softmax(known.model, batches[step][0])
+        np.testing.assert_allclose(log_probabilities, -np.sort(-expected, axis=-1)[..., :8], rtol=2**-10)
+        at_ids = np.take_along_axis(expected, ids.astype(int), axis=-1)
+        np.testing.assert_allclose(log_probabilities, at_ids, rtol=2**-10)
+
+
+@pytest.mark.parametrize("rest", ["text", "label"])
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_loss_of_sparse_labels_is_that_of_the_distribution_they_stand_for(known, finished, rest, share):
+    known, config = known
+    lesson = program.lessons(known, wanted(finished, rest=rest, text_share=share), config)["sparse"]
+    student, rows = training.initial_state(config).model, Batches(known.corpus, config)[3][0]
+    ids, log_probabilities = (array[0] for array in lesson.beside(3))
+    held = np.exp(log_probabilities.astype(np.float64))
+    own = share + (1 - share) * (1 - held.sum(-1)) if rest == "text" else np.full(held.shape[:-1], share)
+    held *= (1 - share) / (1 if rest == "text" else held.sum(-1, keepdims=True))
+    q = log_softmax(student, rows)
+    of_text = np.take_along_axis(q, rows[:, 1:, None], axis=-1)[..., 0]
+    losses = -np.sum(held * np.take_along_axis(q, ids.astype(int), axis=-1), axis=-1) - own * of_text
+    close(lesson, student, rows, (ids, log_probabilities), losses, config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "temperature", "share"),
+    [("forward_kl", 2.0, 0.25), ("reverse_kl", 1.0, 0.0), ("jensen_shannon", 1.5, 0.5)],
+)
+def test_the_loss_of_hidden_vectors_is_the_divergence_from_their_distribution(
+    known, finished, kind, temperature, share
+):
+    known, config = known
+    asked = wanted(finished, kind=kind, beta=0.3, temperature=temperature, text_share=share)
+    lesson = program.lessons(known, asked, config)["hidden"]
+    student, rows = training.initial_state(config).model, Batches(known.corpus, config)[3][0]
+    text = -np.take_along_axis(log_softmax(student, rows), rows[:, 1:, None], axis=-1)[..., 0]
+    p, q = (log_softmax(model, rows) / temperature for model in (known.model, student))
+    p, q = (row - np.logaddexp.reduce(row, axis=-1, keepdims=True) for row in (p, q))
+    middle = np.logaddexp(np.log(0.3) + p, np.log(0.7) + q)
+    kl = {pair: np.sum(np.exp(a) * (a - b), axis=-1) for pair, a, b in
+          (("pq", p, q), ("qp", q, p), ("pm", p, middle), ("qm", q, middle))}  # fmt: skip
+    divergence = {
+        "forward_kl": kl["pq"],
+        "reverse_kl": kl["qp"],
+        "jensen_shannon": 0.3 * kl["pm"] + 0.7 * kl["qm"],
+    }[kind]
+    close(lesson, student, rows, (), (1 - share) * temperature**2 * divergence + share * text, config)
+
+
+def close(lesson, student, rows, beside, losses, config):
+    total, _ = lesson.loss(student, rows, beside, config)
+    assert float(total) == pytest.approx(np.sum(losses[rows[:, :-1] != config.end]), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sparse", "hidden"])
+def test_microbatches_are_one_batch(known, finished, name):
+    known, config = known
+    lesson = program.lessons(known, wanted(finished), config)[name]
+    student, batch, beside = training.initial_state(config).model, Batches(known.corpus, config)[0], lesson.beside(0)
+    results = []
+    for parts in (1, 4):
+        split = jax.tree.map(lambda a, parts=parts: a.reshape(parts, -1, *a.shape[2:]), (batch, beside))
+        results.append(at_once(student, split[0], config, lesson.loss, split[1]))
+    near(*results, 2 * batch[..., 1:].size)
+
+
+@pytest.mark.parametrize("name", ["sparse", "hidden"])
+def test_a_step_of_the_default_size_never_holds_the_logits(name):
+    of_teacher, asked = default_config(), settings.read(distillation.DEFAULT_CONFIG, Distillation)
+    config = asked.student(of_teacher)
+    of_labels = (1, config.batch_size, config.sequence_length, asked.k)
+    beside = tuple(jax.ShapeDtypeStruct(of_labels, kind) for kind in (np.uint16, np.float16))
+    model = jax.eval_shape(training.initial_state, of_teacher).model
+    learn, beside = {
+        "sparse": (distillation.OfSparseLabels("text", 0.0), beside),
+        "hidden": (distillation.OfHiddenVectors(model, "forward_kl", 0.5, 1.0, 0.5), ()),
+    }[name]
+    state = jax.eval_shape(training.initial_state, config)
+    batch = jax.ShapeDtypeStruct((1, config.batch_size, config.sequence_length + 1), np.int32)
+
+    def step(state, batch, learn, beside):
+        return training.train_step(state, batch, config, learn, beside)
+
+    jaxpr = jax.make_jaxpr(step)(state, batch, learn, beside)
+    largest = max(variable.aval.size for eqn in equations(jaxpr) for variable in eqn.outvars)
+    assert largest < config.batch_size * config.sequence_length * config.vocabulary
+
+
+def test_a_signal_saves_and_stops_and_the_rest_is_the_uninterrupted_run(
+    tmp_path, finished, taught, monkeypatch, capsys
+):
+    step, calls = training.train_step, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == TINY["steps"] + 3:  # of the second student's
+            signal.raise_signal(signal.SIGTERM)
+        return step(*given)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    assert distil(finished, tmp_path / "run") == 130
+    assert "--resume" in the_one_line(capsys)
+    monkeypatch.setattr(training, "train_step", step)
+    assert distil(finished, tmp_path / "run", "--resume") == 0
+    said = capsys.readouterr().out
+    assert "hidden vectors, after step 3" in said
+    results, expected = results_in(tmp_path / "run"), results_in(taught)
+    for name, of in expected["students"].items():
+        same = {key: of[key] for key in of.keys() - {"seconds", "quartiles"}}
+        assert {key: results["students"][name][key] for key in same} == same
+
+
+def test_damaged_labels_are_written_again_and_a_full_disk_is_refused_by_name(known, finished, tmp_path):
+    known, config = known
+    teacher.sparse_labels(known, 5, config)
+    folder = max(config.cache.glob("labels-*"), key=os.path.getmtime)
+    whole = (folder / teacher.LABELS).read_bytes()
+    (folder / teacher.LABELS).write_bytes(whole[:-1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(program.WrongInput, match=f"cannot write {folder}: File too large"):
+            teacher.sparse_labels(known, 5, config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(config.cache.glob(f".{folder.name}*"))
+    teacher.sparse_labels(known, 5, config)
+    assert (folder / teacher.LABELS).read_bytes() == whole
+
+
+def test_an_earlier_run_is_not_lost(finished, taught, capsys):
+    assert distil(finished, taught) == 2
+    assert "sparse already holds a run (checkpoints): pass --resume" in the_one_line(capsys)
+    assert distil(finished, taught, "--resume", k=7) == 2
+    assert "k was 8 and is now 7" in the_one_line(capsys)
+
+
+def test_another_teacher_is_refused(finished, known, taught, monkeypatch, capsys):
+    known, _ = known
+    same, other = (known._replace(model=jax.tree.map(lambda a, by=by: a * by, known.model)) for by in (1.0, 1.5))
+    assert known.fingerprint == same.fingerprint != other.fingerprint
+    monkeypatch.setattr(teacher, "load", lambda _: other)
+    assert distil(finished, taught, "--resume") == 2
+    assert f"teacher was '{known.fingerprint}' and is now '{other.fingerprint}'" in the_one_line(capsys)
+
+
+def test_a_teacher_that_cannot_teach_is_refused(tmp_path, finished, capsys):
+    assert distil(finished, tmp_path / "run", teacher=tmp_path) == 2
+    wrong = "`teacher` must be the folder of a finished run of train_lm.py, and"
+    assert f"{wrong} {tmp_path}/metrics.json cannot be used: No such file" in the_one_line(capsys)
+    folder = shutil.copytree(finished.output, tmp_path / "teacher")
+    with checkpoint.held(folder):
+        assert distil(finished, tmp_path / "run", teacher=folder) == 2
+    assert f"{folder} is in use by process {os.getpid()}" in the_one_line(capsys)
+    shutil.rmtree(folder / checkpoint.FOLDER / "12")
+    assert distil(finished, tmp_path / "run", teacher=folder) == 2
+    assert f"`teacher` {folder} has no checkpoint of its last step, 12" in the_one_line(capsys)
+    (folder / teacher.METRICS).write_text("{}")
+    assert distil(finished, tmp_path / "run", teacher=folder) == 2
+    assert wrong in the_one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"k": 0}, "`k` must be at least 1"),
+        ({"k": 321}, "`k` 321 is more than the teacher's vocabulary of 320"),
+        ({"beta": 1.0}, "`beta` must be between 0 and 1"),
+        ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"text_share": 1.5}, "`text_share` must be from 0 to 1"),
+        ({"kind": "kl"}, "kind"),
+        ({"heads": 3}, "`heads` 3 must leave"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path, finished, capsys, changed, said):
+    assert distil(finished, tmp_path / "run", **changed) == 2
+    assert said in the_one_line(capsys)
+    assert not (tmp_path / "run").exists()
