@@ -59,7 +59,7 @@ class Lesson(NamedTuple):
 
 def lessons(teacher: Teacher, wanted: Distillation, config: Config) -> dict[str, Lesson]:
     of_both = {"text_share": wanted.text_share}
-    labels = teachers.sparse_labels(teacher, wanted.k, config)
+    labels = teachers.sparse_labels(teacher, wanted.k, max(wanted.steps, timed(wanted)), config)
     of_divergence = {"kind": wanted.kind, "beta": wanted.beta, "temperature": wanted.temperature}
     return {
         "sparse": Lesson(OfSparseLabels(rest=wanted.rest, **of_both), labels),
@@ -116,7 +116,7 @@ def compare(
             for name, state in students.items()
         },
     }
-    for name, numbers in times(teacher, taught, config, wanted.rounds).items():
+    for name, numbers in times(teacher, taught, wanted, config).items():
         results["students"][name] |= numbers
     return results
 
@@ -137,12 +137,19 @@ def worth(teacher: Teacher, model: Transformer, config: Config) -> dict[str, Any
     }
 
 
-def times(teacher: Teacher, taught: dict[str, Lesson], config: Config, rounds: int) -> dict[str, dict[str, Any]]:
+def timed(wanted: Distillation) -> int:
+    """Steps: two go before the rounds."""
+    return wanted.rounds + 2
+
+
+def times(
+    teacher: Teacher, taught: dict[str, Lesson], wanted: Distillation, config: Config
+) -> dict[str, dict[str, Any]]:
     """Of a step of each student, the steps interleaved; and its memory beside arguments and results."""
-    config = dataclasses.replace(config, steps=rounds + 2)
+    config = dataclasses.replace(config, steps=timed(wanted))
     batches = Batches(teacher.corpus, config)
     steps = {name: CompiledStep(config, batches, *lesson) for name, lesson in taught.items()}
-    timings = interleaved(dict(steps), rounds=rounds, at_least=0, seed=config.seed)
+    timings = interleaved(dict(steps), rounds=wanted.rounds, at_least=0, seed=config.seed)
     return {
         name: {
             "seconds": timings[name].median,

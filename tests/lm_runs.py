@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import distil as distil_program
 import train_lm as program
 from common.checkpoint import FOLDER, Checkpoints
 from common.settings import decisive, read
@@ -80,3 +81,27 @@ def same_result(ours, theirs):
 
 def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
+
+
+TINY_STUDENT = {
+    "k": 8,
+    "features": 8,
+    "layers": 1,
+    "heads": 2,
+    "steps": 8,
+    "batch_size": 8,
+    "learning_rate": 0.02,
+    "warmup_steps": 2,
+    "evaluate_every": 3,
+    "checkpoint_every": 4,
+    "rounds": 1,
+}
+
+
+def distil_words(teacher, output, /, **changed):
+    given = {**TINY_STUDENT, "teacher": teacher.output, "cache": teacher.cache, "output": output, **changed}
+    return [word for key, value in given.items() for word in _words(key.replace("_", "-"), value)]
+
+
+def distil(teacher, output, /, *flags, **changed):
+    return distil_program.main([*distil_words(teacher, output, **changed), *flags])

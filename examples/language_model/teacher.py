@@ -75,13 +75,13 @@ def load(config: Config) -> Teacher:
     return Teacher(state.model, corpus)
 
 
-def sparse_labels(teacher: Teacher, k: int, config: Config) -> Callable[[int], Any]:
+def sparse_labels(teacher: Teacher, k: int, steps: int, config: Config) -> Callable[[int], Any]:
     """Beside the sequences of each step ids and log-probabilities, `[microbatches, sequences, positions, k]`.
 
-    Those of all sequences that the run takes lie in the cache, and are written if they are not there or damaged.
+    Those of all sequences that so many steps take lie in the cache, and are written if they are not there or damaged.
     """
     batches = Batches(teacher.corpus, config)
-    taken = np.unique([batches.numbers(step) for step in range(config.steps)])
+    taken = np.unique([batches.numbers(step) for step in range(steps)])
     what = f"{teacher.fingerprint} {teacher.corpus.fingerprint} {k} {config.sequence_length} {config.compute}"
     folder = config.cache / f"labels-{hashlib.sha256(what.encode() + taken.tobytes()).hexdigest()[:16]}"
     with checkpoint.held(config.cache, wait=True):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from closeness import near
 from jaxprs import equations
-from lm_runs import default_config
+from lm_runs import default_config, distil, distil_words
 from runs import the_one_line
 
 import distil as program
@@ -26,32 +26,9 @@ from language_model.loss import mean_loss_and_gradient
 
 at_once = jax.jit(mean_loss_and_gradient, static_argnames="config")
 
-TINY = {
-    "k": 8,
-    "features": 8,
-    "layers": 1,
-    "heads": 2,
-    "steps": 8,
-    "batch_size": 8,
-    "learning_rate": 0.02,
-    "warmup_steps": 2,
-    "evaluate_every": 3,
-    "checkpoint_every": 4,
-    "rounds": 1,
-}
-
-
-def words(finished, output, /, **changed):
-    given = {**TINY, "teacher": finished.output, "cache": finished.cache, "output": output, **changed}
-    return [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-
-
-def distil(finished, output, /, *flags, **changed):
-    return program.main([*words(finished, output, **changed), *flags])
-
 
 def wanted(finished, **changed):
-    return settings.parse(Options, words(finished, "none", **changed), distillation.DEFAULT_CONFIG).settings
+    return settings.parse(Options, distil_words(finished, "none", **changed), distillation.DEFAULT_CONFIG).settings
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +96,7 @@ def test_nearness_is_that_of_the_logits(known):
 
 def test_the_labels_on_the_disk_are_the_likeliest_of_each_token(known):
     known, config = known
-    beside, batches = teacher.sparse_labels(known, 8, config), Batches(known.corpus, config)
+    beside, batches = teacher.sparse_labels(known, 8, 8, config), Batches(known.corpus, config)
     for step in (0, 7):
         ids, log_probabilities = (array[0] for array in beside(step))
         expected = log_softmax(known.model, batches[step][0])
@@ -215,7 +192,7 @@ def test_a_signal_saves_and_stops_and_the_rest_is_the_uninterrupted_run(
 
     def interrupted(*given):
         calls.append(given)
-        if len(calls) == TINY["steps"] + 3:  # of the second student's
+        if len(calls) == 8 + 3:  # of the second student's
             signal.raise_signal(signal.SIGTERM)
         return step(*given)
 
@@ -234,7 +211,7 @@ def test_a_signal_saves_and_stops_and_the_rest_is_the_uninterrupted_run(
 
 def test_damaged_labels_are_written_again_and_a_full_disk_is_refused_by_name(known, finished, tmp_path):
     known, config = known
-    teacher.sparse_labels(known, 5, config)
+    teacher.sparse_labels(known, 5, 8, config)
     folder = max(config.cache.glob("labels-*"), key=os.path.getmtime)
     whole = (folder / teacher.LABELS).read_bytes()
     (folder / teacher.LABELS).write_bytes(whole[:-1])
@@ -242,11 +219,11 @@ def test_damaged_labels_are_written_again_and_a_full_disk_is_refused_by_name(kno
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(program.WrongInput, match=f"cannot write {folder}: File too large"):
-            teacher.sparse_labels(known, 5, config)
+            teacher.sparse_labels(known, 5, 8, config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(config.cache.glob(f".{folder.name}*"))
-    teacher.sparse_labels(known, 5, config)
+    teacher.sparse_labels(known, 5, 8, config)
     assert (folder / teacher.LABELS).read_bytes() == whole
 
 
