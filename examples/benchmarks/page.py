@@ -86,12 +86,13 @@ def _blocks(results: Results) -> Iterator[str]:
 
 
 def _distil(results: Results) -> Iterator[str]:
-    cases = [by_name(case) for case in results["cases"]]
-    times, memory = (
-        [case[f"{divergence_cases.OURS}, {kind}"][key] / case[f"{divergence_cases.PLAIN}, {kind}"][key] for case in cases
-         for kind in divergence_cases.KINDS]
-        for key in ("median", "temporary_bytes")
-    )  # fmt: skip
+    ours, plain = divergence_cases.OURS, divergence_cases.PLAIN
+    pairs = [
+        (case[f"{ours}, {kind}"], case[f"{plain}, {kind}"])
+        for case in map(by_name, results["cases"])
+        for kind in divergence_cases.KINDS
+    ]
+    times, memory = ([one[key] / other[key] for one, other in pairs] for key in ("median", "temporary_bytes"))
     yield f"## A student and its teacher{'' if results['machine']['platform'] == 'cpu' else ' on a GPU'}"
     yield (
         f"`{_command('distil', results)}` times `linear_divergence` against the plain way, by hand with `jax.nn` on "
