@@ -8,7 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import core_report, divergence_cases, divergence_report, linear_report, mesh_report, routes_report
+from benchmarks import (
+    core_report,
+    distil_report,
+    divergence_cases,
+    divergence_report,
+    linear_report,
+    mesh_report,
+    routes_report,
+)
 from benchmarks.core_report import Case, where
 from benchmarks.linear_contenders import FLOOR, OURS, PLAIN
 from benchmarks.linear_report import by_name
@@ -129,6 +137,25 @@ def _routes(results: Results) -> Iterator[str]:
     yield "![nats a token by tokens of training](lm-curves.png)"
 
 
+def _students(results: Results) -> Iterator[str]:
+    students, teacher, size = results["students"], results["teacher"], results["bytes_per_token"]
+    share = students["text"]["parameters"] / teacher["parameters"]
+    nats = {distil_report.STUDENTS[name]: student["nats_per_token"] for name, student in students.items()}
+    yield "## Learning from a teacher"
+    yield (
+        f"`python examples/distil.py` has three students, of {share:.2f} of the teacher's parameters, "
+        f"learn in {results['evaluated'][-1]} steps each from its "
+        f"{results['settings']['k']} likeliest tokens, from its hidden vectors, and from the text alone:"
+    )
+    yield distil_report.table(results)
+    yield (
+        f"Least nats a token came of {min(nats, key=nats.__getitem__)}, most of {max(nats, key=nats.__getitem__)}. "
+        f"For each token sparse labels take {size['sparse']} bytes, hidden vectors would take {size['hidden']:,} and "
+        f"logits {size['logits']:,}. {where(results)}."
+    )
+    yield "![three students and their teacher](distil.png)"
+
+
 def _margins(results: Results) -> Iterator[str]:
     runs = {(run["library"], run["dtype"]): run for run in results["runs"]}
     ours, theirs, wide = runs["softjax", "float32"], runs["optax", "float32"], runs["optax", "float64"]
@@ -174,5 +201,6 @@ _SECTIONS: dict[str, Callable[[Results], Iterator[str]]] = {
     "distil-gpu": _distil,
     "mesh-cost": _mesh,
     "lm-routes-cpu": _routes,
+    "distil": _students,
     "max-margin": _margins,
 }
