@@ -120,24 +120,6 @@ class Page(NamedTuple):
         return cls(in_every_mode(numbers), values, pulled_back)
 
 
-def over_rows(classes: Classes, function: Callable[..., Any], block: Block, *beside: Any) -> tuple[Any, Any]:
-    """`function(logits, block, *beside)`, to what takes the place of the logits, or None, and numbers of the rows.
-
-    On one CPU what it makes of a row on the way stays in cache.
-    """
-    run = cpu.a_few_rows_at_a_time if classes.axis == -1 else lambda function, *arrays: function(*arrays)
-    return run(function, block.logits, block._replace(logits=None), *beside)
-
-
-def in_cache(values: Callable[[Classes, Block], Any], classes: Classes, block: Block) -> Any:
-    """`values(classes, block)`, for one CPU and several passes over a block."""
-
-    def of(x: Array, block: Block) -> tuple[None, Any]:
-        return None, values(classes, block._replace(logits=x))
-
-    return over_rows(classes, of, block)[1]
-
-
 def block_of(classes: Classes, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
     """The block of logits of one device."""
     logits = cpu.gradient_once(logits)

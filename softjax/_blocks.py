@@ -1,4 +1,4 @@
-"""Blocks of samples: how many samples a block holds, and the way through all of them."""
+"""Blocks of samples: how many samples a block holds, the way through all of them, and through the rows of one."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softjax._classes import like
+from softjax import _cpu as cpu
+from softjax._classes import Classes, like
 from softjax._types import Array, Bool, Length, Shape
 
 _CPU = (2**24, 256, 8)
@@ -134,3 +135,50 @@ def _weight_held_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
     held = _weight_held(*primals)
     some = jnp.where(held > 0, held, 1)
     return some, jnp.zeros_like(some)
+
+
+# The rows of a block: on one CPU a few at a time, so that what is made of a row on the way stays in cache.
+
+
+def over_rows(classes: Classes, function: Callable[..., Any], block: Any, *beside: Any) -> tuple[Any, Any]:
+    """`function(logits, block, *beside)`, to what takes the place of the logits, or None, and to numbers of the rows.
+
+    What stands beside is pytrees of `[rows, …]`, or of `[1, …]` for all rows.
+    """
+    x, beside = block.logits, (block._replace(logits=None), *beside)
+    each = _rows_of_each(x) if classes.axis == -1 else None
+    if each is None:
+        return function(x, *beside)
+    rows, (leaves, tree) = x.shape[0], jax.tree.flatten(beside)
+    cut = {i: a.reshape((rows // each, each, *a.shape[1:])) for i, a in enumerate(leaves) if a.shape[0] == rows}
+
+    def step(x: Array, part: tuple[Array, dict[int, Array]]) -> tuple[Array, Any]:
+        i, here = part
+        of = lax.dynamic_index_in_dim(x, i, keepdims=False)
+        new, numbers = function(of, *jax.tree.unflatten(tree, (dict(enumerate(leaves)) | here).values()))
+        return x if new is None else lax.dynamic_update_index_in_dim(x, new, i, 0), numbers
+
+    x, numbers = lax.scan(step, x.reshape((rows // each, each, -1)), (jnp.arange(rows // each), cut))
+    return x.reshape((rows, -1)), jax.tree.map(lambda a: a.reshape((rows, *a.shape[2:])), numbers)
+
+
+def in_cache(values: Callable[[Classes, Any], Any], classes: Classes, block: Any) -> Any:
+    """`values(classes, block)`, for one CPU and several passes over a block."""
+
+    def of(x: Array, block: Any) -> tuple[None, Any]:
+        return None, values(classes, block._replace(logits=x))
+
+    return over_rows(classes, of, block)[1]
+
+
+_ROWS = 2**21  # bytes of them, in which both cores find work
+
+
+def _rows_of_each(x: Array) -> int | None:
+    """How many rows of a matrix to take at a time, a divisor of their number, or None to take all at once."""
+    fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
+    if not (fixed and x.ndim == 2 and x.dtype.itemsize >= 4 and cpu.on_one_cpu(x)):
+        return None
+    most = max(1, _ROWS // max(x.shape[1] * x.dtype.itemsize, 1))
+    each = max((n for n in range(1, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0), default=0)
+    return each if x.shape[0] >= 4 * most and 4 * each >= most else None

@@ -146,41 +146,6 @@ def over_rows(function: Callable[..., Any], rows: int, x: Array, *beside: Array)
     return jax.tree.map(lambda a: a.reshape((*shape[:-1], *a.shape[1:])), numbers)
 
 
-def a_few_rows_at_a_time(function: Callable[..., Any], x: Array, *beside: Any) -> Any:
-    """`function(x, *beside)` of a matrix and of pytrees of `[rows, …]`, to numbers of the rows and, if it is a pair, an
-    array that takes the place of x: on one CPU a few rows at a time, so that what it makes on the way stays in cache.
-
-    A first axis of length 1 is that of an array for all rows.
-    """
-    rows, each = x.shape[0], _rows_of_each(x)
-    if each is None:
-        return function(x, *beside)
-    leaves, tree = jax.tree.flatten(beside)
-    cut = {i: a.reshape((rows // each, each, *a.shape[1:])) for i, a in enumerate(leaves) if a.shape[0] == rows}
-
-    def step(x: Array, part: tuple[Array, dict[int, Array]]) -> tuple[Array, Any]:
-        i, here = part
-        of = lax.dynamic_index_in_dim(x, i, keepdims=False)
-        new, numbers = function(of, *jax.tree.unflatten(tree, (dict(enumerate(leaves)) | here).values()))
-        return x if new is None else lax.dynamic_update_index_in_dim(x, new, i, 0), numbers
-
-    x, numbers = lax.scan(step, x.reshape((rows // each, each, -1)), (jnp.arange(rows // each), cut))
-    return x.reshape((rows, -1)), jax.tree.map(lambda a: a.reshape((rows, *a.shape[2:])), numbers)
-
-
-_ROWS = 2**21  # bytes of them, in which both cores find work
-
-
-def _rows_of_each(x: Array) -> int | None:
-    """How many rows of a matrix to take at a time, a divisor of their number, or None to take all at once."""
-    fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
-    if not (fixed and x.ndim == 2 and x.dtype.itemsize >= 4 and on_one_cpu(x)):
-        return None
-    most = max(1, _ROWS // max(x.shape[1] * x.dtype.itemsize, 1))
-    each = max((n for n in range(1, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0), default=0)
-    return each if x.shape[0] >= 4 * most and 4 * each >= most else None
-
-
 def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], otherwise: Array, work: Any) -> Array:
     """`function()`, which is `otherwise` where the condition does not hold, at the price of asking if it holds at all.
 

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax._block import Block, Page, in_cache, over_rows
+from softjax._block import Block, Page
+from softjax._blocks import in_cache, over_rows
 from softjax._classes import Classes
 from softjax._labels import Teacher
 from softjax._log_sum import LogSum, below, exponentials, log_sum

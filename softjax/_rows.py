@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from softjax import _cpu as cpu
-from softjax._block import Block, Page, in_cache
+from softjax._block import Block, Page
+from softjax._blocks import in_cache
 from softjax._classes import Classes
 from softjax._log_sum import LogSum, below, but_peak, exponentials
 from softjax._target import Measured, measure, target_pulled, target_slopes

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import _cpu
+from softjax import _blocks, _cpu
 from softjax._classes import Classes
 from softjax._cpu import wide, widen
 from softjax._log_sum import log_sum
@@ -237,9 +237,9 @@ def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
 
     both = jax.value_and_grad(loss, (0, 1), has_aux=True)
     expected = both(x, jnp.float32(2))
-    monkeypatch.setattr(_cpu, "_ROWS", 5 * 9 * 4)
+    monkeypatch.setattr(_blocks, "_ROWS", 5 * 9 * 4)
     jax.clear_caches()
-    assert _cpu._rows_of_each(x) == {24: 4, 21: 3, 23: None}[samples]
+    assert _blocks._rows_of_each(x) == {24: 4, 21: 3, 23: None}[samples]
     for ours, theirs in zip(*map(jax.tree.leaves, (both(x, jnp.float32(2)), expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
     jax.clear_caches()
