@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
 
     class Anything(type):
-        """A type of everything, of which `help` shows the name.
+        """A type of everything, of which `help` shows the name, which must be no other type's: the checks go by names.
 
         What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
         checks of annotations would come before it.
@@ -42,11 +42,8 @@ else:
         def __instancecheck__(cls, instance):
             return True
 
-    ArrayLike, Function, Flag, Number = map(Anything, ("ArrayLike", "Callable", "bool", "int | float"))
-    Axis = Count = Anything("int")
-    Axes = Anything("int | tuple[int, ...]")
-    # lengths that `jax.export` may leave open, which are no integers then
-    Length, Shape = Anything("int"), Anything("tuple[int, ...]")
-    AxisName = Anything("str | tuple[str, ...] | None")
+    ArrayLike, Function, Flag, Number = map(Anything, ("ArrayLike", "Function", "Flag", "Number"))
+    Axis, Axes, Count, AxisName = map(Anything, ("Axis", "Axes", "Count", "AxisName"))
+    Length, Shape = map(Anything, ("Length", "Shape"))  # which `jax.export` may leave open, and no integers then
     Reduction = Anything("'mean' | 'sum' | 'none'")
     Kind = Anything("'forward_kl' | 'reverse_kl' | 'jensen_shannon'")
