@@ -55,9 +55,10 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("route", "option", "reduction"), covering(ROUTES, OPTIONS, ["none", "mean", "sum"]), indirect=["route"]
+    ("route", "k", "option", "reduction"),
+    covering(zip(ROUTES, [3, 9], strict=True), OPTIONS, ["none", "mean", "sum"]),
+    indirect=["route"],
 )
-@pytest.mark.parametrize("k", [3, *slow(9)])
 def test_every_option(option, reduction, k, route):
     """Dense and fused, by logits, hidden vectors, kernel, bias and probabilities."""
     options, (hidden, kernel, bias), labels = OPTIONS[option], cases.layer(9, spread=2.0), few.sparse(9, k)
