@@ -122,6 +122,7 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Writes the state in the foreground: where that fails, it is known before the run goes on."""
         written = self._temporary(step)
+        shutil.rmtree(written, ignore_errors=True)  # Orbax's threads may have written on after a save that failed
         try:
             written.mkdir()
             with _orbax() as orbax:
