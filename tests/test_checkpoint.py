@@ -165,3 +165,11 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(WrongInput, match=f"cannot save step 2; the last good checkpoint is {tmp_path}/1: .*No space"):
         checkpoints.save(2, state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_save_goes_where_a_failed_one_of_the_same_step_has_left_files(tmp_path):
+    checkpoints = Checkpoints(tmp_path, SETTINGS)
+    (tmp_path / ".2.tmp" / "state").mkdir(parents=True)
+    checkpoints.save(2, state(2))
+    assert last_step(tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]

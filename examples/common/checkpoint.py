@@ -122,7 +122,8 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> None:
         """Writes the state in the foreground: where that fails, it is known before the run goes on."""
         written = self._temporary(step)
-        shutil.rmtree(written, ignore_errors=True)  # Orbax's threads may have written on after a save that failed
+        if written.exists():  # Orbax's threads may have written on after a save that failed
+            shutil.rmtree(written)
         try:
             written.mkdir()
             with _orbax() as orbax:
