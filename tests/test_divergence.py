@@ -67,11 +67,15 @@ def test_value_and_gradient(way, kind, classes, spread):
     for beta, temperature in ((0.5, 1.0), (0.1, 2.5)):
         options = {"kind": kind, "beta": beta, "temperature": temperature, "base": math.e}
         value, pull = jax.vjp(lambda x, options=options: way(x, y, **options), x)
-        expected, gradient, _ = exact.divergence(x, y, kind, beta, temperature)
-        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        expected, gradient, of_teacher = exact.divergence(x, y, kind, beta, temperature)
+        # as a rounding of each logit would change it, relative to itself
+        rounding = (np.abs(gradient * x) + np.abs(of_teacher * y)).sum(1) * np.finfo(np.float32).eps / expected
+        allowed = 1e-5 + rounding
+        assert np.all(np.abs(value - expected) <= allowed * expected)
         g = np.asarray(cases.cotangent(), np.float64)
-        scale = np.abs(gradient).max(1, keepdims=True) * np.abs(g)[:, None]
-        assert np.all(np.abs(pull(cases.cotangent())[0] - g[:, None] * gradient) <= 1e-4 * scale)
+        scale = np.abs(gradient).max(1) * np.abs(g)
+        wrong = np.abs(pull(cases.cotangent())[0] - g[:, None] * gradient).max(1)
+        assert np.all(wrong <= allowed * scale)
 
 
 @pytest.mark.parametrize(("kind", "route"), covering(KINDS, ROUTES), indirect=["route"])
