@@ -13,25 +13,28 @@ from softjax import _cpu as cpu
 from softjax._classes import Classes, like
 from softjax._types import Array, Bool, Length, Shape
 
-_CPU = (2**24, 256, 8)
-_OTHER = (2**31, 1024, 128)
-
 
 def block_rows(samples: Length, features: int, classes: int, itemsize: int, platform: str) -> int:
     """The samples of a block whose logits, of `itemsize` bytes, are held at a time.
 
     1. If the logits of all samples take no more than half the kernel, one block: the sum over blocks that it saves
        would take more.
-    2. Else as many as keep a block at 16 MiB (CPU) or 2 GiB (other platforms), but at least 256 or 1024: with fewer,
-       the matrix products slow down, and each block reads and writes the whole kernel gradient.
+    2. Else few enough for a block of 16 MiB (CPU), or of a quarter of all logits, of 512 MiB to 2 GiB (other
+       platforms). But each block reads and writes the whole kernel gradient, 8 bytes for the 6 operations that a sample
+       costs there: at least 512 samples, or 256 where 512 are more than half of them, and 1024 on other platforms.
     3. Evened out, so that the last block is not nearly empty, and rounded up to a multiple of 8 or 128.
 
-    If the number of samples is open, as `jax.export` may leave it: as many as rule 2 gives.
+    If the number of samples is open, as `jax.export` may leave it: as many as rule 2 gives for few.
 
-    `examples/benchmark.py --part blocks` measures the choice. The figures for platforms other than CPUs are estimates.
+    `examples/benchmark.py --part blocks` measures the choice on a CPU. There 512 samples took 0.89 to 0.99 of the plain
+    way's time at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257, 256 samples 0.98 to 1.09, 1024 samples
+    0.90 to 0.99 with nearly twice the memory. `examples/mesh_cost.py --topology` compiles the choice for TPUs.
     """
-    target, least, multiple = _CPU if platform == "cpu" else _OTHER
-    rows = max(least, target // max(classes * itemsize, 1))
+    on_cpu, one = platform == "cpu", max(classes * itemsize, 1)
+    many = isinstance(samples, int) and samples >= 1024
+    least, multiple = (512 if many else 256, 8) if on_cpu else (1024, 128)
+    quarter = samples * one // 4 if isinstance(samples, int) else 0
+    rows = max(least, (2**24 if on_cpu else min(max(quarter, 2**29), 2**31)) // one)
     if not isinstance(samples, int):
         return rows // multiple * multiple
     if rows >= samples or 2 * samples <= features:

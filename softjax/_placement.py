@@ -113,6 +113,15 @@ def placement_of(array: Array) -> tuple[list[Names], Any]:
     return [names_of(entry) for entry in sharding.spec], sharding.mesh
 
 
+def platform_of(array: Array) -> str:
+    """That of the devices of its mesh, or of the mesh in context, where they may be others than are at hand."""
+    for mesh in (jax.typeof(array).sharding.mesh, jax.sharding.get_abstract_mesh()):
+        platform = getattr(getattr(mesh, "abstract_device", None), "platform", None)  # young properties of JAX
+        if platform is not None:
+            return platform
+    return jax.default_backend()
+
+
 def _checked(argument: str, value: Any) -> tuple[Any, ...]:
     """The names of mesh axes: one, or several in a tuple or a list, none for None."""
     if value is None:

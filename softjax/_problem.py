@@ -19,7 +19,7 @@ from softjax._block import Page, float64
 from softjax._classes import Classes
 from softjax._labels import Labels, Largest, Target, Teacher
 from softjax._layer import Layer, Parameters
-from softjax._placement import own_classes, split_of_layer
+from softjax._placement import own_classes, platform_of, split_of_layer
 from softjax._reduce import mean_of
 from softjax._samples import Samples, Static, aligned_samples
 from softjax._split import Split, regathered
@@ -198,7 +198,7 @@ def arranged(
     dtype = cpu.wide(hidden, kernel, *jax.tree.leaves(target))
     rows = options.block_size(given["block_size"])
     if rows is None:
-        rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, jax.default_backend())
+        rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, platform_of(hidden))
     layer, kernel = _layer(kernel, cap, dtype, precision)
     return Plan(layer, blocks.at_most(rows, count), split), Problem(
         Parameters(kernel, bias, exists), hidden, target, weights

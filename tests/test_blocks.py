@@ -11,16 +11,19 @@ from softjax import _blocks as blocks
 @pytest.mark.parametrize(
     ("samples", "features", "classes", "platform", "rows"),
     [
-        (2048, 512, 32768, "cpu", 256),  # 16 MiB would be 128 samples: at least 256
-        (4096, 256, 8192, "cpu", 512),  # 16 MiB
-        (2000, 512, 50257, "cpu", 256),  # evened out from 8 blocks to 250, rounded up to a multiple of 8
+        (2048, 512, 32768, "cpu", 512),  # 16 MiB would be 128 samples: at least 512
+        (1000, 512, 32768, "cpu", 256),  # 512 would be more than half of them: at least 256
+        (16384, 256, 4096, "cpu", 1024),  # 16 MiB
+        (2000, 512, 50257, "cpu", 504),  # evened out from 4 blocks to 500, rounded up to a multiple of 8
         (257, 512, 32768, "cpu", 136),  # not 256 and 1
         (100, 512, 32768, "cpu", 100),
         (512, 1024, 262144, "cpu", 512),  # all logits take half of what the kernel does
         (0, 512, 32768, "cpu", 1),
-        (16384, 4096, 128256, "gpu", 4096),  # 2 GiB
+        (16384, 4096, 131072, "gpu", 4096),  # a quarter of the logits, 2 GiB
+        (8192, 4096, 65536, "gpu", 2048),  # a quarter, 512 MiB
+        (8192, 4096, 32768, "gpu", 4096),  # 512 MiB, more than a quarter
+        (32768, 4096, 131072, "gpu", 4096),  # 2 GiB, less than a quarter
         (16384, 4096, 2**20, "gpu", 1024),
-        (8192, 4096, 131072, "gpu", 4096),
         (60000, 784, 10, "cpu", 60000),
     ],
 )
@@ -34,7 +37,7 @@ def test_the_rule_is_sound_everywhere():
         for platform in ("cpu", "gpu", "tpu"):
             rows = blocks.block_rows(int(samples), int(features), int(classes), 4, platform)
             assert 1 <= rows <= samples
-            least, target = (256, 2**24) if platform == "cpu" else (1024, 2**31)
+            least, target = (512, 2**24) if platform == "cpu" else (1024, 2**31)
             one = 2 * samples <= features
             assert one or rows <= least + 128 or rows * classes * 4 <= target + 128 * classes * 4
 

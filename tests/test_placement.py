@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from softjax import _placement
 
@@ -22,6 +23,22 @@ def test_the_axes_of_a_vmap_are_put_together():
 
     x = jnp.arange(6.0).reshape(3, 2)
     assert (jax.vmap(one, axis_name="shards")(x) == x).all()
+
+
+@pytest.mark.skipif("platform" not in dir(AbstractDevice), reason="this JAX does not say for which platform a mesh is")
+def test_the_platform_is_that_of_the_mesh_compiled_for():
+    """Which may be of chips that are not at hand, in context or in the type; else what is at hand."""
+    x = jnp.ones(4)
+    assert _placement.platform_of(x) == jax.default_backend()
+    tpus = AbstractDevice("TPU v5", num_cores=1, platform="tpu")
+    for types in ((AxisType.Auto,), (AxisType.Explicit,)):
+        mesh = AbstractMesh((4,), ("classes",), axis_types=types, abstract_device=tpus)
+        with jax.sharding.use_abstract_mesh(mesh):
+            assert _placement.platform_of(x) == "tpu"
+    of_mesh = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, P("classes")))
+    seen = []
+    jax.jit(lambda x: seen.append(_placement.platform_of(x)) or x).trace(of_mesh)
+    assert seen == ["tpu"]
 
 
 def test_axes_of_a_vmap_and_of_a_mesh_do_not_mix():
