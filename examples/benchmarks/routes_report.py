@@ -13,6 +13,7 @@ from common.program import PICTURES, png
 
 _ROUTES = {
     "fused": {"color": "C0", "linewidth": 4.0, "alpha": 0.45},
+    "unlogged": {"color": "C2", "linewidth": 2.4, "alpha": 0.8, "linestyle": "-."},
     "logits": {"color": "C1", "linewidth": 1.4, "linestyle": "--"},
     "optax": {"color": "black", "linewidth": 1.2, "linestyle": ":"},
 }

@@ -103,9 +103,9 @@ class Config(Training):
     """Entries of the byte-pair vocabulary; the last of them ends a file."""
     sequence_length: int
     """Tokens that the model sees at once."""
-    loss: Literal["fused", "logits", "optax"]
-    """fused: softjax.linear_loss, no logits, and measures more than the loss; logits: softjax.cross_entropy on them;
-    optax: optax on them."""
+    loss: Literal["fused", "unlogged", "logits", "optax"]
+    """fused: softjax.linear_loss, no logits, and measures more than the loss; unlogged: softjax.linear_cross_entropy,
+    the loss alone; logits: softjax.cross_entropy on them; optax: optax on them."""
     z_loss: float
     """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
     prompt: str
