@@ -1,10 +1,12 @@
-"""What the last layer and its loss cost on a mesh, told by the compiler for simulated devices: nothing is run.
+"""What the last layer and its loss cost on a mesh, told by the compiler: nothing is run.
 
     python examples/mesh_cost.py                       # as in results/README.md, some minutes
     python examples/mesh_cost.py --classes 131072 --devices 8
+    python examples/mesh_cost.py --topology v6e:4x2 v5p:2x2x1   # for TPUs, after pip install -e '.[examples,tpu]'
 
-Of one step, loss and gradients of `softjax.linear_cross_entropy` in float32: the bytes that each device gives to
-all-reduces, and its memory, beside that of the plain way (optax on sharded logits, split by the compiler).
+Of one step, loss and gradients of `softjax.linear_cross_entropy`: the bytes that each device gives to all-reduces, its
+memory and its matrix products, beside those of the plain way (optax on sharded logits, split by the compiler). For
+simulated devices, in float32; or, in bfloat16, for as many chips of a TPU as a topology has, none of which is needed.
 """
 
 from common import program
@@ -14,6 +16,7 @@ if __name__ == "__main__":
 
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -22,17 +25,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a server which TPU this machine has
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # whichever the topology, or libtpu warns that it has none
 if "jax" not in sys.modules:
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=512"
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import AxisType, NamedSharding
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
 from benchmarks import machine, mesh_report
+from common.program import WrongInput
 from common.settings import command_line
 
 _BYTES = {"f64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s64": 8, "u64": 8, "u8": 1, "s8": 1}
@@ -41,16 +50,18 @@ _COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-permu
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the last layer and its loss cost on a mesh, told by the compiler for simulated devices."""
+    """What the last layer and its loss cost on a mesh, told by the compiler."""
 
     samples: int = 65536
     """Tokens of a step, on all devices together."""
     features: int = 4096
     classes: tuple[int, ...] = (131072, 262144, 1048576)
     devices: tuple[int, ...] = (8, 64, 512)
-    """At most 512, eight of which share the classes."""
+    """Simulated ones, at most 512, eight of which share the classes."""
+    topology: tuple[str, ...] = ()
+    """TPUs to compile for instead, as v6e:4x2, half of whose devices share the classes."""
     output: Path = Path(__file__).resolve().parent / "results"
-    """Folder of mesh-cost.json."""
+    """Folder of mesh-cost.json, or mesh-cost-tpu.json."""
 
 
 class Collective(NamedTuple):
@@ -128,33 +139,60 @@ def mesh_of(data: int, classes: int) -> Any:
     return jax.make_mesh((data, classes), ("data", "classes"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def row(settings: Settings, classes: int, devices: int) -> dict[str, Any]:
-    """Bytes of a device."""
-    mesh = mesh_of(devices // 8, 8)
-    shape = (settings.samples, settings.features, classes)
-    steps = [compiled(loss, shape, mesh) for loss in (ours, plain)]
-    memory = [step.memory_analysis() for step in steps]
-    matrix = settings.features * min(settings.samples * 8 // devices, classes // 8)  # the smaller of the two gradients
-    summed, blocks = {True: 0, False: 0}, _blocks(steps[0].as_text())
-    for part in collectives(steps[0].as_text()):
-        for dtype, elements in part.sizes:
-            summed[elements >= matrix] += _BYTES[dtype] * elements * (blocks if part.repeated else 1)
+def mesh_of_tpu(topology: str) -> Any:
+    try:
+        devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+    except Exception as error:  # the plugin's own, which differ from version to version
+        told = str(error).strip().partition("\n")[0]
+        raise WrongInput(f"cannot compile for {topology}; is the extra `tpu` installed? {told}") from error
+    every = np.array(devices).reshape(min(2, len(devices)), -1)
+    return Mesh(every, ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
+
+
+def row(settings: Settings, classes: int, devices: int | str) -> dict[str, Any]:
+    """Bytes and products of a device; `devices` are so many simulated ones, or a topology."""
+    simulated = isinstance(devices, int)
+    mesh, dtype = (mesh_of(devices // 8, 8), jnp.float32) if simulated else (mesh_of_tpu(devices), jnp.bfloat16)
+    shape, shares = (settings.samples, settings.features, classes), (mesh.shape["data"], mesh.shape["classes"])
+    step, of_plain = compiled(ours, shape, mesh, dtype), _fitting(plain, shape, mesh, dtype)
+    text, memory = step.as_text(), step.memory_analysis()
+    # the smaller of the two gradients
+    matrix = settings.features * min(settings.samples // shares[0], classes // shares[1])
+    summed, blocks = {True: 0, False: 0}, _blocks(text)
+    for part in collectives(text):
+        for kind, elements in part.sizes:
+            summed[elements >= matrix] += _BYTES[kind] * elements * (blocks if part.repeated else 1)
     return {
         "classes": classes,
         "devices": devices,
-        "shares": [devices // 8, 8],
+        "shares": shares,
+        "blocks": blocks,
+        "products": step.cost_analysis()["flops"] * blocks / (2 * math.prod(shape) / mesh.size),
         "gradients_summed": summed[True],
         "statistics_summed": summed[False],
-        "arrays_held": memory[0].argument_size_in_bytes + memory[0].output_size_in_bytes,
-        "temporaries": memory[0].temp_size_in_bytes,
-        "temporaries_of_the_plain_way": memory[1].temp_size_in_bytes,
+        "arrays_held": memory.argument_size_in_bytes + memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "temporaries_of_the_plain_way": of_plain and of_plain.memory_analysis().temp_size_in_bytes,
     }
 
 
+def _fitting(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any) -> Any:
+    """The compiled step, or None if its device has not the memory for it."""
+    try:
+        return compiled(loss, shape, mesh, dtype)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+
+
 def _blocks(hlo: str) -> int:
-    """How often the loop over blocks goes round."""
-    counts = [int(n) for n in re.findall(r'"known_trip_count":\{"n":"(\d+)"\}', hlo)]
-    return max(counts, default=1)
+    """How often the loop over blocks goes round: what its condition compares with."""
+    counts = [1]
+    for name in re.findall(r"condition=%?([\w.\-]+)", hlo):
+        condition = re.search(rf"^%?{re.escape(name)} \(.*?^}}", hlo, re.MULTILINE | re.DOTALL)
+        counts += [int(n) for n in re.findall(r" constant\((\d+)\)", condition[0])] if condition else []
+    return max(counts)
 
 
 @program.exit_status(program.NOTHING_WRITTEN)
@@ -164,12 +202,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(mesh_report.caption(dataclasses.asdict(settings)), *mesh_report.heading(), sep="\n")
     rows = []
     for classes in settings.classes:
-        for devices in settings.devices:
+        for devices in settings.topology or settings.devices:
             rows.append(row(settings, classes, devices))
             print(mesh_report.line(rows[-1]), flush=True)
     used = {name: value for name, value in dataclasses.asdict(settings).items() if name != "output"}
-    results = {"machine": machine.describe(("jax", "jaxlib", "optax")), "settings": used, "rows": rows}
-    path = settings.output / "mesh-cost.json"
+    versions = ("jax", "jaxlib", "optax", *(("libtpu",) if settings.topology else ()))
+    results = {"machine": machine.describe(versions), "settings": used, "rows": rows}
+    path = settings.output / ("mesh-cost-tpu.json" if settings.topology else "mesh-cost.json")
     program.write(path, (json.dumps(results, indent=1) + "\n").encode())
     print(f"\nWrote {path}")
 

@@ -120,9 +120,27 @@ def _mesh(results: Results) -> Iterator[str]:
     )
 
 
+def _tpus(results: Results) -> Iterator[str]:
+    settings, rows = results["settings"], results["rows"]
+    command = f"--topology {' '.join(settings['topology'])} --samples {settings['samples']}"
+    saved = [row["temporaries"] / plain for row in rows if (plain := row["temporaries_of_the_plain_way"])]
+    rows_of_block = [settings["samples"] / row["shares"][0] / row["blocks"] for row in rows]
+    yield "## TPUs, by their compiler"
+    yield (
+        f"`python examples/mesh_cost.py {command}` compiles the same step for real chips, of which none is needed "
+        f"(libtpu {results['machine']['versions']['libtpu']}):"
+    )
+    yield mesh_report.table(results)
+    yield (
+        f"The blocks take {_range(saved)} of the plain way's temporaries. XLA takes the gradient of a block's logits "
+        "into both of its products, and the sum of the kernel's gradient into the second. That sum is read and written "
+        f"once a block, a byte for {min(rows_of_block) * 6 / 8:,.0f} to {max(rows_of_block) * 6 / 8:,.0f} operations."
+    )
+
+
 def _routes(results: Results) -> Iterator[str]:
     apart = max(map(routes_report.largest_difference, results["cases"]))
-    yield "## A language model by three routes"
+    yield "## A language model by four routes"
     yield (
         f"`python examples/compare_lm_routes.py --rounds {results['rounds']}` trains by each on the same batches, with "
         f"`configs/lm.toml` and with `configs/lm-large.toml`; the curves lie at most {apart:.1e} apart:"
@@ -130,9 +148,10 @@ def _routes(results: Results) -> Iterator[str]:
     yield routes_report.table(results["cases"])
     yield (
         f"Medians of {results['rounds']} interleaved steps, and the memory that the compiled step needs beside its "
-        f"arguments. {where(results)}. The fused route alone measures entropy and ranks."
+        f"arguments. {where(results)}. The fused route also measures z-loss, accuracy, top-5 accuracy and entropy of "
+        "each token; `unlogged` is the same without them."
     )
-    yield "![the three routes](lm-routes-cpu.png)"
+    yield "![the four routes](lm-routes-cpu.png)"
     yield "`python examples/train_lm.py` drew its whole run by the fused route:"
     yield "![nats a token by tokens of training](lm-curves.png)"
 
@@ -200,6 +219,7 @@ _SECTIONS: dict[str, Callable[[Results], Iterator[str]]] = {
     "blocks-gpu": _blocks,
     "distil-gpu": _distil,
     "mesh-cost": _mesh,
+    "mesh-cost-tpu": _tpus,
     "lm-routes-cpu": _routes,
     "distil": _students,
     "max-margin": _margins,

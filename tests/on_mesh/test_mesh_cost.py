@@ -14,6 +14,7 @@ from worlds import LOGITS, NAMES, ROWS
 
 import mesh_cost
 import softjax
+from benchmarks import mesh_report
 
 MESHES = [(2, 4), (1, 8), (8, 1)]
 SHAPES = [(mesh,) for mesh in MESHES]
@@ -96,3 +97,13 @@ def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
     parts = list(mesh_cost.collectives(hlo))
     assert {part.kind for part in parts} == {"all-reduce"}
     assert sum(elements for part in parts for _, elements in part.sizes) <= 8 * SAMPLES // mesh[0] + 10
+
+
+def test_the_program_tells_blocks_and_products():
+    settings = mesh_cost.Settings(samples=16384, features=64)
+    row = mesh_cost.row(settings, 4096, 8)  # a device's logits are 32 MiB, two blocks
+    assert (row["blocks"], row["shares"]) == (2, (1, 8))
+    assert 3 <= row["products"] < 3.2
+    assert row["gradients_summed"] == 4 * settings.samples * settings.features
+    assert row["temporaries"] < row["temporaries_of_the_plain_way"]
+    assert "does not fit" in mesh_report.line(row | {"temporaries_of_the_plain_way": None})
