@@ -182,6 +182,7 @@ def _rows_of_each(x: Array) -> int | None:
     fixed = all(isinstance(length, int) for length in x.shape)  # jax.export may leave a length open
     if not (fixed and x.ndim == 2 and x.dtype.itemsize >= 4 and cpu.on_one_cpu(x)):
         return None
-    most = max(1, _ROWS // max(x.shape[1] * x.dtype.itemsize, 1))
-    each = max((n for n in range(1, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0), default=0)
+    most = max(2, _ROWS // max(x.shape[1] * x.dtype.itemsize, 1))
+    # of two layouts of an axis of one row XLA might choose the other, and copy the block
+    each = max((n for n in range(2, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0), default=0)
     return each if x.shape[0] >= 4 * most and 4 * each >= most else None

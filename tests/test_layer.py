@@ -33,11 +33,12 @@ def layer(dtype, turned=False):
     return jax.ShapeDtypeStruct((N, F), dtype), jax.ShapeDtypeStruct(shape, dtype)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
-    ("reduction", "count", "options"),
+    ("dtype", "reduction", "count", "options"),
     covering(
-        [("mean", 3), ("none", 4), ("sum", 3)], [{"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}, {}]
+        [jnp.float32, jnp.bfloat16, jnp.float16],
+        [("mean", 3), ("none", 4), ("sum", 3)],
+        [{"label_smoothing": 0.1, "z_loss": 0.1, "logit_softcap": 30.0}, {}],
     ),
 )
 def test_the_count_of_products_and_the_types_of_their_operands(dtype, reduction, count, options):
@@ -95,9 +96,9 @@ def test_no_array_of_all_logits(reduction, function, transform):
     assert max(sizes) >= 64 * C
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("function", [tied, cast_and_tied])
-@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize(
+    ("reduction", "function", "differentiated"), covering(["mean", "none"], [tied, cast_and_tied], [True, False])
+)
 def test_tied_embeddings_are_not_copied(reduction, function, differentiated):
     hidden, embedding = layer(jnp.float32, turned=True)
 
@@ -149,7 +150,7 @@ def test_memory_beside_the_plain_way():
     assert temporary(softjax.linear_cross_entropy, *shape) < 0.08 * temporary(plain, *shape)
 
 
-@pytest.mark.parametrize(("weighted", "classes"), covering([False, True], [8192, 32769]))
+@pytest.mark.parametrize(("weighted", "classes"), covering([False, True], [8192, 32769, 600000]))
 def test_on_one_cpu_a_block_is_one_array(weighted, classes):
     samples, features, rows = 1024, 16, 128
 
@@ -157,7 +158,7 @@ def test_on_one_cpu_a_block_is_one_array(weighted, classes):
         return softjax.linear_cross_entropy(h, k, y, weights=y if weighted else None, block_size=rows)
 
     block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
-    arrays = 1.1 if _cpu.on_one_cpu(jnp.zeros(())) else 5
+    arrays = 1.2 if _cpu.on_one_cpu(jnp.zeros(())) else 5
     assert temporary(ours, samples, features, classes) < arrays * block + kernel + 4 * hidden
 
 
