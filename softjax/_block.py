@@ -82,9 +82,8 @@ class Block(NamedTuple):
 
     def rank(self, classes: Classes, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
         """How many classes come before the label, the larger logits first, equal ones by class."""
-        ids = self.class_ids(classes, label)
-        a = classes.total(jnp.where(ids == label, x, 0))
-        before = (x > a) | ((x == a) & (ids < label))
+        ids, a = self.class_ids(classes, label), self.at(classes, label)
+        before = (ids != label) & ((x > a) | ((x == a) & (ids < label)))
         rank = classes.total(before if self.exists is None else before & self.exists)
         if self.exists is not None:
             rank = jnp.where(classes.any(self.exists & (ids == label)), rank, NOWHERE)
