@@ -47,13 +47,13 @@ def growth_case(shape: tuple[int, int, int], dtype: str, config: Config, after_r
 
 
 def blocks_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
-    """Ours at each block size, and at the one that it chooses."""
+    """Ours at each block size, and at the one that it chooses, beside the plain way."""
     layer = problem(*shape, dtype, config.seed)
 
     def loss(hidden: Any, kernel: Any, labels: Any, *, block_size: int | None) -> Any:
         return softjax.linear_cross_entropy(hidden, kernel, labels, block_size=block_size)
 
-    contenders = [*jax_contenders(layer, (FLOOR,))]
+    contenders = [*jax_contenders(layer, (PLAIN, FLOOR))]
     for size in (None, *(size for size in config.block_sizes if size <= shape[0])):
         program = jax.value_and_grad(functools.partial(loss, block_size=size), (0, 1))
         contenders.append(compiled(f"block_size={size}", program, *layer))

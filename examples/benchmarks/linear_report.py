@@ -1,5 +1,6 @@
 """The results of `benchmark.py --part linear`, `growth` and `blocks` as tables and as a picture."""
 
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -135,7 +136,7 @@ def draw(results: dict[str, Any]) -> bytes:
         grid[0][0].set_ylabel("loss and gradients, s")
         grid[1][0].set_ylabel("temporary memory, MB")
         grid[0][0].legend()
-        figure.supxlabel(where(results), fontsize=7, color="#444444")
+        figure.supxlabel(textwrap.fill(where(results), 130), fontsize=7, color="#444444")
         return png(figure)
 
 

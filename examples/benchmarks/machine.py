@@ -11,6 +11,14 @@ from typing import Any
 import jax
 
 
+def _load() -> float | None:
+    """How many processes have been at work, on average over the last minute; not every system tells."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+_LOAD = _load()  # when the program began, before it loads the machine itself
+
+
 def describe(packages: Sequence[str]) -> dict[str, Any]:
     """The device, the computer, its load, the day, the versions of Python and of `packages`, None if not installed."""
     return {
@@ -18,16 +26,11 @@ def describe(packages: Sequence[str]) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "load": _load(),
+        "load": _LOAD,
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
     }
-
-
-def _load() -> float | None:
-    """How many processes have been at work, on average over the last minute; not every system tells."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _version(package: str) -> str | None:

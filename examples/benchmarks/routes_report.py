@@ -42,8 +42,8 @@ def largest_difference(case: Mapping[str, Any]) -> float:
 def draw(cases: Sequence[Mapping[str, Any]]) -> bytes:
     """For each configuration the curves, and a step's time and memory."""
     with matplotlib.rc_context(fname=PICTURES):
-        figure = Figure(figsize=(8.4, 0.4 + 2.4 * len(cases)), layout="constrained")
-        grid = figure.subplots(len(cases), 3, squeeze=False, width_ratios=(1.5, 1, 1))
+        figure = Figure(figsize=(9.6, 0.4 + 2.4 * len(cases)), layout="constrained")
+        grid = figure.subplots(len(cases), 3, squeeze=False, width_ratios=(1.3, 1, 1))
         for case, (curve, time, memory) in zip(cases, grid, strict=True):
             for name, route in case["routes"].items():
                 steps = np.arange(1, len(route["losses"]) + 1)
@@ -62,8 +62,9 @@ def draw(cases: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _bars(axes: Axes, routes: Mapping[str, Any], key: str, unit: float, label: str, form: str) -> None:
     values = [(route[key] or 0) / unit for route in routes.values()]
-    bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.6)
-    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white")
+    bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.75)
+    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white", fontsize=7)
+    axes.tick_params(axis="x", labelsize=7)
     if key == "seconds":
         spread = np.array([np.abs(np.array(route["quartiles"]) - route[key]) for route in routes.values()]).T
         axes.errorbar(list(routes), values, yerr=spread, fmt="none", ecolor="C3", elinewidth=1.2)
