@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from covering import slow
 
 import benchmark
 from benchmarks import core_report as report
@@ -250,7 +251,7 @@ def test_the_part_of_a_student_and_its_teacher(tmp_path, capsys):
     assert "the four matrix products alone" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["growth", "blocks", "linear"])
+@pytest.mark.parametrize("part", ["growth", "blocks", *slow("linear")])
 def test_the_parts_of_the_last_layer(part, tmp_path, capsys):
     quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path)]
     assert benchmark.main(["--part", part, *TINY, *quick]) == 0

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from covering import covering
+from covering import covering, slow
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -48,6 +48,7 @@ def test_class_ids(route):
     assert (jnp.broadcast_to(_cpu.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
+@pytest.mark.slow
 def test_sharded():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
@@ -216,7 +217,7 @@ def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
         assert arrays < (2.1 if dtype == jnp.float32 else 2.7)
 
 
-@pytest.mark.parametrize("samples", [24, 21, 23])
+@pytest.mark.parametrize("samples", [24, *slow(21, 23)])
 @pytest.mark.parametrize("route", ["one CPU"], indirect=True)
 def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
     """Every number and every slope, of 4 rows at a time, of 3, and of all where nothing divides their number."""

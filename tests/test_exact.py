@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closeness import EPS
+from covering import ROUTES, covering
 
 import softjax
 
@@ -64,8 +65,11 @@ def check(x, labels):
     within(slope, dx, sizes, 8 + below)
 
 
-@pytest.mark.parametrize("kind", ["ids", "one-hot", "nearly one-hot", "soft"])
-@pytest.mark.parametrize("classes", [2, 3, 10, 129])
+@pytest.mark.parametrize(
+    ("kind", "classes", "route"),
+    covering(["ids", "one-hot", "nearly one-hot", "soft"], [2, 3, 10, 129], ROUTES),
+    indirect=["route"],
+)
 def test_every_gap(classes, kind, route):
     for gap in GAPS:
         for ties in (1, 2):
@@ -218,8 +222,9 @@ def of_products(x, labels, scale):
     return value, pull(jnp.ones_like(value))[1], softjax.statistics(x * scale, labels)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 40])
-@pytest.mark.parametrize("spread", [1.0, 8.0, 30.0])
+@pytest.mark.parametrize(
+    ("classes", "spread", "route"), covering([2, 5, 40], [1.0, 8.0, 30.0], ROUTES), indirect=["route"]
+)
 def test_logits_that_are_products(classes, spread, route):
     """A compiler may fuse a · b − peak into one rounding, so that it is not 0 where a · b is the peak."""
     x, labels = cases.logits(classes, spread, samples=64), cases.class_ids(classes, samples=64)

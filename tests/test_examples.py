@@ -58,6 +58,7 @@ def test_the_programs_have_three_modules_in_common():
     assert {path.stem for path in own("common")} == {"__init__", "checkpoint", "program", "settings"}
 
 
+@pytest.mark.slow
 def test_the_language_model_runs_where_it_is_copied(tmp_path):
     """What the README has a user copy is all that it needs: its help, a run, and going on after a loss."""
     copied = tmp_path / "copied"

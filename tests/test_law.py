@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from covering import covering
+from covering import ROUTES, covering, slow
 
 import softjax
 
@@ -82,14 +82,14 @@ def check(way, logits, labels, **options):
 
 
 @pytest.mark.parametrize("way", [*WAYS, *LINEAR])
-@pytest.mark.parametrize("classes", [5, 129])
+@pytest.mark.parametrize("classes", [5, *slow(129)])
 def test_plain(way, classes):
     compiled = jax.jit(way)
     for spread in cases.SPREADS:
         check(compiled, cases.logits(classes, spread), cases.class_ids(classes))
 
 
-@pytest.mark.parametrize("classes", cases.CLASSES)
+@pytest.mark.parametrize(("classes", "route"), covering(cases.CLASSES, ROUTES), indirect=["route"])
 def test_every_class_count(classes, route):
     check(_ids, cases.logits(classes), cases.class_ids(classes))
 
@@ -171,7 +171,11 @@ def test_against_autodiff_of_the_plain_formula():
     )
 
 
-@pytest.mark.parametrize(("dtype", "classes"), covering([jnp.float32, jnp.float16, jnp.bfloat16], [2048, 40001]))
+@pytest.mark.parametrize(
+    ("dtype", "classes", "route"),
+    covering([jnp.float32, jnp.float16, jnp.bfloat16], [2048, 40001], ROUTES),
+    indirect=["route"],
+)
 def test_rows_summed_in_blocks(dtype, classes, route):
     # Large enough that one CPU takes a few rows at a time, and a number of rows that the blocks do not divide.
     samples = 4 * 256 * 1024 // classes + 133

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from covering import covering
+from covering import covering, slow
 
 import softjax
 from softjax import _linear_loss
@@ -212,7 +212,7 @@ def test_tracers_too():
     assert list(jax.vmap(f)(jnp.arange(2.0))) == [0, 3]
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("reduction", ["none", *slow("mean")])
 def test_weighted_in_every_mode(reduction):
     """A row of weight 0 holds NaN: no derivative of the caller's loss is one, forward or backward."""
     hidden, kernel, _ = cases.layer(5)

@@ -13,7 +13,7 @@ from linear_law import RTOL, check
 import softjax
 
 
-@pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "sum", "none"], [3.0, None]))
+@pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "none"], [3.0, None]))
 def test_where_leaves_classes_out(reduction, softcap):
     exist = jnp.arange(9) % 3 != 1
     options = {"where": exist, "weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jaxprs
 import numpy as np
 import pytest
+from covering import slow
 
 from softjax._classes import Classes
 from softjax._log_sum import LogSum, below, log_sum
@@ -48,7 +49,7 @@ def test_what_stands_beside_the_peak():
     assert not LogSum(jnp.float32(0), jnp.float32(1)).alone(jnp.float32(0))
 
 
-@pytest.mark.parametrize("row", [[0.0, 1.0, 3.0], [2.0, 2.0, 0.0], [40.0, 0.0, 1.0]])
+@pytest.mark.parametrize("row", [[0.0, 1.0, 3.0], *slow([2.0, 2.0, 0.0], [40.0, 0.0, 1.0])])
 def test_the_derivatives_are_those_of_the_plain_sum(row):
     """Of any function that measures a row from its peak, in every nesting, also where a scan leaves out rules."""
     x, v = jnp.array([row]), jnp.array([[0.3, -1.0, 2.0]])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from covering import covering
+from covering import ROUTES, covering
 
 import softjax
 
@@ -278,8 +278,9 @@ def test_blocks_that_weigh_nothing_may_hold_anything():
             np.testing.assert_allclose(ours, right, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("block_size", [None, 4])
+@pytest.mark.parametrize(
+    ("reduction", "block_size", "route"), covering(["mean", "sum", "none"], [None, 4], ROUTES), indirect=["route"]
+)
 def test_a_label_out_of_range_spoils_no_other_gradient(reduction, block_size, route):
     """Its loss is NaN; its row has gradient 0, and the kernel that of the other rows."""
     hidden, kernel, _ = cases.layer(5)

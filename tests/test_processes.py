@@ -17,7 +17,8 @@ def free_port():
         return held.getsockname()[1]
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_agree_with_one_device(processes, tmp_path):
     # Without JAX's cache of what is compiled, which is not for several processes at once.
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]

@@ -71,6 +71,7 @@ def test_equinox_head(recipe):
     same_with_gradient(names["loss"], plain, model, names["inputs"], names["targets"])
 
 
+@pytest.mark.slow
 def test_tied_embeddings(recipe):
     printed, names = recipe
     (*ours, memory), (*plain, memory_of_logits) = copied.numbers(printed)
@@ -132,6 +133,7 @@ def test_policy_gradient(recipe):
     np.testing.assert_allclose(advantages[:, 0].reshape(standard.shape), standard, rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_dpo(recipe):
     printed, names = recipe
     _, losses, preferred = np.transpose(copied.numbers(printed))
@@ -163,6 +165,7 @@ def test_dpo(recipe):
     same_with_gradient(ours, expected, moved, reference, tokens, mask, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clip(recipe, tmp_path):
     printed, names = recipe
     _, losses, temperatures = np.transpose(copied.numbers(printed))
@@ -216,6 +219,7 @@ def test_multi_token_prediction(recipe):
     same_with_gradient(ours, expected, params, names["tokens"])
 
 
+@pytest.mark.slow
 def test_lora_head(recipe):
     printed, names = recipe
     _, losses, merged = np.transpose(copied.numbers(printed))
@@ -247,6 +251,7 @@ def test_sequence_packing(recipe):
     np.testing.assert_allclose(names["loss"](names["params"], *names["batch"]), np.mean(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_margin_softmax(recipe):
     printed, names = recipe
     (_, own, other, _), (_, own_of_margin, _, apart_of_margin) = copied.numbers(printed)

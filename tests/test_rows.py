@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from covering import covering
+from covering import ROUTES, covering
 
 import softjax
 
@@ -51,7 +51,9 @@ def test_each_number_pulled_back_alone(classes, kind):
             np.testing.assert_allclose(gradient, expected, rtol=0, atol=4e-6 * size, err_msg=name)
 
 
-@pytest.mark.parametrize(("kind", "axis"), covering(["ids", "distribution"], [-1, 0]))
+@pytest.mark.parametrize(
+    ("kind", "axis", "route"), covering(["ids", "distribution"], [-1, 0], ROUTES), indirect=["route"]
+)
 def test_of_the_classes_that_exist(kind, axis, route):
     """Masked is deleted, by row."""
     x, labels = cases.logits(9, 3.0, SAMPLES), labels_of(kind, 9)[:SAMPLES]

@@ -161,7 +161,7 @@ def test_confident_rows(gap):
     assert (error <= (8 + gap) * EPS * sizes).all()
 
 
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, *slow(3)])
 def test_higher_derivatives(order):
     x, labels = cases.logits(5, samples=2), few.sparse(5, 3, samples=2)
     every = jnp.asarray(few.dense(labels, 5), jnp.float32)

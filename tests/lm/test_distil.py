@@ -185,6 +185,7 @@ def test_a_step_of_the_default_size_never_holds_the_logits(name):
     assert largest < config.batch_size * config.sequence_length * config.vocabulary
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_stops_and_the_rest_is_the_uninterrupted_run(
     tmp_path, finished, taught, monkeypatch, capsys
 ):

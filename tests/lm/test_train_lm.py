@@ -16,7 +16,6 @@ import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from covering import slow
 from lm_runs import config_of, last_state, metrics, options, run, same_result
 from runs import the_one_line
 
@@ -84,7 +83,8 @@ def test_the_metrics_hold_the_last_steps(finished):
     assert last["cross_entropy"] == pytest.approx(last["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("kills", [1, *slow(2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 2])
 def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text, kills):
     settings = {"steps": 24 * kills, "checkpoint_every": 1, "evaluate_every": 20}
     victim, other = (config_of(tmp_path / name, text, **settings) for name in ("killed", "uninterrupted"))

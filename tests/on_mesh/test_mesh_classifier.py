@@ -39,6 +39,7 @@ def test_a_mesh_changes_nothing(alone, tmp_path, mesh):
     same(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_on_another_mesh(alone, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         die_at_disk_operation(patch, 1)  # before the second checkpoint

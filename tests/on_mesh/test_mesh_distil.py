@@ -9,6 +9,7 @@ from lm_runs import config_of, distil, run, write_text
 SMALL = {"steps": 2, "evaluate_every": 1, "checkpoint_every": 2, "learning_rate": 1e-3}
 
 
+@pytest.mark.slow
 def test_a_mesh_changes_nothing(tmp_path):
     text = write_text(tmp_path / "text")
     teacher = config_of(tmp_path / "teacher", text, steps=4)

@@ -21,7 +21,7 @@ WAYS = [("mean", True), ("none", False), ("none", True), ("mean", False)]
 LAYER = [ROWS2, P(None, "classes"), P("classes")]
 
 
-@pytest.mark.parametrize(("world", "reduction", "fused"), covering(worlds.WORLDS, WAYS))
+@pytest.mark.parametrize(("world", "reduction", "fused"), covering(worlds.WORLDS, WAYS, quick=(0, 4)))
 @pytest.mark.parametrize("k", [3, *slow(12)])
 def test_sparse_labels(world, reduction, k, fused):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
@@ -80,7 +80,7 @@ def test_log_probabilities(world, k):
     close(dx, pull(g)[0], 2e-5)
 
 
-@pytest.mark.parametrize(("world", "k"), covering(worlds.WORLDS, [5, 24, 1]))
+@pytest.mark.parametrize(("world", "k"), covering(worlds.WORLDS, [5, 24, 1], quick=(1, 3)))
 def test_top_k(world, k):
     """More of them than one device has, equal ones among them."""
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)

@@ -68,7 +68,7 @@ def test_every_mesh(world, shape):
     check(world, shape, example())
 
 
-@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "sum", "none"]))
+@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "sum", "none"], quick=(1, 2, 3)))
 def test_every_option(world, reduction):
     check(world, (2, 4), example(), reduction=reduction, label_smoothing=0.1, z_loss=0.01, logit_softcap=5.0, base=2.0)
 
@@ -101,7 +101,7 @@ def policy_gradient(s, advantage):
     return -advantage * (s.label_logit - s.log_normalizer) - 0.1 * s.entropy + 0.01 * s.mean_logit**2
 
 
-@pytest.mark.parametrize(("world", "route"), covering(worlds.WORLDS, ["loss", "statistics"]))
+@pytest.mark.parametrize(("world", "route"), covering(worlds.WORLDS, ["loss", "statistics"], quick=(0, 3)))
 def test_a_loss_of_the_statistics(world, route):
     """By the hidden vectors, the kernel, the bias, the weights, the row argument and what the loss closes over."""
     h, k, b, y, w = example()
@@ -154,7 +154,7 @@ def test_a_shard_of_samples_without_weight(world):
     check(world, (2, 4), (h.at[:8].set(jnp.nan), k, b, y, w), (h, k, b, y, w))
 
 
-@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "none"]))
+@pytest.mark.parametrize(("world", "reduction"), covering(worlds.WORLDS, ["mean", "none"], quick=(1, 4)))
 def test_forward_mode(world, reduction):
     h, k, b, y, w = example()
 

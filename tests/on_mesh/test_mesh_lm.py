@@ -37,7 +37,7 @@ def same(config, alone):
         ("data=2,classes=4", {}),
         pytest.param("data=2,classes=4", {"loss": "logits"}, marks=pytest.mark.slow),
         pytest.param("data=2,classes=4", {"loss": "optax"}, marks=pytest.mark.slow),
-        ("data=4", {"microbatches": 2}),
+        pytest.param("data=4", {"microbatches": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
@@ -47,6 +47,7 @@ def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
     same(config, alone)
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
     save = Checkpoints.save
 
