@@ -161,6 +161,8 @@ def test_a_full_disk_under_a_checkpoint_gets_one_line(tmp_path, limit):
     program = [EXAMPLES / "train_lm.py", *options(tmp_path / "run", tmp_path / "text")]
     status, _, said = outcome(["-c", f"{limited}; {run}", *program], env=NO_CACHE)
     assert status == 2
-    # Which step is the first whose files are over the limit depends on how well its numbers compress.
+    # Orbax packs the arrays of a step into files as its threads come to them: which step is the first with a file over
+    # the limit is chance, and at the larger one a whole run may have none before its first picture.
     first, later = "4; there is no good checkpoint", rf"\d+; the last good checkpoint is {re.escape(str(tmp_path))}\S+"
-    assert re.fullmatch(rf"error: cannot save step ({first}|{later}): .*\n", said)
+    picture = rf"|error: cannot write {re.escape(str(tmp_path))}\S+\.png: File too large\." if limit == 60000 else ""
+    assert re.fullmatch(rf"(error: cannot save step ({first}|{later}): .*{picture})\n", said)
