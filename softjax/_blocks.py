@@ -158,7 +158,7 @@ def over_rows(classes: Classes, function: Callable[..., Any], block: Any, *besid
 
     def step(x: Array, part: tuple[Array, dict[int, Array]]) -> tuple[Array, Any]:
         i, here = part
-        of = lax.dynamic_index_in_dim(x, i, keepdims=False)
+        of = cpu.apart(lax.dynamic_index_in_dim(x, i, keepdims=False))  # or each pass might copy them anew
         new, numbers = function(of, *jax.tree.unflatten(tree, (dict(enumerate(leaves)) | here).values()))
         return x if new is None else lax.dynamic_update_index_in_dim(x, new, i, 0), numbers
 

@@ -27,8 +27,8 @@ class Classes(NamedTuple):
 
     def total(self, x: Array) -> Array:
         """Σ_j, the class axis kept at length 1."""
-        dtype = jnp.int32 if x.dtype == jnp.bool_ else x.dtype
-        return total(jnp.sum(x, self.axis, keepdims=True, dtype=dtype), self.names)
+        here = cpu.count(x, self.axis) if x.dtype == jnp.bool_ else jnp.sum(x, self.axis, keepdims=True)
+        return total(here, self.names)
 
     def number(self, x: Array) -> Array:
         """A number of each row, without the class axis."""

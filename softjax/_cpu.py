@@ -76,6 +76,14 @@ def added_at(
     return jnp.moveaxis(added.reshape(ordered[0].shape), -1, axis)
 
 
+def count(condition: Bool[Array, "..."], axis: int) -> Integer[Array, "..."]:
+    """How often it holds. XLA on a CPU adds float32 in half the time of int32, exactly to 2²⁴."""
+    length = condition.shape[axis]
+    exact = isinstance(length, int) and length <= 2**24 and on_one_cpu(condition)
+    dtype = jnp.float32 if exact else jnp.int32
+    return jnp.sum(condition, axis, keepdims=True, dtype=dtype).astype(jnp.int32)
+
+
 _FEW = 8
 
 

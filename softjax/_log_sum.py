@@ -125,3 +125,31 @@ def _exponentials_jvp(classes, primals, tangents):
     (x, s, absent), (dx, ds, _) = primals, tangents
     e, moved = exponentials(classes, x, s, absent), _below_jvp(classes, (x, s), (dx, ds))[1]
     return e, e * (moved if absent is None else jnp.where(absent, 0, moved))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def spread(
+    classes: Classes, x: Float[Array, "..."], s: LogSum, absent: Bool[Array, "*rows"] | None
+) -> Float[Array, "*rows"]:
+    """Σ_j q_j (peak − x_j), the entropy but for ln Σ_j exp(x_j − peak); 0 in the absent rows.
+
+    Maxima for selections, and a peak of its own: XLA on a CPU takes all of it into the sum, and keeps no exponentials.
+    """
+    d = jnp.maximum(x - jnp.maximum(x, cpu.apart(s.peak)), _GONE)
+    number = -classes.total(jnp.exp(d) * d) / s.mass
+    return number if absent is None else jnp.where(absent, 0, number)
+
+
+_GONE = -1000
+"""What is so far below the peak has no part in any type: its exponential is 0, also beside the −inf that it may be."""
+
+
+@spread.defjvp
+def _spread_jvp(classes, primals, tangents):
+    x, s, absent = primals
+
+    def plain(x: Array, s: LogSum) -> Array:
+        d, e = below(classes, x, s), exponentials(classes, x, s, absent)
+        return classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass
+
+    return spread(classes, x, s, absent), jax.jvp(plain, (x, s), tangents[:2])[1]

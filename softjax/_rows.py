@@ -26,7 +26,7 @@ from softjax import _cpu as cpu
 from softjax._block import Block, Page
 from softjax._blocks import in_cache
 from softjax._classes import Classes
-from softjax._log_sum import LogSum, below, but_peak, exponentials
+from softjax._log_sum import LogSum, below, but_peak, exponentials, spread
 from softjax._target import Measured, measure, target_pulled, target_slopes
 from softjax._types import Array, Bool, Float, Integer
 
@@ -102,15 +102,15 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     labelled, measured = measure(classes, block, x)
     s = measured.log_sum
     of_row = LogSum(*map(classes.number, s))
-    d, e, count = below(classes, x, s), exponentials(classes, x, s, measured.absent), block.class_count(classes)
+    e, count = exponentials(classes, x, s, measured.absent), block.class_count(classes)
     prediction = block.first_equal(classes, x, s.peak)
-    spread = classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass  # 0 · ln 0 = 0
+    beside_peak = spread(classes, x, s, measured.absent)
     squares = jnp.where(s.rest < 0.5, classes.total(e * but_peak(e)), classes.total(e * e) - 1)
     statistics = Statistics(
         log_normalizer=of_row.peak + of_row.log_mass,
         label_logit=labelled.logit,
         mean_logit=classes.sum(block.existing(x)) / classes.number(count),
-        entropy=of_row.log_mass + classes.number(spread),
+        entropy=of_row.log_mass + classes.number(beside_peak),
         cross_entropy=labelled.cross_entropy,
         collision=(1 + classes.number(squares)) / of_row.mass**2,
         max_logit=of_row.peak,
@@ -122,7 +122,7 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     uniform = jnp.where(of_row.peak == jnp.inf, jnp.inf, of_row.log_mass + distance)  # not inf − inf
     statistics, uniform = block.finite(classes, (statistics, uniform))
     row = Row(statistics, uniform, labelled.surprisals, labelled.ids)
-    return row, Sums(measured, spread, squares, prediction, count)
+    return row, Sums(measured, beside_peak, squares, prediction, count)
 
 
 def slopes(classes: Classes, block: Block, sums: Sums) -> Row:

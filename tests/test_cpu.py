@@ -48,6 +48,20 @@ def test_class_ids(route):
     assert (jnp.broadcast_to(_cpu.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_count(axis, route):
+    condition = np.random.default_rng(0).random((300, 500)) < 0.7
+    number = _cpu.count(jnp.asarray(condition), axis)
+    assert number.dtype == jnp.int32
+    np.testing.assert_array_equal(number, condition.sum(axis, keepdims=True))
+
+
+def test_a_count_that_float32_might_round_is_one_of_integers():
+    for length, floats in ((2**24, _cpu.on_one_cpu(jnp.zeros(3))), (2**24 + 1, False)):
+        count = jax.make_jaxpr(lambda x: _cpu.count(x, -1))(jax.ShapeDtypeStruct((1, length), jnp.bool_))
+        assert any(v.aval.dtype == jnp.float32 for e in count.eqns for v in e.outvars) == floats
+
+
 @pytest.mark.slow
 def test_sharded():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

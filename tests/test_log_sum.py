@@ -9,7 +9,7 @@ import pytest
 from covering import slow
 
 from softjax._classes import Classes
-from softjax._log_sum import LogSum, below, log_sum
+from softjax._log_sum import LogSum, below, log_sum, spread
 
 INF, LAST = jnp.inf, Classes(-1)
 
@@ -57,11 +57,13 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
     def ours(x):
         s = log_sum(LAST, x, None)
         e = jnp.exp(below(LAST, x, s))
-        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(s.peak + s.log_mass)
+        numbers = s.peak + s.log_mass + spread(LAST, x, s, None) ** 2
+        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(numbers)
 
     def plain(x):
-        e = jnp.exp(x - row[0])
-        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e) / jnp.sum(e) + jnp.log(jnp.sum(e)) + row[0]
+        e, log_sum = jnp.exp(x - row[0]), jnp.log(jnp.sum(jnp.exp(x - row[0]))) + row[0]
+        mean_below = jnp.sum(e * (jnp.max(x) - x)) / jnp.sum(e)
+        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e) / jnp.sum(e) + log_sum + mean_below**2
 
     def scanned(f):
         return lambda x: jax.lax.scan(lambda total, x: (total + f(x), None), 0.0, jnp.stack([x, x]))[0] / 2
@@ -76,6 +78,31 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
         expected = mode(plain)(x)
         for f in (ours, scanned(ours)):
             np.testing.assert_allclose(mode(f)(x), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([0.0, 0.0], 0),
+        ([1e4, 1e4 - 1, 1e4], np.exp(-1) / (2 + np.exp(-1))),
+        ([-INF, 3.0], 0),
+        ([-3e38, 3e38], 0),
+        ([0.0, -20.0], 20 * np.exp(-20) / (1 + np.exp(-20))),
+        ([0.0, -80.0], 80 * np.exp(-80)),
+        ([INF, 3.0], np.nan),
+        ([-INF, -INF], np.nan),
+    ],
+)
+def test_the_spread(row, expected, route):
+    x = jnp.array([row, [np.nan] * len(row)])
+    s, absent = log_sum(LAST, x, None), jnp.array([[False], [True]])
+    np.testing.assert_allclose(spread(LAST, x, s, absent), [[expected], [0]], rtol=1e-6)
+    np.testing.assert_allclose(spread(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
+
+
+def test_the_spread_in_float64(x64, route):
+    x = jnp.array([[0.0, -700.0, -INF]])
+    np.testing.assert_allclose(spread(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14)
 
 
 def test_the_derivative_goes_through_no_loop(route):
