@@ -26,9 +26,9 @@ def block_rows(samples: Length, features: int, classes: int, itemsize: int, plat
 
     If the number of samples is open, as `jax.export` may leave it: as many as rule 2 gives for few.
 
-    `examples/benchmark.py --part blocks` measures the choice on a CPU. There 512 samples took 0.97 to 1.12 of the plain
-    way's time at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257 (0.89 to 0.99 in a quieter hour), 256
-    samples 1.05 to 1.16 (0.98 to 1.09), 1024 samples 0.95 to 1.30 (0.90 to 0.99) with nearly twice the memory.
+    `examples/benchmark.py --part blocks` measures the choice on a CPU. There 512 samples took 0.95 to 1.01 of the plain
+    way's time at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257, 256 samples 0.99 to 1.08, 1024
+    samples 1.00 to 1.07 with nearly twice the memory.
     `examples/mesh_cost.py --topology` compiles the choice for TPUs.
     """
     on_cpu, one = platform == "cpu", max(classes * itemsize, 1)
