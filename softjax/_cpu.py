@@ -1,4 +1,4 @@
-"""What is done only for XLA on one CPU: speed depends on it, meaning never. Each way stands beside the plain line."""
+"""What is done only for XLA on one CPU, or one GPU: speed depends on it, meaning never. Each beside the plain line."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,17 @@ def on_one_cpu(x: Array) -> bool:
 
     Under a mesh, even of one device, shardings are types (Explicit axes) or out of sight (Auto axes): never there.
     """
+    return _on_one(x, "cpu")
+
+
+def on_one_gpu(x: Array) -> bool:
+    """The same of a GPU."""
+    return _on_one(x, "gpu")
+
+
+def _on_one(x: Array, platform: str) -> bool:
     meshless = jax.typeof(x).sharding.mesh.empty and jax.sharding.get_abstract_mesh().empty
-    return meshless and jax.default_backend() == "cpu" and jax.device_count() == 1
+    return meshless and jax.default_backend() == platform and jax.device_count() == 1
 
 
 def wide(*arrays: Array) -> Any:
@@ -55,7 +64,7 @@ def _from_bits(x: Array) -> Array:
 
 def picked(x: Float[Array, "..."], local: Integer[Array, "..."], axis: int) -> Array:
     """x at the classes `local` of each row, 0 where one lies elsewhere. A gather reads one entry of a row for each."""
-    if _gathered(x, local, axis):
+    if _gathered(x, local, axis) or (on_one_gpu(x) and x.shape[axis] > 0):
         inside = (local >= 0) & (local < x.shape[axis])
         entry = jnp.take_along_axis(x, jnp.clip(local, 0, x.shape[axis] - 1), axis, mode="clip")
         return jnp.where(inside, entry, 0)
@@ -225,10 +234,20 @@ def weights_of_one(loss: Float[Array, " rows"]) -> Float[Array, " rows"] | None:
 
 
 def numbers_apart(tree: Any, size: int) -> Any:
-    """The tree, whose arrays of less than `size` are numbers of their own to XLA: what a sum and the pull-back make of
-    them, each makes for itself, and no array of a block is kept from the one to the other.
+    """The tree, whose arrays of less than `size` are numbers of their own to XLA: what two passes over a block make of
+    them, each makes for itself, and no array of the block is kept from the one to the other.
     """
-    return jax.tree.map(lambda a: apart(a) if a.size < size and on_one_cpu(a) else a, tree)
+    leaves, structure = jax.tree.flatten(tree)
+    small = {i: a for i, a in enumerate(leaves) if a.size < size}  # in one barrier: XLA takes equal ones for the same
+    return jax.tree.unflatten(structure, (dict(enumerate(leaves)) | lax.optimization_barrier(small)).values())
+
+
+def numbers_apart_elsewhere(tree: Any, x: Array) -> Any:
+    """The same for the passes of one sum, but not on one CPU: there exponentials are what costs, and `x` is in cache.
+
+    An accelerator would write the exponentials of all of `x` to memory and read them again.
+    """
+    return tree if on_one_cpu(x) else lax.optimization_barrier(tree)
 
 
 def is_transpose(matrix: Array) -> bool:

@@ -59,6 +59,13 @@ def but_peak(e: Float[Array, "..."]) -> Float[Array, "..."]:
     return e - e * jnp.floor(e + 0.5)
 
 
+def beside_peak(x: Float[Array, "..."], peak: Float[Array, "..."], e: Float[Array, "..."]) -> Float[Array, "..."]:
+    """e_j = exp(x_j − peak) of rows whose mass is below 3/2, and 0 for what is the peak, which has no part in it."""
+    if cpu.on_one_cpu(x):  # exponentials of its own, of a maximum for the selection of `gap`, go into the sum
+        return but_peak(jnp.exp(x - jnp.maximum(x, peak)))
+    return jnp.where(x < peak, e, 0)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_sum(classes: Classes, logits: Float[Array, "..."], exists: Bool[Array, "..."] | None) -> LogSum:
     """Of each row, the class axis kept at length 1."""
@@ -66,13 +73,12 @@ def log_sum(classes: Classes, logits: Float[Array, "..."], exists: Bool[Array, "
         return cpu.over_rows(lambda x: log_sum(classes, x, None), rows, logits)
     x = present(logits, exists)
     peak = classes.most(x)
-    mass = classes.total(jnp.exp(x - peak))
+    e = jnp.exp(x - peak)
+    mass = classes.total(e)
 
     def exact() -> Array:
-        # A mass below 3/2 has one class whose e is above 1/2; any other mass loses next to nothing to the 1. A maximum
-        # for the selection of `gap`: XLA on a CPU takes it into the sum, and what is the peak has no part in it.
-        e = jnp.exp(x - jnp.maximum(x, peak))
-        return jnp.where(mass < 1.5, classes.total(but_peak(e)), mass - 1)
+        # A mass below 3/2 has one class whose e is above 1/2; any other mass loses next to nothing to the 1.
+        return jnp.where(mass < 1.5, classes.total(beside_peak(x, peak, e)), mass - 1)
 
     rest = cpu.if_any(mass < 1.5, exact, mass - 1, 0 if classes.names else x.size)
     return LogSum(peak, jnp.where(peak == jnp.inf, 0, rest))  # exp(inf − inf) is NaN, but ln Σ exp is +inf

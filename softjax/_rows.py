@@ -100,7 +100,7 @@ class Sums(NamedTuple):
 def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     x = block.wide_logits()
     labelled, measured = measure(classes, block, x)
-    s = measured.log_sum
+    s = cpu.numbers_apart_elsewhere(measured.log_sum, x)
     of_row = LogSum(*map(classes.number, s))
     e, count = exponentials(classes, x, s, measured.absent), block.class_count(classes)
     prediction = block.first_equal(classes, x, s.peak)

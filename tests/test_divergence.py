@@ -308,6 +308,13 @@ def test_memory_of_two_blocks(reduction):
     assert program.memory_analysis().temp_size_in_bytes < arrays * block + kernel + 4 * hidden
 
 
+def test_elsewhere_than_on_one_cpu_no_array_goes_from_pass_to_pass(monkeypatch):
+    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: False)
+    x = jax.ShapeDtypeStruct((512, 4096), jnp.float32)
+    program = jax.jit(lambda x, y: dense(x, y, kind="forward_kl")).lower(x, x).compile(as_users.OPTIONS)
+    assert program.memory_analysis().temp_size_in_bytes < 3 * 4 * x.size  # 5 with what each pass keeps for the next
+
+
 def test_no_samples_and_one_class():
     for kind in KINDS:
         assert softjax.divergence(jnp.zeros((0, 5)), jnp.zeros((0, 5)), kind=kind) == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from covering import slow
 
+from softjax import _cpu
 from softjax._classes import Classes
 from softjax._log_sum import LogSum, below, log_sum, spread
 
@@ -38,6 +39,13 @@ def test_classes_that_do_not_exist(route):
     x, exists = jnp.array([[9.0, 1.0, 0.0], [1.0, 2.0, 3.0]]), jnp.array([[False, True, True]])
     s = log_sum(LAST, x, exists)
     np.testing.assert_allclose(s.peak + s.log_mass, jax.nn.logsumexp(x[:, 1:], -1, keepdims=True), rtol=1e-6)
+
+
+def test_elsewhere_than_on_one_cpu_one_exponential_serves_both_sums(monkeypatch):
+    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: False)
+    x = jax.ShapeDtypeStruct((4, 100), jnp.float32)
+    taken = jaxprs.equations(jax.make_jaxpr(lambda x: log_sum(LAST, x, None))(x))
+    assert [e.primitive.name for e in taken].count("exp") == 1
 
 
 def test_what_stands_beside_the_peak():
