@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
-from softjax._classes import Classes, like
+from softjax._classes import Classes, apart, like
 from softjax._types import Array, Bool, Length, Shape
 
 
@@ -158,7 +158,7 @@ def over_rows(classes: Classes, function: Callable[..., Any], block: Any, *besid
 
     def step(x: Array, part: tuple[Array, dict[int, Array]]) -> tuple[Array, Any]:
         i, here = part
-        of = cpu.apart(lax.dynamic_index_in_dim(x, i, keepdims=False))  # or each pass might copy them anew
+        of = apart(lax.dynamic_index_in_dim(x, i, keepdims=False))  # or each pass might copy them anew
         new, numbers = function(of, *jax.tree.unflatten(tree, (dict(enumerate(leaves)) | here).values()))
         return x if new is None else lax.dynamic_update_index_in_dim(x, new, i, 0), numbers
 

@@ -177,3 +177,33 @@ def over(axes: Set[Hashable], array: Array) -> Array:
     """`array`, varying over these mesh axes, too."""
     missing = tuple(axes - varying(array))
     return lax.pcast(array, missing, to="varying") if missing else array
+
+
+def apart(tree: Any) -> Any:
+    """The arrays, as numbers of their own to XLA: what two passes over a block make of them, each makes for itself, and
+    no array of the block is kept from the one to the other.
+
+    In one barrier, for XLA takes equal ones for the same; but those that vary over the same mesh axes, for a barrier
+    gives all that it holds the type of what varies most.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    for axes in dict.fromkeys(map(varying, leaves)):
+        alike = {i: leaf for i, leaf in enumerate(leaves) if varying(leaf) == axes}
+        for i, leaf in lax.optimization_barrier(alike).items():
+            leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+def numbers_apart(tree: Any, size: int) -> Any:
+    """The tree, its arrays of less than `size` apart."""
+    leaves, structure = jax.tree.flatten(tree)
+    small = apart({i: leaf for i, leaf in enumerate(leaves) if leaf.size < size})
+    return jax.tree.unflatten(structure, [small.get(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def apart_elsewhere(tree: Any, x: Array) -> Any:
+    """Apart, but not on one CPU: there exponentials of `x` are what costs, and it is in cache.
+
+    An accelerator would write those of all of `x` to memory and read them again.
+    """
+    return tree if cpu.on_one_cpu(x) else apart(tree)

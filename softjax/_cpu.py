@@ -173,11 +173,6 @@ def if_any(condition: Bool[Array, "*rows"], function: Callable[[], Array], other
     return lax.cond(jnp.any(condition), function, lambda: otherwise)
 
 
-def apart(x: Array) -> Array:
-    """`x`, as a number of its own to XLA, which would keep an array that two sums can share."""
-    return lax.optimization_barrier(x)
-
-
 def gradient_once(x: Float[Array, "..."]) -> Array:
     """`x`, whose gradient is computed once, where a program uses it more than once.
 
@@ -231,23 +226,6 @@ def weights_of_one(loss: Float[Array, " rows"]) -> Float[Array, " rows"] | None:
     one = jnp.ones(len(loss), loss.dtype)
     ones = jnp.where(jnp.isnan(loss), one + jnp.finfo(loss.dtype).eps, one)
     return lax.stop_gradient(ones) if on_one_cpu(loss) else None
-
-
-def numbers_apart(tree: Any, size: int) -> Any:
-    """The tree, whose arrays of less than `size` are numbers of their own to XLA: what two passes over a block make of
-    them, each makes for itself, and no array of the block is kept from the one to the other.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    small = {i: a for i, a in enumerate(leaves) if a.size < size}  # in one barrier: XLA takes equal ones for the same
-    return jax.tree.unflatten(structure, (dict(enumerate(leaves)) | lax.optimization_barrier(small)).values())
-
-
-def numbers_apart_elsewhere(tree: Any, x: Array) -> Any:
-    """The same for the passes of one sum, but not on one CPU: there exponentials are what costs, and `x` is in cache.
-
-    An accelerator would write the exponentials of all of `x` to memory and read them again.
-    """
-    return tree if on_one_cpu(x) else lax.optimization_barrier(tree)
 
 
 def is_transpose(matrix: Array) -> bool:

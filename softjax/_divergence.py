@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax import _cpu as cpu
 from softjax._block import Block, Page
 from softjax._blocks import in_cache, over_rows
-from softjax._classes import Classes
+from softjax._classes import Classes, apart_elsewhere
 from softjax._labels import Teacher
 from softjax._log_sum import LogSum, below, exponentials, log_sum
 from softjax._reduce import times
@@ -184,7 +183,7 @@ def values(kind: Callable[..., Terms], classes: Classes, block: Block) -> tuple[
 
 
 def _values(kind: Callable[..., Terms], classes: Classes, block: Block) -> tuple[Float[Array, "*rows"], Sums]:
-    sums = cpu.numbers_apart_elsewhere(of_block(classes, block), block.logits)
+    sums = apart_elsewhere(of_block(classes, block), block.logits)
     student, teacher = sides(classes, block, sums)
     terms = kind(student, teacher, teacher_of(block).beta)
 

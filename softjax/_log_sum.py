@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax import _cpu as cpu
-from softjax._classes import Classes, present
+from softjax._classes import Classes, apart, present
 from softjax._types import Array, Bool, Float
 
 
@@ -141,7 +141,7 @@ def spread(
 
     Maxima for selections, and a peak of its own: XLA on a CPU takes all of it into the sum, and keeps no exponentials.
     """
-    d = jnp.maximum(x - jnp.maximum(x, cpu.apart(s.peak)), _GONE)
+    d = jnp.maximum(x - jnp.maximum(x, apart(s.peak)), _GONE)
     number = -classes.total(jnp.exp(d) * d) / s.mass
     return number if absent is None else jnp.where(absent, 0, number)
 

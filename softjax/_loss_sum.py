@@ -51,7 +51,7 @@ def _forward(static, parameters, samples, shared):
             return loss(x, samples._replace(teacher=block.teacher), shared)
 
         part, pull, aux = jax.vjp(of_moved, x, moved, has_aux=True)
-        dx, dmoved = cpu.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
+        dx, dmoved = mesh.numbers_apart(pull, x.size)(static.classes.share(jnp.ones_like(part)))
         du = layer.uncapped(dx, x)
         dblock, dshared_part = gradients(dmoved)
         dhidden = layer.hidden_gradient(du, parameters.kernel)

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax import _cpu as cpu
 from softjax._block import Block, Page
 from softjax._blocks import in_cache
-from softjax._classes import Classes
+from softjax._classes import Classes, apart, apart_elsewhere
 from softjax._log_sum import LogSum, below, but_peak, exponentials, spread
 from softjax._target import Measured, measure, target_pulled, target_slopes
 from softjax._types import Array, Bool, Float, Integer
@@ -100,7 +99,7 @@ class Sums(NamedTuple):
 def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
     x = block.wide_logits()
     labelled, measured = measure(classes, block, x)
-    s = cpu.numbers_apart_elsewhere(measured.log_sum, x)
+    s = apart_elsewhere(measured.log_sum, x)
     of_row = LogSum(*map(classes.number, s))
     e, count = exponentials(classes, x, s, measured.absent), block.class_count(classes)
     prediction = block.first_equal(classes, x, s.peak)
@@ -118,7 +117,7 @@ def values(classes: Classes, block: Block) -> tuple[Row, Sums]:
         prediction=classes.number(prediction),
         label_rank=classes.number(block.rank(classes, x, labelled.label)),
     )
-    distance = classes.sum(block.existing(cpu.apart(s.peak) - x)) / classes.number(count)
+    distance = classes.sum(block.existing(apart(s.peak) - x)) / classes.number(count)
     uniform = jnp.where(of_row.peak == jnp.inf, jnp.inf, of_row.log_mass + distance)  # not inf − inf
     statistics, uniform = block.finite(classes, (statistics, uniform))
     row = Row(statistics, uniform, labelled.surprisals, labelled.ids)
