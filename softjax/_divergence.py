@@ -55,7 +55,12 @@ class Side(NamedTuple):
 
     def expected(self, f: Float[Array, "..."]) -> Float[Array, "..."]:
         """q_j f_j, 0 for a class that has no probability or no finite f."""
-        return self.probability * jnp.where(jnp.isinf(f), 0, f)
+        return self.probability * finite(f)
+
+
+def finite(f: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`f`, 0 where it is endless."""
+    return jnp.where(jnp.isinf(f), 0, f)
 
 
 class Sums(NamedTuple):
@@ -102,7 +107,8 @@ def jensen_shannon(student: Side, teacher: Side, beta: Float[Array, "*rows"]) ->
     m = beta * p + (1 - beta) * q
     of_teacher, of_student = excess(p, m, a), excess(q, m, b)
     divergence = times(beta, of_teacher) + times(1 - beta, of_student)
-    return Terms(divergence, times(beta - 1, b), times(-beta, a), of_teacher - of_student)
+    # what is endless has no part in a mean: not in that of its derivative by β either, where 0 · inf would be NaN
+    return Terms(divergence, (beta - 1) * finite(b), -beta * finite(a), of_teacher - of_student)
 
 
 def log_ratio(student: Side, teacher: Side) -> Float[Array, "..."]:
@@ -131,8 +137,7 @@ def excess(p: Float[Array, "..."], m: Float[Array, "..."], a: Float[Array, "..."
 @excess.defjvp
 def _excess_jvp(primals, tangents):
     (p, m, a), (dp, dm, da) = primals, tangents
-    endless = jnp.isinf(a)
-    return excess(p, m, a), dm - dp - jnp.where(endless, 0, a) * dp - p * jnp.where(endless, 0, da)
+    return excess(p, m, a), dm - dp - finite(a) * dp - p * jnp.where(jnp.isinf(a), 0, da)
 
 
 def sides(classes: Classes, block: Block, sums: Sums) -> tuple[Side, Side]:
@@ -153,8 +158,11 @@ def teacher_of(block: Block) -> Teacher:
 
 
 def over_temperature(x: Float[Array, "..."], shift: Any, temperature: Any) -> Float[Array, "..."]:
-    """(x_j − shift) / T: what is subtracted first costs no digits."""
-    return x if temperature is None else (x - shift) / temperature
+    """(x_j − shift) / T: what is subtracted first costs no digits. −inf has no derivative by T, which would be inf."""
+    if temperature is None:
+        return x
+    gone = x == -jnp.inf
+    return jnp.where(gone, x, (jnp.where(gone, shift, x) - shift) / temperature)
 
 
 def of_block(classes: Classes, block: Block) -> Sums:
@@ -229,7 +237,7 @@ def slopes(
     if temperature is None:
         return dx, Slopes(None, sums.by_beta)
     dy = slope(teacher, student, terms.teacher, sums.means[1])
-    along = [jnp.where(side.x == -jnp.inf, 0, dz * side.below) for side, dz in ((student, dx), (teacher, dy))]
+    along = [dz * jnp.where(side.x == -jnp.inf, 0, side.below) for side, dz in ((student, dx), (teacher, dy))]
     # ∂(x / T)/∂T = −(x / T) / T
     return dx / temperature, Slopes(-classes.total(along[0] + along[1]) / temperature, sums.by_beta)
 

@@ -210,6 +210,32 @@ def test_classes_that_only_one_of_them_has(temperature):
     np.testing.assert_allclose(shown["jensen_shannon"][0], kl.sum(1) / 2, rtol=1e-5)
 
 
+SECOND = {"hessian": jax.hessian, "reverse twice": lambda f, by: jax.jacrev(jax.jacrev(f, by), by)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking", "mode"),
+    covering([("forward_kl", "teacher"), ("reverse_kl", "student"), ("jensen_shannon", "student"),
+              ("jensen_shannon", "teacher"), ("jensen_shannon", "both"), ("forward_kl", "both")], list(SECOND)),
+)  # fmt: skip
+def test_second_derivatives_beside_a_class_without_probability(kind, lacking, mode, x64):
+    """A class of logit −inf is one of next to no probability, also in what T and β change of a slope."""
+    x, y = (a.astype(jnp.float64) for a in pair(5, samples=3))
+
+    def total(t, beta, x, logit):
+        of_student = x if lacking == "teacher" else x.at[:, 3].set(logit)
+        of_teacher = y if lacking == "student" else y.at[:, 3].set(logit)
+        given = {"kind": kind, "temperature": t, "beta": beta, "base": math.e}
+        return softjax.divergence(of_student, of_teacher, reduction="sum", **given)
+
+    def second(logit):
+        at = jnp.float64(1.7), jnp.float64(0.3), x, jnp.float64(logit)
+        return jax.tree.leaves(jax.jit(SECOND[mode](total, (0, 1, 2)))(*at))
+
+    for found, expected in zip(second(-jnp.inf), second(-3000.0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1e-6, 1 - 1e-6, 1.0])
 def test_a_share_of_next_to_nothing(beta):
     x, y = pair(5, spread=30.0)
