@@ -60,6 +60,11 @@ class Distribution(NamedTuple):
 
     probabilities: Float[Array, "..."]
 
+    def with_nonexistent(self, count: int) -> "Distribution":
+        """With `count` more classes of no mass, the class axis being the last."""
+        p = self.probabilities
+        return Distribution(jnp.pad(p, [*[(0, 0)] * (p.ndim - 1), (0, count)]))
+
 
 class Sparse(NamedTuple):
     """`SparseLabels`, their ids −1 for what is no class, at the place of the class axis."""

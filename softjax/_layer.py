@@ -48,6 +48,14 @@ class Layer(NamedTuple):
     def classes(self, parameters: Parameters) -> int:
         return parameters.kernel.shape[self.axes[1]]
 
+    def with_nonexistent(self, count: int, parameters: Parameters) -> Parameters:
+        """With `count` more classes, which do not exist."""
+        kernel, bias, exists, teacher = parameters
+        kernel = jnp.pad(kernel, [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)])
+        exists = jnp.ones(kernel.shape[self.axes[1]] - count, bool) if exists is None else exists
+        bias = None if bias is None else jnp.pad(bias, (0, count))
+        return Parameters(kernel, bias, jnp.pad(exists, (0, count)), teacher)
+
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
         kernel, bias, *_ = parameters
         x = self.product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)

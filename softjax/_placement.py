@@ -159,3 +159,13 @@ def _check(argument: str, names: Names, length: Length, what: str, on: Any) -> N
             f"`{argument}` {'×'.join(map(str, names))} splits the {what} over {devices} devices, "
             f"but {length} {what} do not divide by {devices}{hint}."
         )
+
+
+def compiler_splits(split: Split, *arrays: Array) -> bool:
+    """Whether the compiler may split arrays in a way that neither a name nor a type tells, even in the call's part."""
+    context = split.mesh or jax.sharding.get_abstract_mesh()
+    meshes = [mesh for mesh in (context, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
+    if not meshes:
+        return jax.device_count() > 1
+    types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
+    return AxisType.Auto in {types[name] for name in types.keys() - split.own}

@@ -17,9 +17,9 @@ from softjax import _cpu as cpu
 from softjax import _options as options
 from softjax._block import Page, float64
 from softjax._classes import Classes
-from softjax._labels import Labels, Largest, Target, Teacher
+from softjax._labels import Distribution, Labels, Largest, Target, Teacher
 from softjax._layer import Layer, Parameters
-from softjax._placement import own_classes, platform_of, split_of_layer
+from softjax._placement import compiler_splits, own_classes, platform_of, split_of_layer
 from softjax._reduce import mean_of
 from softjax._samples import Samples, Static, aligned_samples
 from softjax._split import Split, regathered
@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     """The samples of a block."""
     split: Split
     teacher: Layer | None = None
+    nonexistent: int = 0
+    """How many more classes a block's logits have than there are: `blocks.more_classes`."""
 
     @property
     def classes(self) -> Classes:
@@ -149,8 +151,12 @@ class Plan(NamedTuple):
         occupied = None
         if weights is not None and problem.weights is not None and not self.split.classes:
             occupied = blocks.occupied(weights[..., 0])
+        parameters = self._of_layers(self._gathered, problem.parameters)
+        if self.nonexistent:
+            parameters = self._of_layers(lambda layer, p: layer.with_nonexistent(self.nonexistent, p), parameters)
+            target = target.with_nonexistent(self.nonexistent) if isinstance(target, Distribution) else target
         samples = Samples(hidden, target, weights, row_args, occupied, teacher)
-        return aligned_samples(self.classes, self._of_layers(self._gathered, problem.parameters), samples)
+        return aligned_samples(self.classes, parameters, samples)
 
     def _gathered(self, layer: Layer, parameters: Parameters) -> Parameters:
         """With the classes of all examples of a `vmap`; every class where none exists, as no sample is counted then."""
@@ -196,13 +202,14 @@ def arranged(
     split = split_of_layer(*names, hidden, kernel)
     count, classes = split.share(samples, classes)
     dtype = cpu.wide(hidden, kernel, *jax.tree.leaves(target))
-    rows = options.block_size(given["block_size"])
+    rows, platform = options.block_size(given["block_size"]), platform_of(hidden)
     if rows is None:
-        rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, platform_of(hidden))
+        rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, platform)
     layer, kernel = _layer(kernel, cap, dtype, precision)
-    return Plan(layer, blocks.at_most(rows, count), split), Problem(
-        Parameters(kernel, bias, exists), hidden, target, weights
-    )
+    plan = Plan(layer, blocks.at_most(rows, count), split)
+    if not (split.classes or split.mapped or compiler_splits(split, hidden, kernel)):
+        plan = plan._replace(nonexistent=blocks.more_classes(classes, platform))
+    return plan, Problem(Parameters(kernel, bias, exists), hidden, target, weights)
 
 
 def _layer(kernel: Array, cap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:

@@ -1,16 +1,20 @@
 """Classes that do not exist, by `where` or a bias of −inf, are as if they had been deleted from the last layer."""
 
+import contextlib
 from functools import partial
 
 import cases
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 from covering import covering
+from jax.sharding import AxisType
 from linear_law import RTOL, check
 
 import softjax
+from softjax import _blocks
 
 
 @pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "none"], [3.0, None]))
@@ -72,3 +76,105 @@ def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, 
         np.testing.assert_allclose(ours, theirs, rtol=RTOL, atol=1e-6)
     tangent = jax.jvp(lambda k: loss(hidden, k, bias.at[7:].set(-jnp.inf)), (kernel,), (kernel,))[1]
     np.testing.assert_allclose(tangent, jnp.vdot(kernel[:, :7], right[1]), rtol=1e-4)
+
+
+# What a GPU's matrix products want: a block's logits have some more classes, which do not exist.
+
+
+@pytest.fixture
+def filled_up(monkeypatch):
+    """Sets how many more."""
+
+    def set_to(count):
+        monkeypatch.setattr(_blocks, "more_classes", lambda classes, platform: count)
+
+    set_to(3)
+    return set_to
+
+
+def widths(function, *arrays):
+    """The lengths of the last axes in the program."""
+    arrays = jax.tree.leaves([e.outvars for e in jaxprs.equations(jax.make_jaxpr(function)(*arrays))])
+    return {array.aval.shape[-1] for array in arrays if array.aval.shape}
+
+
+@pytest.mark.parametrize(
+    ("labels", "reduction", "softcap"),
+    covering([cases.class_ids(9), cases.distribution(9)], ["mean", "none"], [None, 3.0]),
+)
+def test_more_classes_change_nothing(filled_up, labels, reduction, softcap):
+    layer = cases.layer(9, spread=3.0)
+    check(reduction, *layer, labels, 4, logit_softcap=softcap)
+    options = {"weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3}
+    check(reduction, *layer, labels, 4, logit_softcap=softcap, **options)
+    if labels.ndim == 1:
+        check(reduction, *layer, labels % 4, 4, logit_softcap=softcap, where=jnp.arange(9) != 4, **options)
+
+
+def statistics(h, k, b):
+    return jax.tree.map(lambda n: n.astype(jnp.float32), softjax.linear_statistics(h, k, cases.class_ids(9), bias=b))
+
+
+def log_probabilities(h, k, b):
+    return softjax.linear_log_probabilities(
+        h, k, cases.class_ids(9)[:, None] + jnp.arange(3)[None], bias=b, block_size=4
+    )
+
+
+def top_k(h, k, b):
+    top = softjax.linear_top_k(h, k, 9, bias=b.at[2:7].set(-jnp.inf))  # the last are classes that do not exist
+    return top.ids.astype(jnp.float32), jnp.maximum(top.log_probabilities, -99)
+
+
+def sparse(h, k, b):
+    ids = cases.class_ids(9)[:, None] + jnp.arange(2)[None]
+    labels = softjax.SparseLabels(ids % 9, jnp.full(ids.shape, 0.5))
+    return softjax.linear_cross_entropy(h, k.T.T, labels, bias=b, reduction="none", block_size=4)
+
+
+def loss(h, k, b):
+    return softjax.linear_loss(lambda s: s.entropy + s.mean_logit + s.collision, h, k, cases.class_ids(9), bias=b)
+
+
+def divergence(h, k, b):
+    teacher = {"kind": "jensen_shannon", "teacher_bias": -b, "temperature": 2.0}
+    return softjax.linear_divergence(h, k, h + 1, 2 * k, bias=b, block_size=4, **teacher)
+
+
+def divergence_of_rows(h, k, b):
+    return softjax.linear_divergence(h, k, -h, k, bias=b, reduction="none", where=jnp.arange(9) != 4)
+
+
+@pytest.mark.parametrize(
+    "function", [statistics, log_probabilities, top_k, sparse, loss, divergence, divergence_of_rows]
+)
+def test_numbers_of_a_row_have_no_part_of_more_classes(filled_up, function):
+    layer = cases.layer(9, spread=3.0)
+
+    def with_gradients(count):
+        filled_up(count)
+        value, pull = jax.vjp(function, *layer)
+        return value, pull(jax.tree.map(lambda n: cases.cotangent(n.size).reshape(n.shape), value))
+
+    for ours, expected in zip(*map(jax.tree.leaves, map(with_gradients, (3, 0))), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=RTOL, atol=RTOL * np.nanmax(np.abs(expected)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "filled"),
+    [(AxisType.Explicit, {}, True), (AxisType.Auto, {}, False), (AxisType.Auto, {"batch_axis_name": "data"}, True),
+     (AxisType.Explicit, {"axis_name": "data"}, False), (None, {}, True)],
+)  # fmt: skip
+def test_more_classes_only_where_no_device_may_hold_some_of_them(filled_up, kind, named, filled):
+    def function(h, k):
+        return softjax.linear_cross_entropy(h, k, cases.class_ids(9), **named)
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,)) if kind else None
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        assert (9 + 3 in widths(jax.grad(function, (0, 1)), *cases.layer(9)[:2])) == filled
+
+
+def test_how_many_more():
+    more = {c: _blocks.more_classes(c, "gpu") for c in (1, 5, 1000, 1023, 1025, 50257, 50264, 128256)}
+    assert more == {1: 0, 5: 0, 1000: 0, 1023: 0, 1025: 63, 50257: 47, 50264: 0, 128256: 0}
+    assert _blocks.more_classes(50257, "cpu") == _blocks.more_classes(50257, "tpu") == 0
