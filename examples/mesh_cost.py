@@ -3,10 +3,12 @@
     python examples/mesh_cost.py                       # as in results/README.md, some minutes
     python examples/mesh_cost.py --classes 131072 --devices 8
     python examples/mesh_cost.py --topology v6e:4x2 v5p:2x2x1   # for TPUs, after pip install -e '.[examples,tpu]'
+    python examples/mesh_cost.py --topology h200:8 h200:2x8     # for GPUs, after pip install -e '.[examples,gpu]'
 
 Of one step, loss and gradients of `softjax.linear_cross_entropy`: the bytes that each device gives to all-reduces, its
 memory and its matrix products, beside those of the plain way (optax on sharded logits, split by the compiler). For
-simulated devices, in float32; or, in bfloat16, for as many chips of a TPU as a topology has, none of which is needed.
+simulated devices, in float32; or, in bfloat16, for as many chips of a TPU or a GPU as a topology has, none of which is
+needed.
 """
 
 from common import program
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # of the driver's libraries
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would ask a server which TPU this machine has
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")  # whichever the topology, or libtpu warns that it has none
@@ -40,7 +43,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from benchmarks import machine, mesh_report
+from benchmarks import gpu_targets, machine, mesh_report
 from common.program import WrongInput
 from common.settings import command_line
 
@@ -59,9 +62,9 @@ class Settings:
     devices: tuple[int, ...] = (8, 64, 512)
     """Simulated ones, at most 512, eight of which share the classes."""
     topology: tuple[str, ...] = ()
-    """TPUs to compile for instead, as v6e:4x2, half of whose devices share the classes."""
+    """Chips to compile for instead, TPUs as v6e:4x2 or GPUs as h200:2x8, half of which share the classes."""
     output: Path = Path(__file__).resolve().parent / "results"
-    """Folder of mesh-cost.json, or mesh-cost-tpu.json."""
+    """Folder of mesh-cost.json, mesh-cost-tpu.json or mesh-cost-gpu.json."""
 
 
 class Collective(NamedTuple):
@@ -75,10 +78,20 @@ class Collective(NamedTuple):
 
 
 def collectives(hlo: str) -> Iterator[Collective]:
-    """The collective instructions of a compiled program, and whether they are in the body of a loop."""
+    """The collective instructions of a compiled program."""
+    for line, repeated in _instructions(hlo):
+        match = re.search(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(", line)
+        if match and _group(line) > 1:
+            result = re.sub(r"^\(\(.*?\), ", "", match[1])  # where a start gives its operands, too
+            sizes = [(dtype, _elements(shape)) for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)]
+            yield Collective(match[2], tuple(sizes), repeated)
+
+
+def _instructions(hlo: str) -> Iterator[tuple[str, bool]]:
+    """The lines of a compiled program, and whether they are in the body of a loop, or called from there."""
     loops = set(re.findall(r"(?:body|condition)=%?([\w.\-]+)", hlo))
     called: dict[str, set[str]] = {}
-    found: list[tuple[str, str, str]] = []
+    lines: list[tuple[str, str]] = []
     inside = ""
     for line in hlo.splitlines():
         header = re.match(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$", line)
@@ -87,21 +100,17 @@ def collectives(hlo: str) -> Iterator[Collective]:
         called.setdefault(inside, set()).update(re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)", line))
         for names in re.findall(r"branch_computations=\{([^}]*)\}", line):
             called[inside].update(name.strip(" %") for name in names.split(","))
-        match = re.search(rf" = (.*?) ({_COLLECTIVES})(?:-start)?\(", line)
-        if match and _group(line) > 1:
-            found.append((inside, match[2], match[1]))
+        lines.append((inside, line))
     reached, new = set(loops), set(loops)
     while new:
         new = set().union(*(called.get(name, set()) for name in new)) - reached
         reached |= new
-    for computation, kind, types in found:
-        sizes = []
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", types):
-            elements = 1
-            for length in filter(None, shape.split(",")):
-                elements *= int(length)
-            sizes.append((dtype, elements))
-        yield Collective(kind, tuple(sizes), computation in reached)
+    for computation, line in lines:
+        yield line, computation in reached
+
+
+def _elements(shape: str) -> int:
+    return math.prod(int(length) for length in shape.split(",") if length)
 
 
 def _group(line: str) -> int:
@@ -139,12 +148,14 @@ def mesh_of(data: int, classes: int) -> Any:
     return jax.make_mesh((data, classes), ("data", "classes"), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def mesh_of_tpu(topology: str) -> Any:
+def mesh_of_chips(topology: str) -> Any:
+    """As 4x2 TPUs, v6e:4x2, or 2 machines of 8 GPUs, h200:2x8."""
+    options = gpu_targets.options(topology) or {"topology_name": topology, "platform": "tpu"}
     try:
-        devices = topologies.get_topology_desc(topology_name=topology, platform="tpu").devices
+        devices = topologies.get_topology_desc(**options).devices
     except Exception as error:  # the plugin's own, which differ from version to version
-        told = str(error).strip().partition("\n")[0]
-        raise WrongInput(f"cannot compile for {topology}; is the extra `tpu` installed? {told}") from error
+        extra, told = "tpu" if options["platform"] == "tpu" else "gpu", str(error).strip().partition("\n")[0]
+        raise WrongInput(f"cannot compile for {topology}; is the extra `{extra}` installed? {told}") from error
     every = np.array(devices).reshape(min(2, len(devices)), -1)
     return Mesh(every, ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
 
@@ -152,7 +163,7 @@ def mesh_of_tpu(topology: str) -> Any:
 def row(settings: Settings, classes: int, devices: int | str) -> dict[str, Any]:
     """Bytes and products of a device; `devices` are so many simulated ones, or a topology."""
     simulated = isinstance(devices, int)
-    mesh, dtype = (mesh_of(devices // 8, 8), jnp.float32) if simulated else (mesh_of_tpu(devices), jnp.bfloat16)
+    mesh, dtype = (mesh_of(devices // 8, 8), jnp.float32) if simulated else (mesh_of_chips(devices), jnp.bfloat16)
     shape, shares = (settings.samples, settings.features, classes), (mesh.shape["data"], mesh.shape["classes"])
     step, of_plain = compiled(ours, shape, mesh, dtype), _fitting(plain, shape, mesh, dtype)
     text, memory = step.as_text(), step.memory_analysis()
@@ -167,7 +178,7 @@ def row(settings: Settings, classes: int, devices: int | str) -> dict[str, Any]:
         "devices": devices,
         "shares": shares,
         "blocks": blocks,
-        "products": step.cost_analysis()["flops"] * blocks / (2 * math.prod(shape) / mesh.size),
+        "products": _operations(step, text, blocks) / (2 * math.prod(shape) / mesh.size),
         "gradients_summed": summed[True],
         "statistics_summed": summed[False],
         "arrays_held": memory.argument_size_in_bytes + memory.output_size_in_bytes,
@@ -186,9 +197,24 @@ def _fitting(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, d
         return None
 
 
+def _operations(step: Any, hlo: str, blocks: int) -> float:
+    """As the compiler tells; where it does not, as for a GPU that is not there, those of the matrix products."""
+    told = step.cost_analysis()
+    if told:
+        return told["flops"] * blocks
+    shapes = dict(re.findall(r"(%[\w.\-]+) = \w+\[([\d,]*)\]", hlo))
+    operations = 0
+    for line, repeated in _instructions(hlo):
+        dot = re.search(r" = \w+\[([\d,]*)\]\S* dot\((%[\w.\-]+), .*lhs_contracting_dims=\{(\d+)\}", line)
+        if dot:
+            summed = int(shapes[dot[2]].split(",")[int(dot[3])])
+            operations += 2 * _elements(dot[1]) * summed * (blocks if repeated else 1)
+    return operations
+
+
 def _blocks(hlo: str) -> int:
-    """How often the loop over blocks goes round: what its condition compares with."""
-    counts = [1]
+    """How often the loop over blocks goes round: as the compiler says, or what its condition compares with."""
+    counts = [1, *map(int, re.findall(r'known_trip_count":\{"n":"(\d+)"', hlo))]
     for name in re.findall(r"condition=%?([\w.\-]+)", hlo):
         condition = re.search(rf"^%?{re.escape(name)} \(.*?^}}", hlo, re.MULTILINE | re.DOTALL)
         counts += [int(n) for n in re.findall(r" constant\((\d+)\)", condition[0])] if condition else []
@@ -206,9 +232,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(row(settings, classes, devices))
             print(mesh_report.line(rows[-1]), flush=True)
     used = {name: value for name, value in dataclasses.asdict(settings).items() if name != "output"}
-    versions = ("jax", "jaxlib", "optax", *(("libtpu",) if settings.topology else ()))
+    name, compiler = "mesh-cost", ()
+    if settings.topology:
+        gpus = gpu_targets.options(settings.topology[0])
+        name, compiler = ("mesh-cost-gpu", ("jax-cuda13-plugin",)) if gpus else ("mesh-cost-tpu", ("libtpu",))
+    versions = ("jax", "jaxlib", "optax", *compiler)
     results = {"machine": machine.describe(versions), "settings": used, "rows": rows}
-    path = settings.output / ("mesh-cost-tpu.json" if settings.topology else "mesh-cost.json")
+    path = settings.output / f"{name}.json"
     program.write(path, (json.dumps(results, indent=1) + "\n").encode())
     print(f"\nWrote {path}")
 

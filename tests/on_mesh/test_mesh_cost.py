@@ -14,7 +14,8 @@ from worlds import LOGITS, NAMES, ROWS
 
 import mesh_cost
 import softjax
-from benchmarks import mesh_report
+from benchmarks import gpu_targets, mesh_report
+from common.program import WrongInput
 
 MESHES = [(2, 4), (1, 8), (8, 1)]
 SHAPES = [(mesh,) for mesh in MESHES]
@@ -107,3 +108,38 @@ def test_the_program_tells_blocks_and_products():
     assert row["gradients_summed"] == 4 * settings.samples * settings.features
     assert row["temporaries"] < row["temporaries_of_the_plain_way"]
     assert "does not fit" in mesh_report.line(row | {"temporaries_of_the_plain_way": None})
+
+
+def test_a_start_gives_its_operands_too():
+    both = "(f32[8]{0}, bf16[2,3]{1,0})"
+    (part,) = mesh_cost.collectives(f"  %s = ({both}, {both}) all-reduce-start(%a, %b), replica_groups=[2,4]")
+    assert part == mesh_cost.Collective("all-reduce", (("f32", 8), ("bf16", 6)), False)
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_products_are_found_in_the_program_where_the_compiler_is_silent(compiled, block_size, monkeypatch):
+    step = compiled((2, 4), "mean", block_size)
+    blocks = mesh_cost._blocks(step.as_text())
+    assert blocks == (1 if block_size is None else SAMPLES // 2 // block_size)
+    monkeypatch.setattr(type(step), "cost_analysis", lambda self: None)
+    share = 3 * 2 * SAMPLES * FEATURES * CLASSES / 8
+    assert mesh_cost._operations(step, step.as_text(), blocks) == share
+
+
+def test_topologies():
+    assert gpu_targets.options("v6e:4x2") is None
+    assert gpu_targets.options("h200:8")["topology"] == "1x1x8"
+    assert gpu_targets.options("h100:2x8")["topology"] == "1x2x8"
+    assert "device_memory_size: 80000000000" in gpu_targets.options("h100:1")["target_config"]
+
+
+@pytest.mark.parametrize(("topology", "extra"), [("h200:8", "gpu"), ("v6e:4x2", "tpu")])
+def test_a_compiler_that_is_not_there_is_named(topology, extra, monkeypatch):
+    def missing(**_):
+        raise RuntimeError("no such platform\nand more")
+
+    monkeypatch.setattr(mesh_cost.topologies, "get_topology_desc", missing)
+    with pytest.raises(
+        WrongInput, match=f"^cannot compile for {topology}; is the extra `{extra}` installed\\? no such p"
+    ):
+        mesh_cost.mesh_of_chips(topology)
