@@ -115,6 +115,9 @@ def _elements(shape: str) -> int:
 
 def _group(line: str) -> int:
     """How many devices take part."""
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        lengths = dict(re.findall(r"('\w+')=(\d+)", named[1]))
+        return math.prod(int(lengths[name]) for name in re.findall(r"'\w+'", named[2]))
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     return len(listed[1].split(",")) if listed else int(counted[1]) if counted else 2

@@ -189,9 +189,20 @@ def apart(tree: Any) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     for axes in dict.fromkeys(map(varying, leaves)):
         alike = {i: leaf for i, leaf in enumerate(leaves) if varying(leaf) == axes}
-        for i, leaf in lax.optimization_barrier(alike).items():
+        for i, leaf in _barrier(alike).items():
             leaves[i] = leaf
     return jax.tree.unflatten(structure, leaves)
+
+
+@jax.custom_jvp
+def _barrier(arrays: dict[int, Array]) -> dict[int, Array]:
+    return lax.optimization_barrier(arrays)
+
+
+@_barrier.defjvp
+def _barrier_jvp(primals, tangents):
+    # JAX 0.12 cannot transpose a barrier some of whose operands are constants of the map
+    return _barrier(*primals), tangents[0]
 
 
 def numbers_apart(tree: Any, size: int) -> Any:

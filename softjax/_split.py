@@ -164,5 +164,13 @@ def regathered(names: Names, others: Names, axis: int, whole: Array, part: Array
 @regathered.defjvp
 def _regathered_jvp(names, others, axis, primals, tangents):
     # the derivative of a gather is a gather, whose transpose is a reduce-scatter
-    step = lax.all_gather(over({*names, *others}, tangents[1]), names, axis=axis, tiled=True)
-    return regathered(names, others, axis, *primals), step
+    step = over({*names, *others}, tangents[1])
+    gather = _in_every_axis(partial(lax.all_gather, axis_name=names, axis=axis, tiled=True), step)
+    return regathered(names, others, axis, *primals), gather(step)
+
+
+def _in_every_axis(function: Callable[[Array], Array], array: Array) -> Callable[[Array], Array]:
+    """The function, inside a `shard_map` over the Explicit axes left: JAX 0.12 lowers no `psum_scatter` beside them."""
+    on, spec = jax.typeof(array).sharding.mesh, jax.typeof(array).sharding.spec
+    left = {name for name, kind in zip(on.axis_names, on.axis_types, strict=True) if kind == AxisType.Explicit}
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, axis_names=left) if left else function

@@ -85,7 +85,7 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
     for mode in modes:
         expected = mode(plain)(x)
         for f in (ours, scanned(ours)):
-            np.testing.assert_allclose(mode(f)(x), expected, rtol=2e-5, atol=1e-6)
+            np.testing.assert_allclose(mode(f)(x), expected, rtol=2e-5, atol=5e-6)  # of sums of numbers up to 5
 
 
 @pytest.mark.parametrize(

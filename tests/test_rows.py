@@ -261,4 +261,4 @@ def test_residuals_are_the_logits_and_a_few_numbers_a_row(options, dtype):
     large = [leaf for leaf in kept if leaf.size >= x.size]
     assert len(large) == 1
     assert large[0].dtype == dtype
-    assert sum(leaf.size for leaf in kept) - x.size <= 16 * cases.SAMPLES
+    assert sum(leaf.size for leaf in kept) - x.size <= 16 * cases.SAMPLES + 16

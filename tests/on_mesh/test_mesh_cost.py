@@ -101,7 +101,7 @@ def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
 
 
 def test_the_program_tells_blocks_and_products():
-    settings = mesh_cost.Settings(samples=16384, features=64)
+    settings = mesh_cost.Settings(samples=16384, features=256)
     row = mesh_cost.row(settings, 4096, 8)  # a device's logits are 32 MiB, two blocks
     assert (row["blocks"], row["shares"]) == (2, (1, 8))
     assert 3 <= row["products"] < 3.2
@@ -114,6 +114,22 @@ def test_a_start_gives_its_operands_too():
     both = "(f32[8]{0}, bf16[2,3]{1,0})"
     (part,) = mesh_cost.collectives(f"  %s = ({both}, {both}) all-reduce-start(%a, %b), replica_groups=[2,4]")
     assert part == mesh_cost.Collective("all-reduce", (("f32", 8), ("bf16", 6)), False)
+
+
+@pytest.mark.parametrize(
+    ("groups", "several"),
+    [
+        ("{{0,1},{2,3}}", True),
+        ("{{0},{1}}", False),
+        ("[2,4]<=[8]", True),
+        ("[8,1]<=[8]", False),
+        ("mesh['data'=1,'classes'=8] {'classes'}", True),
+        ("mesh['data'=1,'classes'=8] {'data'}", False),
+    ],
+)
+def test_a_group_of_one_sends_nothing(groups, several):
+    line = f"  %s = f32[8]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add"
+    assert bool(list(mesh_cost.collectives(line))) == several
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
