@@ -25,7 +25,7 @@ from softjax._blocks import in_cache, over_rows
 from softjax._classes import Classes, apart_elsewhere
 from softjax._labels import Teacher
 from softjax._log_sum import LogSum, below, exponentials, log_sum
-from softjax._reduce import times
+from softjax._reduce import finite, times
 from softjax._types import Array, Bool, Float
 
 
@@ -56,11 +56,6 @@ class Side(NamedTuple):
     def expected(self, f: Float[Array, "..."]) -> Float[Array, "..."]:
         """q_j f_j, 0 for a class that has no probability or no finite f."""
         return self.probability * finite(f)
-
-
-def finite(f: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`f`, 0 where it is endless."""
-    return jnp.where(jnp.isinf(f), 0, f)
 
 
 class Sums(NamedTuple):
@@ -159,10 +154,8 @@ def teacher_of(block: Block) -> Teacher:
 
 def over_temperature(x: Float[Array, "..."], shift: Any, temperature: Any) -> Float[Array, "..."]:
     """(x_j − shift) / T: what is subtracted first costs no digits. −inf has no derivative by T, which would be inf."""
-    if temperature is None:
-        return x
     gone = x == -jnp.inf
-    return jnp.where(gone, x, (jnp.where(gone, shift, x) - shift) / temperature)
+    return x if temperature is None else jnp.where(gone, x, (jnp.where(gone, shift, x) - shift) / temperature)
 
 
 def of_block(classes: Classes, block: Block) -> Sums:
@@ -214,8 +207,7 @@ def slope(side: Side, other: Side, f: Array | None, means: Any) -> Float[Array, 
         apart = other.s.others(other.e) - others  # (1 − p_j) − (1 − q_j)
         return jnp.where(side.alone | other.alone, apart, q - other.probability)
     mean, beside = means
-    # q_j (f_j − q_j f_j − Σ_{i≠j} q_i f_i)
-    expected = side.expected(f)
+    expected = side.expected(f)  # q_j (f_j − q_j f_j − Σ_{i≠j} q_i f_i)
     return jnp.where(side.alone, expected * others - q * beside, expected - q * mean)
 
 

@@ -54,3 +54,8 @@ def _counted_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) ->
 def times(coefficient: Array, number: Array) -> Array:
     """The product, where 0 · inf is 0: at a coefficient of 0 the number takes no part, but moves as it changes."""
     return coefficient * jnp.where((coefficient == 0) & jnp.isinf(number), 0, number)
+
+
+def finite(f: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`f`, 0 where it is endless."""
+    return jnp.where(jnp.isinf(f), 0, f)
