@@ -43,7 +43,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from benchmarks import gpu_targets, machine, mesh_report
+from benchmarks import machine, mesh_report, targets
 from common.program import WrongInput
 from common.settings import command_line
 
@@ -152,12 +152,11 @@ def mesh_of(data: int, classes: int) -> Any:
 
 
 def mesh_of_chips(topology: str) -> Any:
-    """As 4x2 TPUs, v6e:4x2, or 2 machines of 8 GPUs, h200:2x8."""
-    options = gpu_targets.options(topology) or {"topology_name": topology, "platform": "tpu"}
+    options = targets.options(topology)
     try:
         devices = topologies.get_topology_desc(**options).devices
     except Exception as error:  # the plugin's own, which differ from version to version
-        extra, told = "tpu" if options["platform"] == "tpu" else "gpu", str(error).strip().partition("\n")[0]
+        extra, told = targets.compiler_of(topology).extra, str(error).strip().partition("\n")[0]
         raise WrongInput(f"cannot compile for {topology}; is the extra `{extra}` installed? {told}") from error
     every = np.array(devices).reshape(min(2, len(devices)), -1)
     return Mesh(every, ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
@@ -227,6 +226,7 @@ def _blocks(hlo: str) -> int:
 @program.exit_status(program.NOTHING_WRITTEN)
 def main(argv: Sequence[str] | None = None) -> None:
     settings = command_line(Settings, argv)
+    compiler = targets.compiler_of_all(settings.topology) if settings.topology else None
     program.make_writable(settings.output)
     print(mesh_report.caption(dataclasses.asdict(settings)), *mesh_report.heading(), sep="\n")
     rows = []
@@ -235,13 +235,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(row(settings, classes, devices))
             print(mesh_report.line(rows[-1]), flush=True)
     used = {name: value for name, value in dataclasses.asdict(settings).items() if name != "output"}
-    name, compiler = "mesh-cost", ()
-    if settings.topology:
-        gpus = gpu_targets.options(settings.topology[0])
-        name, compiler = ("mesh-cost-gpu", ("jax-cuda13-plugin",)) if gpus else ("mesh-cost-tpu", ("libtpu",))
-    versions = ("jax", "jaxlib", "optax", *compiler)
+    versions = ("jax", "jaxlib", "optax", *((compiler.package,) if compiler else ()))
     results = {"machine": machine.describe(versions), "settings": used, "rows": rows}
-    path = settings.output / f"{name}.json"
+    path = settings.output / (f"mesh-cost-{compiler.extra}.json" if compiler else "mesh-cost.json")
     program.write(path, (json.dumps(results, indent=1) + "\n").encode())
     print(f"\nWrote {path}")
 

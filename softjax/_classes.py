@@ -187,11 +187,11 @@ def apart(tree: Any) -> Any:
     gives all that it holds the type of what varies most.
     """
     leaves, structure = jax.tree.flatten(tree)
-    for axes in dict.fromkeys(map(varying, leaves)):
-        alike = {i: leaf for i, leaf in enumerate(leaves) if varying(leaf) == axes}
-        for i, leaf in _barrier(alike).items():
-            leaves[i] = leaf
-    return jax.tree.unflatten(structure, leaves)
+    alike: dict[frozenset[Hashable], dict[int, Array]] = {}
+    for i, leaf in enumerate(leaves):
+        alike.setdefault(varying(leaf), {})[i] = leaf
+    barred = {i: leaf for each in alike.values() for i, leaf in _barrier(each).items()}
+    return jax.tree.unflatten(structure, [barred[i] for i in range(len(leaves))])
 
 
 @jax.custom_jvp

@@ -50,11 +50,11 @@ class Layer(NamedTuple):
 
     def with_nonexistent(self, count: int, parameters: Parameters) -> Parameters:
         """With `count` more classes, which do not exist."""
-        kernel, bias, exists, teacher = parameters
-        kernel = jnp.pad(kernel, [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)])
-        exists = jnp.ones(kernel.shape[self.axes[1]] - count, bool) if exists is None else exists
+        kernel, bias, exists, _ = parameters
+        exists = jnp.ones(self.classes(parameters), bool) if exists is None else exists
+        widths = [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)]
         bias = None if bias is None else jnp.pad(bias, (0, count))
-        return Parameters(kernel, bias, jnp.pad(exists, (0, count)), teacher)
+        return Parameters(jnp.pad(kernel, widths), bias, jnp.pad(exists, (0, count)))
 
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
         kernel, bias, *_ = parameters

@@ -161,11 +161,13 @@ def _check(argument: str, names: Names, length: Length, what: str, on: Any) -> N
         )
 
 
-def compiler_splits(split: Split, *arrays: Array) -> bool:
-    """Whether the compiler may split arrays in a way that neither a name nor a type tells, even in the call's part."""
+def every_class_here(split: Split, *arrays: Array) -> bool:
+    """Whether each device holds all classes: they are not split, nor may the compiler split them out of sight."""
+    if split.classes or split.mapped:
+        return False
     context = split.mesh or jax.sharding.get_abstract_mesh()
     meshes = [mesh for mesh in (context, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
     if not meshes:
-        return jax.device_count() > 1
+        return jax.device_count() == 1
     types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
-    return AxisType.Auto in {types[name] for name in types.keys() - split.own}
+    return AxisType.Auto not in {types[name] for name in types.keys() - split.own}

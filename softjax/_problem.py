@@ -19,7 +19,7 @@ from softjax._block import Page, float64
 from softjax._classes import Classes
 from softjax._labels import Distribution, Labels, Largest, Target, Teacher
 from softjax._layer import Layer, Parameters
-from softjax._placement import compiler_splits, own_classes, platform_of, split_of_layer
+from softjax._placement import every_class_here, own_classes, platform_of, split_of_layer
 from softjax._reduce import mean_of
 from softjax._samples import Samples, Static, aligned_samples
 from softjax._split import Split, regathered
@@ -151,19 +151,20 @@ class Plan(NamedTuple):
         occupied = None
         if weights is not None and problem.weights is not None and not self.split.classes:
             occupied = blocks.occupied(weights[..., 0])
-        parameters = self._of_layers(self._gathered, problem.parameters)
-        if self.nonexistent:
-            parameters = self._of_layers(lambda layer, p: layer.with_nonexistent(self.nonexistent, p), parameters)
-            target = target.with_nonexistent(self.nonexistent) if isinstance(target, Distribution) else target
+        if self.nonexistent and isinstance(target, Distribution):
+            target = target.with_nonexistent(self.nonexistent)
         samples = Samples(hidden, target, weights, row_args, occupied, teacher)
-        return aligned_samples(self.classes, parameters, samples)
+        return aligned_samples(self.classes, self._of_layers(self._in_blocks, problem.parameters), samples)
 
-    def _gathered(self, layer: Layer, parameters: Parameters) -> Parameters:
-        """With the classes of all examples of a `vmap`; every class where none exists, as no sample is counted then."""
+    def _in_blocks(self, layer: Layer, parameters: Parameters) -> Parameters:
+        """With the classes of all examples of a `vmap`, and those that do not exist; every class where none exists, as
+        no sample is counted then.
+        """
         kernel, bias, exists, _ = parameters
         exists = None if exists is None else self._every_class.nonempty(exists)
         bias, exists = (self.split.gathered(vector, 0) for vector in (bias, exists))
-        return Parameters(self.split.gathered(kernel, layer.axes[1]), bias, exists)
+        whole = Parameters(self.split.gathered(kernel, layer.axes[1]), bias, exists)
+        return layer.with_nonexistent(self.nonexistent, whole) if self.nonexistent else whole
 
     def filled(self, problem: Problem, row_args: Any = ()) -> tuple[Parameters, Samples]:
         """The same, with weights wherever samples fill up the last block."""
@@ -206,9 +207,8 @@ def arranged(
     if rows is None:
         rows = blocks.block_rows(count, features, classes, jnp.dtype(dtype).itemsize, platform)
     layer, kernel = _layer(kernel, cap, dtype, precision)
-    plan = Plan(layer, blocks.at_most(rows, count), split)
-    if not (split.classes or split.mapped or compiler_splits(split, hidden, kernel)):
-        plan = plan._replace(nonexistent=blocks.more_classes(classes, platform))
+    more = blocks.more_classes(classes, platform) if every_class_here(split, hidden, kernel) else 0
+    plan = Plan(layer, blocks.at_most(rows, count), split, nonexistent=more)
     return plan, Problem(Parameters(kernel, bias, exists), hidden, target, weights)
 
 

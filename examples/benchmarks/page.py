@@ -5,6 +5,7 @@ Every number in its text is computed from those files, so that a run made anew i
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from benchmarks import (
     linear_report,
     mesh_report,
     routes_report,
+    targets,
 )
 from benchmarks.core_report import Case, where
 from benchmarks.linear_contenders import FLOOR, OURS, PLAIN
@@ -120,42 +122,26 @@ def _mesh(results: Results) -> Iterator[str]:
     )
 
 
-def _tpus(results: Results) -> Iterator[str]:
-    yield "## TPUs, by their compiler"
-    yield from _chips(results, "libtpu")
-    yield (
-        "XLA takes the gradient of a block's logits into both of its products, and the sum of the kernel's gradient "
-        f"into the second. {_traffic(results)}"
-    )
-
-
-def _gpus(results: Results) -> Iterator[str]:
-    yield "## GPUs, by their compiler"
-    yield from _chips(results, "jax-cuda13-plugin")
-    yield (
-        "XLA writes the gradient of a block's logits once, in the type of the layer, for both of its products, and "
-        f"takes the sum of the kernel's gradient into the second. {_traffic(results)}"
-    )
-
-
-def _chips(results: Results, compiler: str) -> Iterator[str]:
+def _chips(compiler: targets.Compiler, how: str, results: Results) -> Iterator[str]:
     settings, rows = results["settings"], results["rows"]
     command = f"--topology {' '.join(settings['topology'])} --samples {settings['samples']}"
     saved = [row["temporaries"] / plain for row in rows if (plain := row["temporaries_of_the_plain_way"])]
+    rows_of_block = [settings["samples"] / row["shares"][0] / row["blocks"] for row in rows]
+    yield f"## {compiler.extra.upper()}s, by their compiler"
     yield (
         f"`python examples/mesh_cost.py {command}` compiles the same step for real chips, of which none is needed "
-        f"({compiler} {results['machine']['versions'][compiler]}):"
+        f"({compiler.package} {results['machine']['versions'][compiler.package]}):"
     )
     yield mesh_report.table(results)
-    yield f"The blocks take {_range(saved)} of the plain way's temporaries."
-
-
-def _traffic(results: Results) -> str:
-    rows = [results["settings"]["samples"] / row["shares"][0] / row["blocks"] for row in results["rows"]]
-    return (
-        f"That sum is read and written once a block, a byte for {min(rows) * 6 / 8:,.0f} to {max(rows) * 6 / 8:,.0f} "
-        "operations."
+    yield (
+        f"The blocks take {_range(saved)} of the plain way's temporaries. XLA {how} into "
+        "the second. That sum is read and written once a block, a byte for "
+        f"{min(rows_of_block) * 6 / 8:,.0f} to {max(rows_of_block) * 6 / 8:,.0f} operations."
     )
+
+
+_INTO_BOTH = "takes the gradient of a block's logits into both of its products, and the sum of the kernel's gradient"
+_WRITTEN = "writes the gradient of a block's logits once for both of its products, and takes the sum of the kernel's"
 
 
 def _routes(results: Results) -> Iterator[str]:
@@ -239,8 +225,8 @@ _SECTIONS: dict[str, Callable[[Results], Iterator[str]]] = {
     "blocks-gpu": _blocks,
     "distil-gpu": _distil,
     "mesh-cost": _mesh,
-    "mesh-cost-tpu": _tpus,
-    "mesh-cost-gpu": _gpus,
+    "mesh-cost-tpu": partial(_chips, targets.TPU, _INTO_BOTH),
+    "mesh-cost-gpu": partial(_chips, targets.GPU, _WRITTEN),
     "lm-routes-cpu": _routes,
     "distil": _students,
     "max-margin": _margins,

@@ -14,7 +14,7 @@ from worlds import LOGITS, NAMES, ROWS
 
 import mesh_cost
 import softjax
-from benchmarks import gpu_targets, mesh_report
+from benchmarks import mesh_report, targets
 from common.program import WrongInput
 
 MESHES = [(2, 4), (1, 8), (8, 1)]
@@ -143,10 +143,15 @@ def test_products_are_found_in_the_program_where_the_compiler_is_silent(compiled
 
 
 def test_topologies():
-    assert gpu_targets.options("v6e:4x2") is None
-    assert gpu_targets.options("h200:8")["topology"] == "1x1x8"
-    assert gpu_targets.options("h100:2x8")["topology"] == "1x2x8"
-    assert "device_memory_size: 80000000000" in gpu_targets.options("h100:1")["target_config"]
+    assert targets.options("v6e:4x2") == {"platform": "tpu", "topology_name": "v6e:4x2"}
+    assert targets.options("h200:8")["topology"] == "1x1x8"
+    assert targets.options("h100:2x8")["topology"] == "1x2x8"
+    assert "device_memory_size: 80000000000" in targets.options("h100:1")["target_config"]
+    for wrong in ("h200", "h200:", "h200:0", "h200:2x2x2"):
+        with pytest.raises(WrongInput, match=f"^--topology {wrong}: GPUs are written h200:8, or h200:2x8"):
+            targets.options(wrong)
+    with pytest.raises(WrongInput, match="takes TPUs or GPUs, not both"):
+        targets.compiler_of_all(["v6e:4x2", "h200:8"])
 
 
 @pytest.mark.parametrize(("topology", "extra"), [("h200:8", "gpu"), ("v6e:4x2", "tpu")])

@@ -1,17 +1,42 @@
-"""GPUs to compile for where there is none: what XLA asks of one."""
+"""TPUs and GPUs to compile for where there is none: which compiler, and what it asks of one."""
 
 import re
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from common.program import WrongInput
+
+
+class Compiler(NamedTuple):
+    extra: str
+    """Of this project, which installs it."""
+    package: str
+
+
+TPU, GPU = Compiler("tpu", "libtpu"), Compiler("gpu", "jax-cuda13-plugin")
 
 _MEMORY = {"h100": (80, 3.35), "h200": (141, 4.8)}
 """In GB, and TB/s to read and write it."""
 
 
-def options(topology: str) -> dict[str, Any] | None:
-    """Of `jax.experimental.topologies.get_topology_desc`, for h200:8 or h200:2x8; None for what is no GPU."""
-    found = re.fullmatch(rf"({'|'.join(_MEMORY)}):(?:(\d+)x)?(\d+)", topology)
+def compiler_of(topology: str) -> Compiler:
+    return GPU if topology.partition(":")[0] in _MEMORY else TPU
+
+
+def compiler_of_all(topologies: Iterable[str]) -> Compiler:
+    found = set(map(compiler_of, topologies))
+    if len(found) > 1:
+        raise WrongInput("--topology takes TPUs or GPUs, not both: their compilers are installed apart")
+    return found.pop()
+
+
+def options(topology: str) -> dict[str, Any]:
+    """Of `jax.experimental.topologies.get_topology_desc`: 4x2 TPUs are v6e:4x2, 2 machines of 8 GPUs h200:2x8."""
+    if compiler_of(topology) is TPU:
+        return {"platform": "tpu", "topology_name": topology}
+    found = re.fullmatch(r"(\w+):(?:([1-9]\d*)x)?([1-9]\d*)", topology)
     if not found:
-        return None
+        raise WrongInput(f"--topology {topology}: GPUs are written h200:8, or h200:2x8 for two machines of 8")
     chip, machines, gpus = found.groups()
     return {
         "platform": "cuda",
