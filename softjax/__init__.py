@@ -46,16 +46,15 @@ nan 0.0
 """
 
 from softjax import losses, metrics
-from softjax._cross_entropy import cross_entropy, statistics
-from softjax._distillation import divergence, linear_divergence
-from softjax._distribution import distribution_cross_entropy
-from softjax._labels import SparseLabels
-from softjax._linear import linear_cross_entropy
-from softjax._linear_loss import linear_loss
-from softjax._linear_rows import TopK, linear_log_probabilities, linear_statistics, linear_top_k
-from softjax._rows import Statistics
-from softjax._softmax import log_probabilities, log_softmax, softmax
-from softjax._validation import validate_labels
+from softjax._api.cross_entropy import cross_entropy, distribution_cross_entropy, linear_cross_entropy
+from softjax._api.divergence import divergence, linear_divergence
+from softjax._api.linear_loss import linear_loss
+from softjax._api.log_probabilities import TopK, linear_log_probabilities, linear_top_k, log_probabilities
+from softjax._api.softmax import log_softmax, softmax
+from softjax._api.statistics import linear_statistics, statistics
+from softjax._args.labels import SparseLabels
+from softjax._args.validation import validate_labels
+from softjax._rows.statistics import Statistics
 
 __all__ = [
     "SparseLabels",

@@ -18,15 +18,15 @@ them; the value of a traced one is not checked.
 import jax
 import jax.numpy as jnp
 
-from softjax import _margins as margins
-from softjax import _options as options
-from softjax._rows import OfSamples, statistics_of
-from softjax._types import Array, ArrayLike, Float
+from softjax._args import options
+from softjax._args.types import Array, ArrayLike, Float
+from softjax._rows import margins
+from softjax._rows.statistics import StatisticsArgument, check_statistics
 
 __all__ = ["additive_margin", "angular_margin", "focal", "generalized", "poly"]
 
 
-def focal(s: OfSamples, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
+def focal(s: StatisticsArgument, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
     """(1 − q_y)^γ h with h = −ln q_y: the cross-entropy, in which samples that are right already count less.
 
     For classes of very different frequency, as the background in object detection. γ = 0 is the cross-entropy itself.
@@ -49,11 +49,11 @@ def focal(s: OfSamples, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
     >>> print(softjax.losses.focal(s, 2.0).round(4))
     [0.0018 0.7019]
     """
-    h = statistics_of(s).cross_entropy
-    return _focal(h, options.at_least_zero("gamma", gamma, h.dtype))
+    h = check_statistics(s).cross_entropy
+    return _focal(h, options.nonnegative("gamma", gamma, h.dtype))
 
 
-def poly(s: OfSamples, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
+def poly(s: StatisticsArgument, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
     """h + ε (1 − q_y) with h = −ln q_y: Poly-1, the cross-entropy with another weight 1 + ε of its leading term.
 
     h = Σ_k (1 − q_y)^k / k. A positive ε pulls harder on samples that are nearly right, a negative one less.
@@ -76,14 +76,14 @@ def poly(s: OfSamples, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
     >>> print(softjax.losses.poly(s, 1.0).round(4))
     [0.2461 2.0443]
     """
-    h = statistics_of(s).cross_entropy
+    h = check_statistics(s).cross_entropy
     epsilon = options.real("epsilon", epsilon, h.dtype)
     x = jnp.where(jnp.isnan(h), 0, h)
     # (1 + ε) m + (h − m) with m = 1 − q_y: two numbers that are at least 0 for ε ≥ −1, so that nothing cancels near −1
-    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _others(x) + _excess(x))
+    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _one_minus_q(x) + _excess(x))
 
 
-def generalized(s: OfSamples, exponent: ArrayLike = 0.7) -> Float[Array, "*samples"]:
+def generalized(s: StatisticsArgument, exponent: ArrayLike = 0.7) -> Float[Array, "*samples"]:
     """(1 − q_y^r) / r: between the cross-entropy (r → 0) and the absolute error 1 − q_y (r = 1).
 
     For noisy labels: it is bounded by 1/r, so that a wrong label cannot outweigh many right ones.
@@ -106,11 +106,11 @@ def generalized(s: OfSamples, exponent: ArrayLike = 0.7) -> Float[Array, "*sampl
     >>> print(softjax.losses.generalized(s, 0.7).round(4))
     [0.1215 0.8589]
     """
-    h = statistics_of(s).cross_entropy
+    h = check_statistics(s).cross_entropy
     return _generalized(h, options.positive("exponent", exponent, h.dtype))
 
 
-def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
+def additive_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
     """The cross-entropy of logits scale · cos θ whose label has scale · (cos θ − margin): CosFace.
 
     For embeddings that are to be told apart by their angle, as in the recognition of faces and speakers: features and
@@ -138,12 +138,12 @@ def additive_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[
     >>> print(softjax.losses.additive_margin(s, 0.35, scale).round(4))
     [0.2633 2.1269]
     """
-    h = statistics_of(s).cross_entropy
+    h = check_statistics(s).cross_entropy
     margin, scale = _margin_and_scale(margin, scale, h.dtype)
-    return margins.lowered(h, scale * margin)
+    return margins.lower_label(h, scale * margin)
 
 
-def angular_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
+def angular_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
     """The cross-entropy of logits scale · cos θ whose label has scale · cos(min(θ + margin, π)): ArcFace.
 
     As `additive_margin`, with the margin in radians of the angle. cos θ is the label's logit / scale, clipped to
@@ -170,12 +170,12 @@ def angular_margin(s: OfSamples, margin: ArrayLike, scale: ArrayLike) -> Float[A
     >>> print(softjax.losses.angular_margin(s, 0.5, scale).round(4))
     [0.2113 3.1944]
     """
-    h, a = statistics_of(s).cross_entropy, s.label_logit
+    h, a = check_statistics(s).cross_entropy, s.label_logit
     margin, scale = _margin_and_scale(margin, scale, h.dtype)
-    return margins.lowered(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
+    return margins.lower_label(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
 
 
-def _others(h):
+def _one_minus_q(h):
     """1 − q = 1 − e^−h"""
     return -jnp.expm1(-h)
 
@@ -188,7 +188,7 @@ def _bounded(h):
 @jax.custom_jvp
 def _focal(h, gamma):
     """(1 − e^−h)^γ h"""
-    return _power_of_others(h, gamma)[0] * h
+    return _power_of_one_minus_q(h, gamma)[0] * h
 
 
 @_focal.defjvp
@@ -196,11 +196,11 @@ def _focal_jvp(primals, tangents):
     # with m = 1 − e^−h: ∂/∂h m^γ h = m^γ (1 + γ h e^−h / m)    ∂/∂γ m^γ h = m^γ h ln m
     (h, gamma), (dh, dgamma) = primals, tangents
     x = _bounded(h)
-    power, log_m = _power_of_others(x, gamma)
+    power, log_m = _power_of_one_minus_q(x, gamma)
     return _focal(h, gamma), power * (1 + gamma * (x * jnp.exp(-x - log_m))) * dh + power * (x * log_m) * dgamma
 
 
-def _power_of_others(h, gamma):
+def _power_of_one_minus_q(h, gamma):
     """(1 − e^−h)^γ, in which 0^0 is 1, and ln(1 − e^−h), finite at h = 0 too, as are their derivatives."""
     least = jnp.finfo(h.dtype).tiny
     log_m = jax.nn.log1mexp(jnp.where(h > least, h, least))
@@ -216,13 +216,13 @@ def _excess(h):
     return jnp.where(h < 0.5, h * h / 2 * series, h + jnp.expm1(-h))
 
 
-_excess.defjvps(lambda dh, _, h: _others(h) * dh)
+_excess.defjvps(lambda dh, _, h: _one_minus_q(h) * dh)
 
 
 @jax.custom_jvp
 def _generalized(h, r):
     """(1 − e^−rh) / r, which is h where r h is so small that it might underflow."""
-    return jnp.where(r * h < 1e-20, h, _others(r * h) / r)
+    return jnp.where(r * h < 1e-20, h, _one_minus_q(r * h) / r)
 
 
 @_generalized.defjvp
@@ -230,10 +230,10 @@ def _generalized_jvp(primals, tangents):
     # with u = r h: ∂/∂h = e^−u    ∂/∂r = (u e^−u − (1 − e^−u)) / r², at small u [(u − m) − u m] / r² with m = 1 − e^−u
     (h, r), (dh, dr) = primals, tangents
     u = _bounded(r * jnp.where(h < 1e30, h, 1e30))
-    q, m = jnp.exp(-u), _others(u)
+    q, m = jnp.exp(-u), _one_minus_q(u)
     by_r = jnp.where(u < 1, _excess(u) - u * m, u * q - m) / r / r
     return _generalized(h, r), q * dh + by_r * dr
 
 
 def _margin_and_scale(margin, scale, dtype):
-    return options.at_least_zero("margin", margin, dtype), options.positive("scale", scale, dtype)
+    return options.nonnegative("margin", margin, dtype), options.positive("scale", scale, dtype)

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax import _checks as checks
-from softjax._block import no_number
-from softjax._reduce import reduce
-from softjax._rows import OfSamples, Statistics, statistics_of
-from softjax._temperature import fit_temperature
-from softjax._types import Array, ArrayLike, Count, Float
+from softjax._api.temperature import fit_temperature
+from softjax._args import arrays
+from softjax._args.types import Array, ArrayLike, Count, Float
+from softjax._rows.edges import nan_where
+from softjax._rows.reduction import reduce
+from softjax._rows.statistics import Statistics, StatisticsArgument, check_statistics
 
 __all__ = [
     "Calibration",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-def accuracy(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, ""]:
+def accuracy(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
     """The share of samples whose label is the prediction, the first of equal logits.
 
     Args:
@@ -55,7 +55,7 @@ def accuracy(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, ""]
     return top_k_accuracy(s, 1, weights)
 
 
-def top_k_accuracy(s: OfSamples, k: Count, weights: ArrayLike | None = None) -> Float[Array, ""]:
+def top_k_accuracy(s: StatisticsArgument, k: Count, weights: ArrayLike | None = None) -> Float[Array, ""]:
     """The share of samples whose label is among the k largest logits, of equal ones the first.
 
     Args:
@@ -75,11 +75,11 @@ def top_k_accuracy(s: OfSamples, k: Count, weights: ArrayLike | None = None) -> 
     >>> print(softjax.metrics.top_k_accuracy(s, 2))
     0.5
     """
-    s = statistics_of(s)
-    return _mean(_among(s, checks.count("k", k)), s, weights)
+    s = check_statistics(s)
+    return _weighted_mean(_is_in_top_k(s, arrays.positive_integer("k", k)), s, weights)
 
 
-def perplexity(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, ""]:
+def perplexity(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
     """exp of the mean cross-entropy: as many equally likely classes would be as hard to guess.
 
     Args:
@@ -99,11 +99,11 @@ def perplexity(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, "
     >>> print(softjax.metrics.perplexity(s).round(4))
     5.0
     """
-    s = statistics_of(s)
-    return jnp.exp(_mean(s.cross_entropy, s, weights))
+    s = check_statistics(s)
+    return jnp.exp(_weighted_mean(s.cross_entropy, s, weights))
 
 
-def brier_score(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, ""]:
+def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
     """The mean of Σ_j (q_j − [j = y])² = 1 − 2 q_y + Σ_j q_j², of class ids.
 
     Of two classes it is twice the binary score of scikit-learn.
@@ -126,11 +126,11 @@ def brier_score(s: OfSamples, weights: ArrayLike | None = None) -> Float[Array, 
     >>> print(softjax.metrics.brier_score(s).round(4))
     0.5487
     """
-    s = statistics_of(s)
+    s = check_statistics(s)
     q, others = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
     # (1 − q)² + Σ_{j≠y} q_j². The first is exact. The second is at most as much, and S − q² but for a rounding of S
     # beside 1: of a sample that is so sure as to be lost in it, (1 − q)² < 1e-7, the score is right to a factor of 2.
-    return _mean(others**2 + jnp.clip(s.collision - q**2, 0, others**2), s, weights)
+    return _weighted_mean(others**2 + jnp.clip(s.collision - q**2, 0, others**2), s, weights)
 
 
 class Curve(NamedTuple):
@@ -174,20 +174,20 @@ class Calibration:
     def expected_error(self) -> Array:
         """Σ_bins share · |accuracy − confidence|, 0 if every weight is 0."""
         total = jnp.sum(self.weight, -1)
-        return _over(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total, 0)
+        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total, 0)
 
     def maximum_error(self) -> Array:
         """The largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
-        return jnp.max(_over(jnp.abs(self.correct - self.confidence), self.weight, 0), -1)
+        return jnp.max(_ratio(jnp.abs(self.correct - self.confidence), self.weight, 0), -1)
 
     def curve(self) -> Curve:
         """Of each bin the mean confidence, the accuracy and the share of weight, for a reliability diagram."""
         empty = jnp.asarray(self.weight) == 0
-        confidence, hits = (no_number(empty, _over(n, self.weight, 0)) for n in (self.confidence, self.correct))
-        return Curve(confidence, hits, _over(self.weight, jnp.sum(self.weight, -1, keepdims=True), 0))
+        confidence, hits = (nan_where(empty, _ratio(n, self.weight, 0)) for n in (self.confidence, self.correct))
+        return Curve(confidence, hits, _ratio(self.weight, jnp.sum(self.weight, -1, keepdims=True), 0))
 
 
-def calibration(s: OfSamples, bins: Count = 15, weights: ArrayLike | None = None) -> Calibration:
+def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | None = None) -> Calibration:
     """How often the predictions of each confidence q_prediction = exp(−peak_entropy) are right.
 
     Args:
@@ -212,9 +212,9 @@ def calibration(s: OfSamples, bins: Count = 15, weights: ArrayLike | None = None
     >>> print(measured.weight, measured.expected_error().round(4))
     [0. 0. 0. 1. 2.] 0.3231
     """
-    s, bins = statistics_of(s), checks.count("bins", bins)
-    w = _sample_weights(weights, s)
-    confidence, hit = jnp.exp(-s.peak_entropy), _among(s, 1)
+    s, bins = check_statistics(s), arrays.positive_integer("bins", bins)
+    w = _active_weights(weights, s)
+    confidence, hit = jnp.exp(-s.peak_entropy), _is_in_top_k(s, 1)
     upwards = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1
     bin_of = jnp.where(confidence > 0, upwards, 0).astype(jnp.int32)  # NaN shows in the first
     in_bin = jax.nn.one_hot(jnp.clip(bin_of, 0, bins - 1), bins, dtype=bool)
@@ -223,22 +223,22 @@ def calibration(s: OfSamples, bins: Count = 15, weights: ArrayLike | None = None
     return Calibration(*(jnp.sum(jnp.where(in_bin, n[..., None], 0), samples) for n in numbers))
 
 
-def _among(s, k):
+def _is_in_top_k(s, k):
     """Whether the label is among the k largest logits; −1 is the rank of none, 2³¹ − 1 of one that is left out."""
     return (s.label_rank >= 0) & (s.label_rank < min(k, 2**31 - 1))
 
 
-def _mean(number, s, weights):
-    return reduce(number.astype(s.cross_entropy.dtype), _sample_weights(weights, s), "mean")
+def _weighted_mean(number, s, weights):
+    return reduce(number.astype(s.cross_entropy.dtype), _active_weights(weights, s), "mean")
 
 
-def _over(number, weight, empty):
+def _ratio(number, weight, empty):
     return jnp.where(weight == 0, empty, number / jnp.where(weight == 0, 1, weight))
 
 
-def _sample_weights(value: Any, s: Statistics) -> Float[Array, "*samples"]:
+def _active_weights(value: Any, s: Statistics) -> Float[Array, "*samples"]:
     """The weight of each sample, 1 for None. A row in which no class exists is not counted."""
     h = s.cross_entropy
-    weights = checks.weights(value, h.shape)
+    weights = arrays.weights(value, h.shape)
     weights = jnp.ones_like(h) if weights is None else jnp.broadcast_to(weights, h.shape).astype(h.dtype)
     return jnp.where((s.log_normalizer == -jnp.inf) & (h == 0), 0, weights)

@@ -31,7 +31,7 @@ import as_users
 import jax
 import pytest
 
-from softjax import _cpu
+from softjax._xla import one_cpu
 
 # What JAX traces is many small objects that live long: at Python's own thresholds, to look for cycles among them takes
 # a sixth of all time.
@@ -94,7 +94,7 @@ def _programs_of_a_few_tests():
 def route(request, monkeypatch):
     """The two ways that rows are summed and labels picked: on one CPU device, and wherever else."""
     here = request.param == "one CPU"
-    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: here)
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: here)
     # What JAX has traced for one route must not serve the other. A setting that nothing here depends on (there is no
     # matrix product) tells its caches apart, and so leaves each route what it has compiled.
     with jax.default_matmul_precision("default" if here else "highest"):

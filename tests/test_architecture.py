@@ -1,4 +1,4 @@
-"""The public names, the floors that imports go down, and what importing costs."""
+"""The public names, the order of the folders, and the cost of importing."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ import typed_user
 import softjax
 
 PACKAGE = Path(softjax.__file__).parent
-MODULES = sorted(PACKAGE.glob("*.py"))
+MODULES = sorted(PACKAGE.glob("**/*.py"))
 PUBLIC = [
     "SparseLabels",
     "Statistics",
@@ -33,16 +33,7 @@ PUBLIC = [
     "statistics",
     "validate_labels",
 ]
-FLOORS = [
-    {"__init__"},
-    {"_distillation", "_linear_loss", "_linear", "_linear_rows", "losses", "metrics"},
-    {"_cross_entropy", "_margins", "_softmax", "_distribution", "_temperature"},
-    {"_divergence", "_loss_sum", "_problem", "_rows"},
-    {"_dense", "_placement", "_samples", "_target"},
-    {"_block", "_blocks", "_layer", "_log_sum", "_options", "_reduce", "_split", "_validation"},
-    {"_checks", "_classes", "_every_mode", "_labels"},
-    {"_cpu", "_types"},
-]
+FOLDERS = ("_api", "_linear", "_rows", "_mesh", "_xla", "_args")  # each imports from itself and from those after it
 
 
 def _imports(path):
@@ -173,19 +164,18 @@ def test_signatures():
         assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == expected
 
 
-def test_every_module_has_a_floor():
-    assert {path.stem for path in MODULES} == set().union(*FLOORS)
+def test_private_modules_stand_in_the_folders():
+    assert {path.name for path in PACKAGE.glob("_*") if path.is_dir()} - {"__pycache__"} == set(FOLDERS)
+    assert [path.name for path in PACKAGE.glob("_*.py")] == ["__init__.py"]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_go_down_only(path):
-    floor = next(i for i, names in enumerate(FLOORS) if path.stem in names)
-    below = set().union(*FLOORS[floor + 1 :])
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE).with_suffix("")))
+def test_imports_follow_the_order_of_the_folders(path):
+    folder = path.relative_to(PACKAGE).parts[0]
+    above = FOLDERS[: FOLDERS.index(folder)] if folder in FOLDERS else ()
     for name in _imports(path):
-        if name.startswith("softjax"):
-            used = {part for part in name.split(".")[1:] if part.startswith("_")}
-            assert used <= below, f"{path.stem} imports {name}"
         assert not name.startswith("jax._src")
+        assert not (name.startswith("softjax.") and name.split(".")[1] in above), f"{path.name} imports {name}"
 
 
 def test_the_package_reads_no_environment():

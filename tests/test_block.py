@@ -1,28 +1,29 @@
-"""A block of logits, asked for what the numbers of its rows need; what is harmless in a row that is not counted."""
+"""A block of logits, and the values of ignored rows."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax._block import block_of, harmless
-from softjax._classes import NOWHERE, Classes
-from softjax._labels import Distribution, Ids
+from softjax._args.labels import ClassIds, Distribution
+from softjax._mesh.axes import NO_CLASS, ClassAxis
+from softjax._rows.block import make_block
+from softjax._rows.edges import zero_ignored
 
-LAST = Classes(-1)
+LAST = ClassAxis(-1)
 X = jnp.array([[1.0, 3.0, 3.0, 2.0], [jnp.nan, 0.0, jnp.inf, 1.0]])
-IDS = Ids(jnp.array([[2], [0]], jnp.int32))
+IDS = ClassIds(jnp.array([[2], [0]], jnp.int32))
 
 
 def test_harmless():
     array, counted = jnp.array([[1.0, jnp.nan], [jnp.inf, 0.0]]), jnp.array([[False], [True]])
-    np.testing.assert_array_equal(harmless(array, counted), [[1, 0], [jnp.inf, 0]])
-    assert harmless(array, None) is array
+    np.testing.assert_array_equal(zero_ignored(array, counted), [[1, 0], [jnp.inf, 0]])
+    assert zero_ignored(array, None) is array
     ids = jnp.array([[1], [2]])
-    assert harmless(ids, counted) is ids
+    assert zero_ignored(ids, counted) is ids
 
 
 def test_numbers_of_rows_that_are_not_counted_are_finite(route):
-    block = block_of(LAST, X, IDS, None, jnp.array([[True], [False]]))
+    block = make_block(LAST, X, IDS, None, jnp.array([[True], [False]]))
     numbers = block.finite(LAST, (jnp.array([jnp.inf, jnp.nan]), jnp.array([1, 2])))
     np.testing.assert_array_equal(numbers[0], [jnp.inf, 0])
     np.testing.assert_array_equal(numbers[1], [1, 2])
@@ -31,7 +32,7 @@ def test_numbers_of_rows_that_are_not_counted_are_finite(route):
 
 
 def test_the_label_and_its_rank(route):
-    block = block_of(LAST, X, IDS, None, None)
+    block = make_block(LAST, X, IDS, None, None)
     np.testing.assert_array_equal(block.at(LAST, IDS.ids)[:, 0], [3, np.nan])
     np.testing.assert_array_equal(block.rank(LAST, X, IDS.ids)[:, 0], [1, -1])
     assert (block.class_count(LAST) == 4).all()
@@ -39,19 +40,19 @@ def test_the_label_and_its_rank(route):
 
 def test_of_the_classes_that_exist(route):
     exists = jnp.array([[True, False, True, True]])
-    block = block_of(LAST, X, Ids(jnp.array([[1], [3]])), exists, None)
+    block = make_block(LAST, X, ClassIds(jnp.array([[1], [3]])), exists, None)
     np.testing.assert_array_equal(block.at(LAST, block.target.ids)[:, 0], [-jnp.inf, 1])
-    np.testing.assert_array_equal(block.rank(LAST, X, block.target.ids)[:1, 0], [NOWHERE])
+    np.testing.assert_array_equal(block.rank(LAST, X, block.target.ids)[:1, 0], [NO_CLASS])
     np.testing.assert_array_equal(block.class_count(LAST)[:, 0], [3, 3])
     np.testing.assert_array_equal(block.existing(X)[0], [1, 0, 3, 2])
     p = Distribution(jnp.array([[0.25] * 4, [jnp.nan] * 4]))
-    soft = block_of(LAST, X, p, exists, jnp.array([[True], [False]]))
+    soft = make_block(LAST, X, p, exists, jnp.array([[True], [False]]))
     np.testing.assert_array_equal(soft.wide_probabilities(), [[0.25, 0, 0.25, 0.25], [0] * 4])
 
 
 @pytest.mark.parametrize("first", [None, 10])
 def test_a_block_that_begins_elsewhere(first, route):
-    block = block_of(LAST, X, IDS, None, None)._replace(first=None if first is None else jnp.int32(first))
+    block = make_block(LAST, X, IDS, None, None)._replace(first=None if first is None else jnp.int32(first))
     ids = IDS.ids + (first or 0)
     np.testing.assert_array_equal(block.at(LAST, ids)[:, 0], [3, np.nan])
     assert block.at(LAST, jnp.full((2, 1), (first or 0) + 4)).tolist() == [[0], [0]]

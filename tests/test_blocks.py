@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax import _blocks as blocks
+from softjax._linear import chunks
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ from softjax import _blocks as blocks
     ],
 )
 def test_the_rule(samples, features, classes, platform, rows):
-    assert blocks.block_rows(samples, features, classes, 4, platform) == rows
+    assert chunks.chunk_size(samples, features, classes, 4, platform) == rows
 
 
 def test_the_rule_is_sound_everywhere():
     rng = np.random.default_rng(0)
     for samples, features, classes in rng.integers(1, 10**6, (200, 3)):
         for platform in ("cpu", "gpu", "tpu"):
-            rows = blocks.block_rows(int(samples), int(features), int(classes), 4, platform)
+            rows = chunks.chunk_size(int(samples), int(features), int(classes), 4, platform)
             assert 1 <= rows <= samples
             least, target = (512, 2**24) if platform == "cpu" else (1024, 2**31)
             one = 2 * samples <= features
@@ -45,10 +45,10 @@ def test_the_rule_is_sound_everywhere():
 @pytest.mark.parametrize(("samples", "rows"), [(7, 1), (7, 2), (7, 7), (7, 9), (0, 1), (8, 4)])
 def test_split_and_merge(samples, rows):
     x = jnp.arange(samples * 3.0).reshape(samples, 3) + 1
-    split = blocks.split({"x": x}, samples, rows)["x"]
+    split = chunks.split_into_chunks({"x": x}, samples, rows)["x"]
     assert split.shape[1:] == (rows, 3)
     assert samples == 0 or split.all()  # filled up with the last sample, not with zeros
-    np.testing.assert_array_equal(blocks.merge(split, (samples,)), x)
+    np.testing.assert_array_equal(chunks.merge_chunks(split, (samples,)), x)
 
 
 def test_walk_leaves_out_what_is_not_occupied():
@@ -56,20 +56,20 @@ def test_walk_leaves_out_what_is_not_occupied():
         return carry + x.sum(), x + 1
 
     x = jnp.arange(6.0).reshape(3, 2)
-    total, out = blocks.walk(step, jnp.float32(0), x, jnp.array([True, False, True]))
+    total, out = chunks.scan_chunks(step, jnp.float32(0), x, jnp.array([True, False, True]))
     assert total == 10
     np.testing.assert_array_equal(out, [[1, 2], [0, 0], [5, 6]])
-    total, out = blocks.walk(step, jnp.float32(0), x, None)
+    total, out = chunks.scan_chunks(step, jnp.float32(0), x, None)
     assert total == 15
-    assert blocks.walk(step, jnp.float32(0), x[:1], None)[1].shape == (1, 2)
+    assert chunks.scan_chunks(step, jnp.float32(0), x[:1], None)[1].shape == (1, 2)
 
 
 def test_occupied():
     w = jnp.array([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
-    np.testing.assert_array_equal(blocks.occupied(w), [False, True, True])
+    np.testing.assert_array_equal(chunks.active_chunks(w), [False, True, True])
     seen = []
     # all of them, where the weights themselves are differentiated by
-    jax.jvp(lambda w: seen.append(blocks.occupied(w)) or w, (w,), (w,))
+    jax.jvp(lambda w: seen.append(chunks.active_chunks(w)) or w, (w,), (w,))
     np.testing.assert_array_equal(seen[0], [True, True, True])
 
 
@@ -78,7 +78,7 @@ def test_a_block_of_weight_zero_is_not_computed():
         def step(carry, block):
             return carry + jnp.linalg.inv(block).sum(), None
 
-        return blocks.walk(step, jnp.float32(0), jnp.zeros((2, 3, 3)), blocks.occupied(w))[0]
+        return chunks.scan_chunks(step, jnp.float32(0), jnp.zeros((2, 3, 3)), chunks.active_chunks(w))[0]
 
     assert cost(jnp.zeros((2, 3))) == 0  # the inverse of a matrix of zeros is not a number
     assert not jnp.isfinite(cost(jnp.ones((2, 3))))

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax import _classes
-from softjax._classes import NOWHERE, Classes
+from softjax._mesh import axes
+from softjax._mesh.axes import NO_CLASS, ClassAxis
 
 X = jnp.array([[1.0, 3.0, 3.0], [2.0, -jnp.inf, 0.0]])
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_along_the_axis(axis, route):
-    classes, x = Classes(axis), X if axis == -1 else X.T
+    classes, x = ClassAxis(axis), X if axis == -1 else X.T
     assert classes.count(x) == 3
     np.testing.assert_array_equal(classes.number(classes.most(x)), [3, 2])
     np.testing.assert_array_equal(classes.sum(jnp.where(x > -jnp.inf, x, 0)), [7, 2])
@@ -26,27 +26,27 @@ def test_along_the_axis(axis, route):
 
 
 def test_the_first_of_those_that_exist():
-    classes, exists = Classes(-1), jnp.array([[True, False, True]])
+    classes, exists = ClassAxis(-1), jnp.array([[True, False, True]])
     most = classes.most(X)
     np.testing.assert_array_equal(classes.first_equal(X, most, exists)[:, 0], [2, 0])
     np.testing.assert_array_equal(classes.first_equal(X, jnp.full((2, 1), jnp.nan))[:, 0], [-1, -1])
     np.testing.assert_array_equal(classes.first_equal(X, most, None, jnp.int32(10))[:, 0], [11, 10])
-    assert jnp.iinfo(jnp.int32).max == NOWHERE
+    assert jnp.iinfo(jnp.int32).max == NO_CLASS
 
 
 def test_no_classes():
     empty = jnp.zeros((2, 0))
-    assert (Classes(-1).most(empty) == -jnp.inf).all()
-    assert not Classes(-1).total(empty).any()
+    assert (ClassAxis(-1).most(empty) == -jnp.inf).all()
+    assert not ClassAxis(-1).total(empty).any()
 
 
 def test_present():
     x = jnp.array([1.0, 2.0], jnp.bfloat16)
-    assert _classes.present(x, None).dtype == jnp.float32
-    np.testing.assert_array_equal(_classes.present(x, jnp.array([False, True])), [-jnp.inf, 2])
+    assert axes.existing_logits(x, None).dtype == jnp.float32
+    np.testing.assert_array_equal(axes.existing_logits(x, jnp.array([False, True])), [-jnp.inf, 2])
 
 
 def test_axes_that_a_vmap_binds_are_not_those_of_a_shard_map():
     seen = []
-    jax.vmap(lambda x: seen.append((_classes.bound(("i",)), _classes.unbound(("i",)))) or x, axis_name="i")(X)
+    jax.vmap(lambda x: seen.append((axes.manual_names(("i",)), axes.vmap_names(("i",)))) or x, axis_name="i")(X)
     assert seen == [((), ("i",))]

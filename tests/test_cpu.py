@@ -15,17 +15,18 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import softjax
-from softjax import _blocks, _cpu
-from softjax._classes import Classes
-from softjax._cpu import wide, widen
-from softjax._log_sum import log_sum
+from softjax._args.arrays import accumulation_dtype
+from softjax._mesh.axes import ClassAxis
+from softjax._rows.log_sum import log_sum
+from softjax._xla import gather, layout, one_cpu, transpose
+from softjax._xla.one_cpu import widen
 
 CASES = Path(__file__).with_name("sharded.py")
 
 
 def test_on_one_cpu_here():
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    assert _cpu.on_one_cpu(jnp.zeros(3)) == alone
+    assert one_cpu.on_one_cpu(jnp.zeros(3)) == alone
 
 
 @pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
@@ -36,7 +37,7 @@ def test_under_a_mesh_of_one_device(kind, spec, shape, dtype):
     mesh = jax.make_mesh((1,), ("x",), axis_types=(kind,))
     with jax.set_mesh(mesh):
         placed = jax.device_put(x, NamedSharding(mesh, spec))
-        assert not _cpu.on_one_cpu(placed)
+        assert not one_cpu.on_one_cpu(placed)
         value, gradient = jax.jit(jax.value_and_grad(softjax.cross_entropy))(placed, y)
     assert gradient.shape == shape
     np.testing.assert_allclose(value, np.log10(shape[1]), rtol=1e-6)
@@ -44,21 +45,21 @@ def test_under_a_mesh_of_one_device(kind, spec, shape, dtype):
 
 def test_class_ids(route):
     x, ids = jnp.zeros((2, 3)), jnp.ones((2, 1), jnp.int32)
-    assert ((_cpu.class_ids(x, -1, ids) == ids) == jnp.array([[False, True, False]] * 2)).all()
-    assert (jnp.broadcast_to(_cpu.class_ids(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
+    assert ((gather.class_iota(x, -1, ids) == ids) == jnp.array([[False, True, False]] * 2)).all()
+    assert (jnp.broadcast_to(gather.class_iota(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_count(axis, route):
     condition = np.random.default_rng(0).random((300, 500)) < 0.7
-    number = _cpu.count(jnp.asarray(condition), axis)
+    number = one_cpu.count_true(jnp.asarray(condition), axis)
     assert number.dtype == jnp.int32
     np.testing.assert_array_equal(number, condition.sum(axis, keepdims=True))
 
 
 def test_a_count_that_float32_might_round_is_one_of_integers():
-    for length, floats in ((2**24, _cpu.on_one_cpu(jnp.zeros(3))), (2**24 + 1, False)):
-        count = jax.make_jaxpr(lambda x: _cpu.count(x, -1))(jax.ShapeDtypeStruct((1, length), jnp.bool_))
+    for length, floats in ((2**24, one_cpu.on_one_cpu(jnp.zeros(3))), (2**24 + 1, False)):
+        count = jax.make_jaxpr(lambda x: one_cpu.count_true(x, -1))(jax.ShapeDtypeStruct((1, length), jnp.bool_))
         assert any(v.aval.dtype == jnp.float32 for e in count.eqns for v in e.outvars) == floats
 
 
@@ -101,15 +102,15 @@ def test_derivatives(dtype, route):
 
 
 def test_wide(x64):
-    assert wide(jnp.zeros(1, jnp.float16), jnp.zeros(1, jnp.bfloat16)) == jnp.float32
-    assert wide(jnp.zeros(1, jnp.float64), jnp.zeros(1, jnp.bfloat16)) == jnp.float64
+    assert accumulation_dtype(jnp.zeros(1, jnp.float16), jnp.zeros(1, jnp.bfloat16)) == jnp.float32
+    assert accumulation_dtype(jnp.zeros(1, jnp.float64), jnp.zeros(1, jnp.bfloat16)) == jnp.float64
 
 
 def test_a_transpose_is_seen_through_derivatives_and_casts():
     seen = []
 
     def see(matrix):
-        seen.append(_cpu.is_transpose(matrix))
+        seen.append(layout.is_transpose(matrix))
         return matrix.sum()
 
     embedding = jnp.ones((3, 2))
@@ -123,7 +124,7 @@ def test_a_transpose_is_seen_through_derivatives_and_casts():
     assert seen[3:] == [False, False, False]
 
 
-LAST = Classes(-1)
+LAST = ClassAxis(-1)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
@@ -131,9 +132,9 @@ LAST = Classes(-1)
 def test_rows_a_few_at_a_time(rows, dtype):
     x = cases.logits(129, 3.0, dtype=dtype).at[3, 5].set(-jnp.inf).at[4].set(jnp.nan).at[5].mul(9)
     beside = jnp.arange(cases.SAMPLES)[:, None]
-    numbers, double = jax.jit(lambda x: _cpu.over_rows(lambda x, b: (log_sum(LAST, x, None), 2 * b), rows, x, beside))(
-        x
-    )
+    numbers, double = jax.jit(
+        lambda x: one_cpu.reduce_in_steps(lambda x, b: (log_sum(LAST, x, None), 2 * b), rows, x, beside)
+    )(x)
     for a, b in zip(numbers, log_sum(LAST, x, None), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_array_equal(double, 2 * beside)
@@ -141,14 +142,14 @@ def test_rows_a_few_at_a_time(rows, dtype):
 
 def test_rows_of_a_batch_with_several_axes():
     x = cases.logits(129, samples=12).reshape(3, 4, 129)
-    s = _cpu.over_rows(lambda x: log_sum(LAST, x, None), 5, x)
+    s = one_cpu.reduce_in_steps(lambda x: log_sum(LAST, x, None), 5, x)
     np.testing.assert_allclose(s.peak + s.log_mass, jax.nn.logsumexp(x, -1, keepdims=True), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 0.2), (jnp.float16, 0.2), (jnp.bfloat16, 2.2)])
 def test_temporary_memory_on_one_cpu(dtype, most, monkeypatch):
     # float16 would be copied to float32 as a whole, 4 bytes a logit; bfloat16 has its bits copied, 2 bytes.
-    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: True)
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     x = jax.ShapeDtypeStruct((1024, 131072), dtype)
     program = jax.jit(lambda x: log_sum(LAST, x, None).log_mass).lower(x).compile()
     assert program.memory_analysis().temp_size_in_bytes / x.size < most
@@ -158,29 +159,29 @@ def test_if_any_asks_where_there_is_work(route):
     small, large = jnp.zeros(3), 2**18
 
     def of(condition, work):
-        return jax.make_jaxpr(lambda x: _cpu.if_any(x < condition, lambda: x + 1, x, work))(small)
+        return jax.make_jaxpr(lambda x: one_cpu.cond_any(x < condition, lambda: x + 1, x, work))(small)
 
     assert [e.primitive.name for e in of(1.0, large).eqns].count("cond") == (route == "one CPU")
     assert "cond" not in str(of(1.0, 1))
     for condition, right in ((1.0, 1), (-1.0, 0)):
         if route == "one CPU" or condition > 0:
-            assert (_cpu.if_any(small < condition, lambda: small + 1, small, large) == right).all()
+            assert (one_cpu.cond_any(small < condition, lambda: small + 1, small, large) == right).all()
 
 
 @pytest.mark.parametrize("tile", [1, 2**12, 2**30])
 @pytest.mark.parametrize("rows", [1, 7, 129])
 def test_a_sum_is_added_to_tile_by_tile(tile, rows, route, monkeypatch):
-    monkeypatch.setattr(_cpu, "_TILE", tile)
+    monkeypatch.setattr(one_cpu, "_TILE_BYTES", tile)
     hidden, _, _ = cases.layer(rows)
     du, total = cases.logits(rows, seed=2), cases.logits(13, samples=rows, seed=3)
-    added = _cpu.add_in_tiles(total, lambda du: du.T @ hidden, du)
+    added = one_cpu.add_in_tiles(total, lambda du: du.T @ hidden, du)
     np.testing.assert_allclose(added, total + du.T @ hidden, rtol=1e-4, atol=1e-5)
 
 
 def test_picked(route):
     x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     ids = jnp.array([[0], [2], [-1]])
-    np.testing.assert_array_equal(_cpu.picked(x, ids, -1), [[1], [6], [0]])
+    np.testing.assert_array_equal(gather.take_classes(x, ids, -1), [[1], [6], [0]])
 
 
 @pytest.mark.parametrize(("k", "axis"), covering([0, 1, 4, 9], [-1, -2, -3]))
@@ -195,15 +196,15 @@ def test_several_of_a_row(k, axis, route):
             picked[place] = np.moveaxis(np.asarray(x), axis, -1)[*place[:-1], j]
             added[*place[:-1], j] += numbers[place]
     local, numbers = (jnp.moveaxis(jnp.asarray(a), -1, axis) for a in (local, numbers))
-    np.testing.assert_array_equal(jnp.moveaxis(_cpu.picked(x, local, axis), axis, -1), picked)
-    np.testing.assert_allclose(jnp.moveaxis(_cpu.added_at(x, local, axis, numbers), axis, -1), added, rtol=1e-6)
+    np.testing.assert_array_equal(jnp.moveaxis(gather.take_classes(x, local, axis), axis, -1), picked)
+    np.testing.assert_allclose(jnp.moveaxis(gather.add_at_classes(x, local, axis, numbers), axis, -1), added, rtol=1e-6)
 
 
 def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):
     x = cases.logits(2**15, samples=8).reshape(2, 4, -1).at[0, 0, :3].set(jnp.array([-0.0, jnp.nan, jnp.inf]))
 
     def once(x):
-        return 2 * _cpu.gradient_once(x)
+        return 2 * transpose.compute_gradient_once(x)
 
     value, pull = jax.vjp(once, x)
     _, push = jax.linearize(once, x)
@@ -218,7 +219,7 @@ def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):
 @pytest.mark.parametrize(("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16]))
 def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
     """The logits and their gradient, then this and its transpose, at most. XLA widens bfloat16 by itself."""
-    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: True)
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
     labels = jax.ShapeDtypeStruct(tuple(samples), jnp.int32)
     for weights in (None, jax.ShapeDtypeStruct(labels.shape, jnp.float32)):
@@ -252,9 +253,9 @@ def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
 
     both = jax.value_and_grad(loss, (0, 1), has_aux=True)
     expected = both(x, jnp.float32(2))
-    monkeypatch.setattr(_blocks, "_ROWS", 5 * 9 * 4)
+    monkeypatch.setattr(one_cpu, "_CACHE_BYTES", 5 * 9 * 4)
     jax.clear_caches()
-    assert _blocks._rows_of_each(x) == {24: 4, 21: 3, 23: None}[samples]
+    assert one_cpu._rows_per_step(x) == {24: 4, 21: 3, 23: None}[samples]
     for ours, theirs in zip(*map(jax.tree.leaves, (both(x, jnp.float32(2)), expected)), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
     jax.clear_caches()

@@ -6,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import softjax
-from softjax._dense import loss_of_logits
+from softjax._api.evaluate import logits_loss
 
 
 def test_eager_calls_compile_once():
     x, y = cases.logits(5), cases.class_ids(5)
-    loss_of_logits.clear_cache()
+    logits_loss.clear_cache()
     for smoothing in (0.1, 0.2, 0.3):
         softjax.cross_entropy(x, y, label_smoothing=smoothing)
-    assert loss_of_logits._cache_size() == 1
+    assert logits_loss._cache_size() == 1
 
 
 def test_the_result_does_not_depend_on_jit():

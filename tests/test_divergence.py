@@ -13,7 +13,7 @@ import pytest
 from covering import ROUTES, covering, slow
 
 import softjax
-from softjax import _cpu
+from softjax._xla import one_cpu
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
@@ -330,12 +330,12 @@ def test_memory_of_two_blocks(reduction):
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*shapes, *shapes)]
     program = jax.jit(jax.value_and_grad(ours, (0, 1))).lower(*arrays).compile(as_users.OPTIONS)
     block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
-    arrays = 2.5 if _cpu.on_one_cpu(jnp.zeros(())) else 8
+    arrays = 2.5 if one_cpu.on_one_cpu(jnp.zeros(())) else 8
     assert program.memory_analysis().temp_size_in_bytes < arrays * block + kernel + 4 * hidden
 
 
 def test_elsewhere_than_on_one_cpu_no_array_goes_from_pass_to_pass(monkeypatch):
-    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: False)
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: False)
     x = jax.ShapeDtypeStruct((512, 4096), jnp.float32)
     program = jax.jit(lambda x, y: dense(x, y, kind="forward_kl")).lower(x, x).compile(as_users.OPTIONS)
     assert program.memory_analysis().temp_size_in_bytes < 3 * 4 * x.size  # 5 with what each pass keeps for the next

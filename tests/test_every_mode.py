@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax._every_mode import in_every_mode
+from softjax._xla.every_mode import with_forward_mode
 
 X, Y = jnp.float32(2.0), jnp.float32(3.0)
 
@@ -15,7 +15,7 @@ X, Y = jnp.float32(2.0), jnp.float32(3.0)
 def made(forward, backward):
     function = jax.custom_vjp(lambda static, *arrays: forward(static, *arrays)[0], nondiff_argnums=(0,))
     function.defvjp(forward, backward)
-    return in_every_mode(function)
+    return with_forward_mode(function)
 
 
 def _forward(power, x, y, n):

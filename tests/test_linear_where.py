@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from linear_law import RTOL, check
 
 import softjax
-from softjax import _blocks
+from softjax._linear import chunks
 
 
 @pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "none"], [3.0, None]))
@@ -86,7 +86,7 @@ def filled_up(monkeypatch):
     """Sets how many more."""
 
     def set_to(count):
-        monkeypatch.setattr(_blocks, "more_classes", lambda classes, platform: count)
+        monkeypatch.setattr(chunks, "padding_for_tensor_cores", lambda classes, platform: count)
 
     set_to(3)
     return set_to
@@ -175,6 +175,6 @@ def test_more_classes_only_where_no_device_may_hold_some_of_them(filled_up, kind
 
 
 def test_how_many_more():
-    more = {c: _blocks.more_classes(c, "gpu") for c in (1, 5, 1000, 1023, 1025, 50257, 50264, 128256)}
+    more = {c: chunks.padding_for_tensor_cores(c, "gpu") for c in (1, 5, 1000, 1023, 1025, 50257, 50264, 128256)}
     assert more == {1: 0, 5: 0, 1000: 0, 1023: 0, 1025: 63, 50257: 47, 50264: 0, 128256: 0}
-    assert _blocks.more_classes(50257, "cpu") == _blocks.more_classes(50257, "tpu") == 0
+    assert chunks.padding_for_tensor_cores(50257, "cpu") == chunks.padding_for_tensor_cores(50257, "tpu") == 0

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from covering import slow
 
-from softjax import _cpu
-from softjax._classes import Classes
-from softjax._log_sum import LogSum, below, log_sum, spread
+from softjax._mesh.axes import ClassAxis
+from softjax._rows.log_sum import LogSum, below_peak, log_sum, mean_below_peak
+from softjax._xla import one_cpu
 
-INF, LAST = jnp.inf, Classes(-1)
+INF, LAST = jnp.inf, ClassAxis(-1)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_classes_that_do_not_exist(route):
 
 
 def test_elsewhere_than_on_one_cpu_one_exponential_serves_both_sums(monkeypatch):
-    monkeypatch.setattr(_cpu, "on_one_cpu", lambda x: False)
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: False)
     x = jax.ShapeDtypeStruct((4, 100), jnp.float32)
     taken = jaxprs.equations(jax.make_jaxpr(lambda x: log_sum(LAST, x, None))(x))
     assert [e.primitive.name for e in taken].count("exp") == 1
@@ -64,8 +64,8 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
 
     def ours(x):
         s = log_sum(LAST, x, None)
-        e = jnp.exp(below(LAST, x, s))
-        numbers = s.peak + s.log_mass + spread(LAST, x, s, None) ** 2
+        e = jnp.exp(below_peak(LAST, x, s))
+        numbers = s.peak + s.log_mass + mean_below_peak(LAST, x, s, None) ** 2
         return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(numbers)
 
     def plain(x):
@@ -104,13 +104,13 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
 def test_the_spread(row, expected, route):
     x = jnp.array([row, [np.nan] * len(row)])
     s, absent = log_sum(LAST, x, None), jnp.array([[False], [True]])
-    np.testing.assert_allclose(spread(LAST, x, s, absent), [[expected], [0]], rtol=1e-6)
-    np.testing.assert_allclose(spread(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(mean_below_peak(LAST, x, s, absent), [[expected], [0]], rtol=1e-6)
+    np.testing.assert_allclose(mean_below_peak(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
 
 
 def test_the_spread_in_float64(x64, route):
     x = jnp.array([[0.0, -700.0, -INF]])
-    np.testing.assert_allclose(spread(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14)
+    np.testing.assert_allclose(mean_below_peak(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14)
 
 
 def test_the_derivative_goes_through_no_loop(route):

@@ -12,7 +12,7 @@ from closeness import EPS
 
 import softjax
 from softjax import losses
-from softjax._margins import angular_drop
+from softjax._rows.margins import angular_drop
 
 SAMPLES, CLASSES = 12, 7
 EACH = {"additive": losses.additive_margin, "angular": losses.angular_margin}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from softjax import _classes
+from softjax._mesh import axes
 
 FOLDER = Path(__file__).with_name("on_mesh")
 
@@ -26,8 +26,8 @@ def test_on_eight_devices(sizes):
 
 def test_without_axes_nothing_is_summed():
     x = jnp.arange(3.0)
-    classes = _classes.Classes(-1)
-    assert _classes.total(x, ()) is x
+    classes = axes.ClassAxis(-1)
+    assert axes.psum(x, ()) is x
     assert classes.whole((x, None))[0] is x
     assert classes.count(x) == 3
     assert classes.first(x) is None

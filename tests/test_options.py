@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax import _options
+from softjax._args import options
 
 X, Y = jnp.zeros((3, 5)), jnp.zeros(3, jnp.int32)
 
@@ -67,18 +67,18 @@ def test_the_slope_of_a_schedule_at_its_ends(fused):
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.asarray(0.5), jnp.float32(0.5), 0.5])
 def test_a_number_in_any_dress(value):
-    assert _options.scalar("x", value, "at most 1", lambda number: number <= 1) == 0.5
-    assert _options.coefficient("x", value) == 0.5
-    assert _options.coefficient("x", 0 * value) is None
+    assert options.scalar("x", value, "at most 1", lambda number: number <= 1) == 0.5
+    assert options.coefficient("x", value) == 0.5
+    assert options.coefficient("x", 0 * value) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, 2.0, jnp.float32(2)])
 def test_a_number_that_does_not_fit_is_refused(value):
     with pytest.raises(ValueError, match="`x` must be at most 1, got"):
-        _options.scalar("x", value, "at most 1", lambda number: number <= 1)
+        options.scalar("x", value, "at most 1", lambda number: number <= 1)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1.0], jnp.int32(1), 1j])
 def test_what_is_no_number_is_refused(value):
     with pytest.raises(TypeError, match="`x` must be a"):
-        _options.scalar("x", value, "finite", lambda _: True)
+        options.scalar("x", value, "finite", lambda _: True)

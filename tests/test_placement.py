@@ -6,11 +6,11 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from softjax import _placement
+from softjax._mesh import placement
 
 
 def split(shape, axis, names, batch):
-    return _placement.split_of_logits(names, batch, jnp.zeros(shape), axis)
+    return placement.split_for_logits(names, batch, jnp.zeros(shape), axis)
 
 
 def test_the_axes_of_a_vmap_are_put_together():
@@ -29,15 +29,15 @@ def test_the_axes_of_a_vmap_are_put_together():
 def test_the_platform_is_that_of_the_mesh_compiled_for():
     """Which may be of chips that are not at hand, in context or in the type; else what is at hand."""
     x = jnp.ones(4)
-    assert _placement.platform_of(x) == jax.default_backend()
+    assert placement.platform_of(x) == jax.default_backend()
     tpus = AbstractDevice("TPU v5", num_cores=1, platform="tpu")
     for types in ((AxisType.Auto,), (AxisType.Explicit,)):
         mesh = AbstractMesh((4,), ("classes",), axis_types=types, abstract_device=tpus)
         with jax.sharding.use_abstract_mesh(mesh):
-            assert _placement.platform_of(x) == "tpu"
+            assert placement.platform_of(x) == "tpu"
     of_mesh = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, P("classes")))
     seen = []
-    jax.jit(lambda x: seen.append(_placement.platform_of(x)) or x).trace(of_mesh)
+    jax.jit(lambda x: seen.append(placement.platform_of(x)) or x).trace(of_mesh)
     assert seen == ["tpu"]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax._reduce import from_nats, reduce
+from softjax._rows.reduction import from_nats, reduce
 
 LOSS = jnp.array([1.0, 2.0, 4.0])
 

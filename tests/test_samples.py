@@ -5,13 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from softjax._classes import Classes
-from softjax._labels import Ids
-from softjax._layer import Layer, Parameters
-from softjax._rows import PAGE
-from softjax._samples import Samples, Static, added, aligned_samples, as_kept, no_gradients, number_like
+from softjax._args.labels import ClassIds
+from softjax._linear.layer import Layer, Parameters
+from softjax._linear.samples import (
+    ChunkConfig,
+    Samples,
+    add_gradients,
+    align_samples,
+    in_kernel_layout,
+    zero_gradients,
+    zero_of_rows,
+)
+from softjax._mesh.axes import ClassAxis
+from softjax._rows.statistics import STATISTICS
 
-SAMPLES = Samples(jnp.array([[[1.0, jnp.nan], [2.0, 3.0], [jnp.inf, 0.0]]]), Ids(jnp.zeros((1, 3, 1), jnp.int32)), None)
+SAMPLES = Samples(
+    jnp.array([[[1.0, jnp.nan], [2.0, 3.0], [jnp.inf, 0.0]]]), ClassIds(jnp.zeros((1, 3, 1), jnp.int32)), None
+)
 
 
 def test_what_is_not_counted_is_harmless():
@@ -30,20 +40,22 @@ def test_the_sums_of_gradients(turned, blocks):
     layer = Layer(turned, None, jnp.dtype(jnp.float32))
     parameters = Parameters(kernel.T if turned else kernel, bias)
     samples = SAMPLES._replace(hidden=jnp.stack([hidden] * blocks))
-    assert (no_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
-    gradients = added(layer, added(layer, no_gradients(layer, parameters, samples), du, hidden), du, hidden)
-    dkernel, dbias, *_ = as_kept(layer, *gradients)
+    assert (zero_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
+    gradients = add_gradients(
+        layer, add_gradients(layer, zero_gradients(layer, parameters, samples), du, hidden), du, hidden
+    )
+    dkernel, dbias, *_ = in_kernel_layout(layer, *gradients)
     assert dkernel.shape == parameters.kernel.shape
     np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)
-    assert no_gradients(layer, parameters._replace(bias=None), samples)[1] is None
+    assert zero_gradients(layer, parameters._replace(bias=None), samples)[1] is None
 
 
 def test_without_a_mesh_nothing_is_moved():
     hidden, kernel, bias = cases.layer(7)
     parameters, samples = Parameters(kernel, bias), SAMPLES._replace(hidden=hidden[None])
-    same = aligned_samples(Classes(-1), parameters, samples)
+    same = align_samples(ClassAxis(-1), parameters, samples)
     assert same[0].kernel is kernel
     assert same[1].hidden is samples.hidden
-    static = Static(PAGE, Layer(False, None, jnp.dtype(jnp.float32)), Classes(-1))
-    assert number_like(static, parameters, samples) == 0
+    static = ChunkConfig(STATISTICS, Layer(False, None, jnp.dtype(jnp.float32)), ClassAxis(-1))
+    assert zero_of_rows(static, parameters, samples) == 0

@@ -6,16 +6,16 @@ import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from softjax import _placement, _split
+from softjax._mesh import placement, regather, split
 
 
-def split(shape, axis, names, batch):
-    return _placement.split_of_logits(names, batch, jnp.zeros(shape), axis)
+def find(shape, axis, names, batch):
+    return placement.split_for_logits(names, batch, jnp.zeros(shape), axis)
 
 
 def test_nothing_is_split_where_no_axis_is_named():
-    plain = split((4, 6), -1, None, None)
-    assert plain == _split.Split((), (), (), ((),), (), None)
+    plain = find((4, 6), -1, None, None)
+    assert plain == split.Split((), (), (), ((),), (), None)
     assert not plain.own
     assert plain.over(len, [P()], P()) is len
 
@@ -23,12 +23,12 @@ def test_nothing_is_split_where_no_axis_is_named():
 def test_where_arrays_lie():
     mesh = jax.make_mesh((1, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
-        split_ = split((4, 3, 6), 1, "classes", "data")
-        assert split_.own == {"data", "classes"}
-        assert split_.of_logits(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
-        assert split_.of_logits(jnp.zeros((1, 3, 1)), 1)[0] is None
-        assert split_.of_samples(None) == P()
-        assert split_.share((4, 6), 3) == (24, 3)
+        found = find((4, 3, 6), 1, "classes", "data")
+        assert found.own == {"data", "classes"}
+        assert found.of_logits(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
+        assert found.of_logits(jnp.zeros((1, 3, 1)), 1)[0] is None
+        assert found.of_samples(None) == P()
+        assert found.share((4, 6), 3) == (24, 3)
 
 
 def test_a_gather_whose_transpose_is_a_reduce_scatter():
@@ -36,7 +36,7 @@ def test_a_gather_whose_transpose_is_a_reduce_scatter():
     x = jnp.arange(6.0).reshape(3, 2)
 
     def local(whole, part):
-        return jax.lax.psum(_split.regathered(("fsdp",), ("data",), 0, whole, part) ** 3, ("data", "fsdp"))
+        return jax.lax.psum(regather.gather_features(("fsdp",), ("data",), 0, whole, part) ** 3, ("data", "fsdp"))
 
     def f(part, whole=x):
         return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("fsdp")), out_specs=P())(whole, part)

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import softjax
-from softjax import _temperature
+from softjax._api import temperature
 from softjax.metrics import fit_temperature
 
 X, Y = (a[:400] for a in predictions.held_out())
@@ -139,7 +139,7 @@ def test_few_steps(gap, miss, monkeypatch):
     """Also where nearly all is right, and Newton's own steps would be of 1 / gap each."""
     states, run = [], jax.lax.while_loop
     monkeypatch.setattr(jax.lax, "while_loop", lambda *args: states.append(run(*args)) or states[0])
-    fitted = _temperature._fit.__wrapped__(jnp.array([[gap, 0.0]]), jnp.array([[1 - miss, miss]]), None)
+    fitted = temperature._fit.__wrapped__(jnp.array([[gap, 0.0]]), jnp.array([[1 - miss, miss]]), None)
     np.testing.assert_allclose(fitted, gap / (np.log1p(-miss) - np.log(miss)), rtol=1e-5)
     assert states[0].steps < 25
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import jaxtyping
 import pytest
 
-from softjax._reduce import reduce
+from softjax._rows.reduction import reduce
 
 
 def test_shapes_are_checked():

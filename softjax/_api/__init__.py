@@ -1,0 +1,1 @@
+"""What a user calls: documentation, argument checks, and one hop to the computation."""

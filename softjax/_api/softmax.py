@@ -1,0 +1,181 @@
+"""softmax and log-softmax, with their analytic pull-backs."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from softjax._args import arrays, options
+from softjax._args.types import Array, ArrayLike, Axes, AxisName, Number
+from softjax._mesh.axes import ClassAxis, with_same_varying_axes
+from softjax._mesh.placement import split_for_logits
+from softjax._mesh.split import Split
+from softjax._rows.log_sum import below_peak, log_sum
+from softjax._rows.reduction import from_nats
+from softjax._xla import one_cpu
+from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
+
+
+def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
+    """q_i = exp x_i / Σ_j exp x_j.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
+        where: boolean, broadcastable to `logits`: the classes that exist. The others have probability exactly 0 and
+            gradient exactly 0.
+        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
+            the call, else of the mesh in context.
+
+    Returns:
+        The probabilities, in the shape and dtype of `logits`; they are accumulated in float32 or wider.
+
+    Raises:
+        TypeError: `logits` are not real floating, or `where` is not boolean.
+        ValueError: `axis` is not an axis of `logits`, there is no class, or `where` does not broadcast to `logits`.
+
+    Source: the DeepLibs softmax document, with ∂q_i/∂x_j = q_i ([i = j] − q_j) for its −q_i·q_i.
+
+    >>> import jax.numpy as jnp, softjax
+    >>> print(*(f"{q:.4f}" for q in softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]))))
+    0.0000 0.0000 0.0059 0.1185 0.8756
+    """
+    if isinstance(axis, (tuple, list)):
+        return _over_several_axes(softmax, logits, axis, where, axis_name)
+    logits, axis = arrays.logits(logits, axis)
+    exist = arrays.where(where, logits)
+    return _sharded(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis)), logits, exist)
+
+
+def log_softmax(
+    logits: ArrayLike,
+    *,
+    base: Number = 10.0,
+    axis: Axes = -1,
+    where: ArrayLike | None = None,
+    axis_name: AxisName = None,
+) -> Array:
+    """log_b q_i = (x_i − ln Σ_j exp x_j) / ln b, never as the logarithm of a rounded probability.
+
+    Args:
+        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
+        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
+        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
+        where: boolean, broadcastable to `logits`: the classes that exist. The others have log-probability −inf and
+            gradient exactly 0.
+        axis_name: as in `softmax`.
+
+    Returns:
+        The log-probabilities, in the shape and dtype of `logits`; they are accumulated in float32 or wider.
+
+    Raises:
+        TypeError: `logits` are not real floating, `where` is not boolean, or `base` is not a number.
+        ValueError: `axis` is not an axis of `logits`, there is no class, `where` does not broadcast to `logits`, or
+            `base` is out of range.
+
+    Source: the DeepLibs softmax document, whose worked logarithms are natural ones (`base=math.e`).
+
+    >>> import jax.numpy as jnp, softjax
+    >>> print(softjax.log_softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))
+    [-8.7436 -4.4007 -2.2292 -0.9263 -0.0577]
+    """
+    if isinstance(axis, (tuple, list)):
+        return _over_several_axes(partial(log_softmax, base=base), logits, axis, where, axis_name)
+    logits, axis = arrays.logits(logits, axis)
+    base, exist = options.base(base), arrays.where(where, logits)
+    return _sharded(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis), base), logits, exist)
+
+
+def _over_several_axes(function, logits, axis, where, axis_name):
+    """`function` of the logits with these axes put together as their last one."""
+    if axis_name is not None:
+        raise ValueError(f"`axis` must be one axis where `axis_name` splits it, got {tuple(axis)}.")
+    logits = arrays.floating("logits", logits)
+    axes, mask = arrays.axes("logits", logits, axis), arrays.where(where, logits)
+    last = tuple(range(-len(axes), 0))
+
+    def flat(array: Array) -> Array:
+        moved = jnp.moveaxis(array, axes, last)
+        return moved.reshape((*moved.shape[: -len(axes)], -1))
+
+    exist = None if mask is None else flat(jnp.broadcast_to(mask, logits.shape))
+    shape = jnp.moveaxis(logits, axes, last).shape
+    return jnp.moveaxis(function(flat(logits), where=exist).reshape(shape), last, axes)
+
+
+class _SoftmaxConfig(NamedTuple):
+    axis: int
+    split: Split
+    base: float | None = None
+    """That of log_b q, None for q."""
+
+
+@partial(jax.jit, static_argnums=0)
+def _sharded(static, logits, where):
+    specs = [static.split.of_logits(array, static.axis) for array in (logits, where)]
+    return static.split.over(partial(_local_softmax, static), specs, specs[0])(logits, where)
+
+
+def _local_softmax(static, logits, where):
+    axis, split, base = static
+    (x, where), _ = with_same_varying_axes(split.classes, tuple(split.gathered(a, axis) for a in (logits, where)))
+    classes = ClassAxis(axis, split.classes)
+    if where is not None:
+        x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
+    number = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
+    if where is not None:
+        number = jnp.where(where, number, 0 if base is None else -jnp.inf)  # a constant, to every derivative
+    return split.scattered(number.astype(logits.dtype), axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _softmax(classes, x):
+    return _softmax_forward(classes, x)[0]
+
+
+def _softmax_forward(classes, x):
+    s = log_sum(classes, x, None)
+    return jnp.exp(below_peak(classes, one_cpu.widen(x), s)) / s.mass, (x, s)
+
+
+def _softmax_backward(classes, residuals, g):
+    # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx_j = q_j (g_j − Σ_i q_i g_i)
+    # and for a class alone at the peak q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels
+    x, s = residuals
+    e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
+    q, alone = e / s.mass, s.alone(one_cpu.widen(x))
+    apart = g * s.others(e) - classes.total(jnp.where(alone, 0, q * g))
+    return ((q * jnp.where(alone, apart, g - classes.total(q * g))).astype(x.dtype),)
+
+
+_softmax.defvjp(opaque_to_remat(_softmax_forward), _softmax_backward)
+
+
+_probabilities = with_forward_mode(_softmax)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _log_softmax(classes, x):
+    return _log_softmax_forward(classes, x)[0]
+
+
+def _log_softmax_forward(classes, x):
+    s = log_sum(classes, x, None)
+    return below_peak(classes, one_cpu.widen(x), s) - s.log_mass, (x, s)
+
+
+def _log_softmax_backward(classes, residuals, g):
+    # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx_j = g_j − q_j Σ_i g_i
+    # and for a class alone at the peak g_j (1 − q_j) − q_j Σ_{i≠j} g_i
+    x, s = residuals
+    e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
+    q, alone = e / s.mass, s.alone(one_cpu.widen(x))
+    apart = g * s.others(e) - q * classes.total(jnp.where(alone, 0, g))
+    return (jnp.where(alone, apart, g - q * classes.total(g)).astype(x.dtype),)
+
+
+_log_softmax.defvjp(opaque_to_remat(_log_softmax_forward), _log_softmax_backward)
+
+
+_log_probabilities = with_forward_mode(_log_softmax)

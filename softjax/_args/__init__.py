@@ -1,0 +1,1 @@
+"""Argument checks: static facts, refused by the name of the argument."""

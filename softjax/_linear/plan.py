@@ -1,0 +1,244 @@
+"""The arguments of a linear layer and its loss: checked, laid over the devices, and cut into blocks."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from softjax._args import arrays, options
+from softjax._args.labels import Distribution, Labels, Target, Teacher, TopKClasses
+from softjax._args.types import Array, Bool, Float, Length, Shape
+from softjax._linear import chunks
+from softjax._linear.layer import Layer, Parameters
+from softjax._linear.samples import ChunkConfig, Samples, align_samples
+from softjax._mesh.axes import ClassAxis, axis_size, manual_names, psum, vmap_names
+from softjax._mesh.placement import holds_every_class, platform_of, require_varying_classes, split_for_layer
+from softjax._mesh.regather import gather_features
+from softjax._mesh.split import Split
+from softjax._rows.block import RowRule
+from softjax._rows.edges import to_float64
+from softjax._rows.reduction import mean_from_sum
+from softjax._xla.layout import is_transpose
+
+
+class LayerArrays(NamedTuple):
+    """The arrays, in the shapes that they came in; the kernel as a loop takes it."""
+
+    parameters: Parameters
+    hidden: Array
+    labels: Labels | TopKClasses | Teacher
+    weights: Array | None
+    teacher: Array | None = None
+    """The teacher's hidden vectors."""
+
+    @property
+    def shape(self) -> Shape:
+        """Of the samples."""
+        return self.hidden.shape[:-1]
+
+    @property
+    def samples(self) -> Length:
+        return math.prod(self.shape)
+
+    def with_kernel(self, kernel: Array) -> "LayerArrays":
+        return self._replace(parameters=self.parameters._replace(kernel=kernel))
+
+
+class Plan(NamedTuple):
+    """What is static."""
+
+    layer: Layer
+    rows: int
+    """The samples of a block."""
+    split: Split
+    teacher: Layer | None = None
+    nonexistent: int = 0
+    """How many more classes a block's logits have than there are: `blocks.more_classes`."""
+
+    @property
+    def classes(self) -> ClassAxis:
+        return ClassAxis(-1, self.split.classes)
+
+    def over_devices(
+        self, function: Callable[..., Any], problem: LayerArrays, more: Any, out: Any
+    ) -> Callable[..., Any]:
+        """`function(problem, shared, row_args)` as one of global arrays: on each device's part of them."""
+        split = self.split
+        specs = jax.tree.map(split.of_samples, problem)
+        specs = specs._replace(parameters=self._placed(problem.parameters), labels=split.of_labels(problem.labels, -1))
+        shared, row_args = more
+        rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.of_samples, row_args)
+        if split.features:
+            return self._regathering(function, (specs, *rest), out)
+        return split.over(function, (specs, *rest), out)
+
+    def _placed(self, parameters: Parameters) -> Parameters:
+        """Where they lie: the classes split, the features not."""
+        columns = self.split.columns or None
+
+        def of_layer(layer: Layer, parameters: Parameters) -> Parameters:
+            specs = jax.tree.map(lambda _: P(columns), parameters._replace(teacher=None))
+            return specs._replace(kernel=P(columns, None) if layer.turned else P(None, columns))
+
+        return self._of_layers(of_layer, parameters)
+
+    def _of_layers(self, function: Callable[[Layer, Parameters], Parameters], parameters: Parameters) -> Parameters:
+        """The function of each of the layers."""
+        own = function(self.layer, parameters)
+        return own if self.teacher is None else own._replace(teacher=function(self.teacher, parameters.teacher))
+
+    def _regathering(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+        """The same, with the gradient of the kernel reduce-scattered along its features."""
+        split, features = self.split, self.split.features
+        others = tuple(name for name in split.leading if name not in features)
+        gather = partial(gather_features, features, others, self.layer.axes[0])
+        columns = split.columns or None
+        part = P(columns, features) if self.layer.turned else P(features, columns)
+
+        def local(problem: LayerArrays, part: Array, *more: Any) -> Any:
+            return function(problem.with_kernel(gather(problem.parameters.kernel, part)), *more)
+
+        run = split.over(local, (specs[0], part, *specs[1:]), out)
+
+        def of_whole(problem: LayerArrays, *more: Any) -> Any:
+            kernel = problem.parameters.kernel
+            return run(problem.with_kernel(lax.stop_gradient(kernel)), kernel, *more)
+
+        return of_whole
+
+    def weights(self, problem: LayerArrays) -> Float[Array, "*samples"] | None:
+        """One weight for each sample, None for 1. Where no class exists, no sample is counted."""
+        weights, exists = problem.weights, problem.parameters.exists
+        if exists is not None:
+            some = self.any(exists)
+            weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
+        return None if weights is None else jnp.broadcast_to(weights, problem.shape).astype(self.layer.dtype)
+
+    @property
+    def _every_class(self) -> ClassAxis:
+        """The axis of a vector of all classes, also where a `vmap` splits them."""
+        return ClassAxis(-1, (*self.split.classes, *self.split.mapped))
+
+    def any(self, exists: Bool[Array, " classes"]) -> Bool[Array, ""]:
+        """Whether a class exists, on any device."""
+        return self._every_class.any(exists)[0]
+
+    def static(self, page: RowRule) -> ChunkConfig:
+        return ChunkConfig(page, self.layer, self.classes, manual_names(self.split.samples), self.teacher)
+
+    def reduced(self, problem: LayerArrays, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
+        """The sum over the blocks as that of all devices, or as the mean."""
+        names = self.split.samples
+        total = psum(total, vmap_names(names))
+        return total if reduction == "sum" else mean_from_sum(total, self.weights(problem), problem.samples, names)
+
+    def blocks(self, problem: LayerArrays, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """The samples cut into blocks; those that fill up the last one weigh nothing, if any sample has a weight."""
+        count, weights = problem.samples, self.weights(problem)
+
+        def cut(array: Array) -> Array:
+            return chunks.split_into_chunks(
+                array.reshape((count, *array.shape[len(problem.shape) :])), count, self.rows
+            )
+
+        each = problem.hidden, self._target(problem), row_args, problem.teacher
+        hidden, target, row_args, teacher = jax.tree.map(cut, each)
+        if weights is not None:
+            missing = math.prod(hidden.shape[:2]) - count
+            weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
+        # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
+        occupied = None
+        if weights is not None and problem.weights is not None and not self.split.classes:
+            occupied = chunks.active_chunks(weights[..., 0])
+        if self.nonexistent and isinstance(target, Distribution):
+            target = target.with_nonexistent(self.nonexistent)
+        samples = Samples(hidden, target, weights, row_args, occupied, teacher)
+        return align_samples(self.classes, self._of_layers(self._in_blocks, problem.parameters), samples)
+
+    def _in_blocks(self, layer: Layer, parameters: Parameters) -> Parameters:
+        """With the classes of all examples of a `vmap`, and those that do not exist; every class where none exists, as
+        no sample is counted then.
+        """
+        kernel, bias, exists, _ = parameters
+        exists = None if exists is None else self._every_class.nonempty(exists)
+        bias, exists = (self.split.gathered(vector, 0) for vector in (bias, exists))
+        whole = Parameters(self.split.gathered(kernel, layer.axes[1]), bias, exists)
+        return layer.with_nonexistent(self.nonexistent, whole) if self.nonexistent else whole
+
+    def filled(self, problem: LayerArrays, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """The same, with weights wherever samples fill up the last block."""
+        if self.weights(problem) is not None or chunks.chunks_are_full(problem.samples, self.rows):
+            return self.blocks(problem, row_args)
+        ones = jnp.ones(problem.shape, self.layer.dtype)
+        parameters, samples = self.blocks(problem._replace(weights=ones), row_args)
+        return parameters, samples._replace(occupied=None)
+
+    def _target(self, problem: LayerArrays) -> Target | Teacher:
+        labels, split = problem.labels, self.split
+        classes = self.layer.classes(problem.parameters) * axis_size(split.classes) * axis_size(split.mapped)
+        if isinstance(labels, Teacher):
+            return labels.of_rows((*problem.shape, 1), self.layer.dtype)
+        if isinstance(labels, TopKClasses):
+            return labels.among(classes)
+        target = split.target_of(labels, classes, -1)
+        return jax.tree.map(to_float64, target) if self.layer.dtype == jnp.float64 else target
+
+
+def make_plan(
+    hidden: Any,
+    kernel: Any,
+    labels: Callable[[Shape], Labels | TopKClasses | Teacher],
+    *,
+    names: tuple[Any, Any],
+    weights: Any = None,
+    **given: Any,
+) -> tuple[Plan, LayerArrays]:
+    """What the caller gave, refused by name if it does not fit; the labels are given for logits of a shape."""
+    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, given["bias"])
+    samples, (features, classes) = hidden.shape[:-1], kernel.shape
+    target = labels((*samples, classes))
+    weights, exists = arrays.weights(weights, samples), arrays.class_mask(given["where"], classes)
+    cap, precision = options.softcap(given["logit_softcap"]), options.precision(given["precision"])
+    split = split_for_layer(*names, hidden, kernel)
+    count, classes = split.share(samples, classes)
+    dtype = arrays.accumulation_dtype(hidden, kernel, *jax.tree.leaves(target))
+    rows, platform = options.block_size(given["block_size"]), platform_of(hidden)
+    if rows is None:
+        rows = chunks.chunk_size(count, features, classes, jnp.dtype(dtype).itemsize, platform)
+    layer, kernel = _layer_and_kernel(kernel, cap, dtype, precision)
+    more = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
+    plan = Plan(layer, chunks.cap_chunk(rows, count), split, nonexistent=more)
+    return plan, LayerArrays(Parameters(kernel, bias, exists), hidden, target, weights)
+
+
+def _layer_and_kernel(kernel: Array, cap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:
+    """What is static of the layer, and its kernel as a loop takes it."""
+    turned = is_transpose(kernel)
+    return Layer(turned, cap, jnp.dtype(dtype), precision), kernel.T if turned else kernel
+
+
+def with_teacher(
+    plan: Plan, problem: LayerArrays, hidden: Any, kernel: Any, bias: Any, cap: Any
+) -> tuple[Plan, LayerArrays]:
+    """The same, with a second layer beside the first, of as many samples and classes."""
+    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, bias, whose="teacher_")
+    samples, classes = problem.shape, plan.layer.classes(problem.parameters)
+    if hidden.shape[:-1] != samples:
+        raise ValueError(f"`teacher_hidden` must have the samples of `hidden`, {samples}; got {hidden.shape[:-1]}.")
+    if kernel.shape[1] != classes:
+        raise ValueError(f"`teacher_kernel` must have the {classes} classes of `kernel`, got shape {kernel.shape}.")
+    require_varying_classes(plan.split, "teacher_kernel", kernel)
+    dtype = max(
+        plan.layer.dtype, jnp.dtype(arrays.accumulation_dtype(hidden, kernel)), key=lambda dtype: dtype.itemsize
+    )
+    teacher, kernel = _layer_and_kernel(
+        kernel, options.softcap(cap, "teacher_logit_softcap"), dtype, plan.layer.precision
+    )
+    plan = plan._replace(layer=plan.layer._replace(dtype=dtype), teacher=teacher)
+    parameters = problem.parameters._replace(teacher=Parameters(kernel, bias))
+    return plan, problem._replace(parameters=parameters, teacher=hidden)

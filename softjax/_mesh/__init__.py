@@ -1,0 +1,1 @@
+"""Where arrays live on a device mesh, and sums over devices."""
