@@ -51,10 +51,10 @@ def test_elsewhere_than_on_one_cpu_one_exponential_serves_both_sums(monkeypatch)
 def test_what_stands_beside_the_peak():
     s = LogSum(jnp.float32(0), jnp.float32(1e-9))
     assert s.log_mass == jnp.float32(1e-9)
-    assert s.others(jnp.float32(1)) == jnp.float32(1e-9)
-    np.testing.assert_allclose(s.others(jnp.float32(0.25)), 0.75)
-    assert s.alone(jnp.float32(0))
-    assert not LogSum(jnp.float32(0), jnp.float32(1)).alone(jnp.float32(0))
+    assert s.one_minus_q(jnp.float32(1)) == jnp.float32(1e-9)
+    np.testing.assert_allclose(s.one_minus_q(jnp.float32(0.25)), 0.75)
+    assert s.is_dominant(jnp.float32(0))
+    assert not LogSum(jnp.float32(0), jnp.float32(1)).is_dominant(jnp.float32(0))
 
 
 @pytest.mark.parametrize("row", [[0.0, 1.0, 3.0], *slow([2.0, 2.0, 0.0], [40.0, 0.0, 1.0])])
@@ -103,8 +103,8 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
 )
 def test_the_spread(row, expected, route):
     x = jnp.array([row, [np.nan] * len(row)])
-    s, absent = log_sum(LAST, x, None), jnp.array([[False], [True]])
-    np.testing.assert_allclose(mean_below_peak(LAST, x, s, absent), [[expected], [0]], rtol=1e-6)
+    s, dropped = log_sum(LAST, x, None), jnp.array([[False], [True]])
+    np.testing.assert_allclose(mean_below_peak(LAST, x, s, dropped), [[expected], [0]], rtol=1e-6)
     np.testing.assert_allclose(mean_below_peak(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
 
 

@@ -16,10 +16,10 @@ def split(shape, axis, names, batch):
 def test_the_axes_of_a_vmap_are_put_together():
     def one(x):
         found = split(x.shape, -1, "shards", None)
-        assert (found.classes, found.mapped) == ((), ("shards",))
-        whole = found.gathered(x, -1)
+        assert (found.class_names, found.vmap_axes) == ((), ("shards",))
+        whole = found.gather_classes(x, -1)
         assert whole.shape == (6,)
-        return found.scattered(whole, -1)
+        return found.slice_classes(whole, -1)
 
     x = jnp.arange(6.0).reshape(3, 2)
     assert (jax.vmap(one, axis_name="shards")(x) == x).all()

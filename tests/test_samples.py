@@ -25,20 +25,20 @@ SAMPLES = Samples(
 
 
 def test_what_is_not_counted_is_harmless():
-    assert SAMPLES.counted is None
-    assert SAMPLES.harmless_hidden is SAMPLES.hidden
+    assert SAMPLES.active is None
+    assert SAMPLES.safe_hidden is SAMPLES.hidden
     weighted = SAMPLES._replace(weights=jnp.array([[[0.0], [0.0], [2.0]]]))
-    assert weighted.counted.tolist() == [[[False], [False], [True]]]
-    np.testing.assert_array_equal(weighted.harmless_hidden, [[[1, 0], [2, 3], [jnp.inf, 0]]])
+    assert weighted.active.tolist() == [[[False], [False], [True]]]
+    np.testing.assert_array_equal(weighted.safe_hidden, [[[1, 0], [2, 3], [jnp.inf, 0]]])
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("blocks", [1, 2])
-def test_the_sums_of_gradients(turned, blocks):
+def test_the_sums_of_gradients(transposed, blocks):
     hidden, kernel, bias = cases.layer(7)
     du = cases.logits(7, seed=2)
-    layer = Layer(turned, None, jnp.dtype(jnp.float32))
-    parameters = Parameters(kernel.T if turned else kernel, bias)
+    layer = Layer(transposed, None, jnp.dtype(jnp.float32))
+    parameters = Parameters(kernel.T if transposed else kernel, bias)
     samples = SAMPLES._replace(hidden=jnp.stack([hidden] * blocks))
     assert (zero_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
     gradients = add_gradients(
@@ -46,7 +46,7 @@ def test_the_sums_of_gradients(turned, blocks):
     )
     dkernel, dbias, *_ = in_kernel_layout(layer, *gradients)
     assert dkernel.shape == parameters.kernel.shape
-    np.testing.assert_allclose(dkernel.T if turned else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dkernel.T if transposed else dkernel, 2 * hidden.T @ du, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, 2 * du.sum(0), rtol=1e-5, atol=1e-5)
     assert zero_gradients(layer, parameters._replace(bias=None), samples)[1] is None
 

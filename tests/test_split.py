@@ -16,19 +16,19 @@ def find(shape, axis, names, batch):
 def test_nothing_is_split_where_no_axis_is_named():
     plain = find((4, 6), -1, None, None)
     assert plain == split.Split((), (), (), ((),), (), None)
-    assert not plain.own
-    assert plain.over(len, [P()], P()) is len
+    assert not plain.bound_axes
+    assert plain.shard_map(len, [P()], P()) is len
 
 
 def test_where_arrays_lie():
     mesh = jax.make_mesh((1, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         found = find((4, 3, 6), 1, "classes", "data")
-        assert found.own == {"data", "classes"}
-        assert found.of_logits(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
-        assert found.of_logits(jnp.zeros((1, 3, 1)), 1)[0] is None
-        assert found.of_samples(None) == P()
-        assert found.share((4, 6), 3) == (24, 3)
+        assert found.bound_axes == {"data", "classes"}
+        assert found.logits_spec(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
+        assert found.logits_spec(jnp.zeros((1, 3, 1)), 1)[0] is None
+        assert found.samples_spec(None) == P()
+        assert found.local_sizes((4, 6), 3) == (24, 3)
 
 
 def test_a_gather_whose_transpose_is_a_reduce_scatter():

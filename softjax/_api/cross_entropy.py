@@ -275,20 +275,20 @@ class _LayerConfig(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 def _linear_cross_entropy(static, problem, coefficients):
     coefficients = jax.tree.map(lambda a: jnp.asarray(a).astype(static.plan.layer.dtype), coefficients)
-    out = static.plan.split.result if static.reduction == "none" else P()
+    out = static.plan.split.output_spec if static.reduction == "none" else P()
     local = _local_losses if static.reduction == "none" else _local_sum
-    over = static.plan.over_devices(partial(local, static), problem, (coefficients, ()), out)
+    over = static.plan.shard_map(partial(local, static), problem, (coefficients, ()), out)
     return over(problem, coefficients, ())
 
 
 def _local_losses(static, problem, coefficients, _):
     plan = static.plan
-    row = rows_in_shape(plan.static(STATISTICS_IN_CACHE), plan.blocks(problem), problem.shape)
+    row = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(problem), problem.shape)
     return reduce(smoothed_loss(row, coefficients, static.base), plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, coefficients, _):
     plan = static.plan
-    summed = plan.static(STATISTICS_IN_CACHE)._replace(row_loss=CrossEntropy(static.base))
-    total, _ = fused_loss_sum(summed, *plan.filled(problem), coefficients)
-    return plan.reduced(problem, total, static.reduction)
+    summed = plan.chunk_config(STATISTICS_IN_CACHE)._replace(row_loss=CrossEntropy(static.base))
+    total, _ = fused_loss_sum(summed, *plan.into_full_chunks(problem), coefficients)
+    return plan.reduce(problem, total, static.reduction)

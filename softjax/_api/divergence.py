@@ -181,19 +181,19 @@ class _DivergenceConfig(NamedTuple):
 def _linear_divergence(static, problem):
     teacher = lax.stop_gradient((problem.parameters.teacher, problem.teacher))
     problem = problem._replace(parameters=problem.parameters._replace(teacher=teacher[0]), teacher=teacher[1])
-    out = static.plan.split.result if static.reduction == "none" else P()
+    out = static.plan.split.output_spec if static.reduction == "none" else P()
     local = _local_rows if static.reduction == "none" else _local_sum
-    return static.plan.over_devices(partial(local, static), problem, ((), ()), out)(problem, (), ())
+    return static.plan.shard_map(partial(local, static), problem, ((), ()), out)(problem, (), ())
 
 
 def _local_rows(static, problem, *_):
     plan = static.plan
-    nats = rows_in_shape(plan.static(DIVERGENCES[static.kind]), plan.blocks(problem), problem.shape)
+    nats = rows_in_shape(plan.chunk_config(DIVERGENCES[static.kind]), plan.into_chunks(problem), problem.shape)
     return reduce(static.row_loss((), nats)[0], plan.weights(problem), "none")
 
 
 def _local_sum(static, problem, *_):
     plan = static.plan
-    summed = plan.static(DIVERGENCES[static.kind])._replace(row_loss=static.row_loss)
-    total, _ = fused_loss_sum(summed, *plan.filled(problem), ())
-    return plan.reduced(problem, total, static.reduction)
+    summed = plan.chunk_config(DIVERGENCES[static.kind])._replace(row_loss=static.row_loss)
+    total, _ = fused_loss_sum(summed, *plan.into_full_chunks(problem), ())
+    return plan.reduce(problem, total, static.reduction)

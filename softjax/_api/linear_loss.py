@@ -146,25 +146,25 @@ def _closes_over_arrays(function: Callable[..., Any]) -> bool:
 
 def _linear_loss(function, static, problem, row_args):
     plan, of_row = static.plan, static.of_row(function())
-    one = plan.split.result
+    one = plan.split.output_spec
     local = partial(_local_rows if static.reduction == "none" else _local_sum, static, of_row)
     out = (one if static.reduction == "none" else P(), one)
-    value, aux = plan.over_devices(local, problem, ((), row_args), out)(problem, (), row_args)
+    value, aux = plan.shard_map(local, problem, ((), row_args), out)(problem, (), row_args)
     return (value, aux) if static.has_aux else value
 
 
 def _local_sum(static, of_row, problem, _, row_args):
     plan = static.plan
-    parameters, samples = plan.filled(problem, row_args)
-    static_of = plan.static(STATISTICS_IN_CACHE)
+    parameters, samples = plan.into_full_chunks(problem, row_args)
+    static_of = plan.chunk_config(STATISTICS_IN_CACHE)
     function, closed_over = hoist_row_loss(static_of, of_row, parameters, samples)
     total, aux = fused_loss_sum(static_of._replace(row_loss=function), parameters, samples, closed_over)
-    return plan.reduced(problem, total, static.reduction), chunks.merge_chunks(aux, problem.shape)
+    return plan.reduce(problem, total, static.reduction), chunks.merge_chunks(aux, problem.shape)
 
 
 def _local_rows(static, of_row, problem, _, row_args):
     plan, weights = static.plan, static.plan.weights(problem)
-    row = rows_in_shape(plan.static(STATISTICS_IN_CACHE), plan.blocks(problem), problem.shape).statistics
+    row = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(problem), problem.shape).statistics
     flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
     if weights is not None:
         flat = guard_ignored(flat, weights.reshape(-1, 1) != 0)

@@ -137,7 +137,7 @@ def _few_classes(
 ) -> tuple[Integer[Array, "*samples k"], Float[Array, "*samples k"]]:
     """The few classes, and −ln q there, +inf where no class exists."""
     exists = problem.parameters.exists
-    return row.ids, row.surprisals if exists is None else jnp.where(plan.any(exists), row.surprisals, jnp.inf)
+    return row.ids, row.surprisals if exists is None else jnp.where(plan.any_class(exists), row.surprisals, jnp.inf)
 
 
 def log_probabilities(
@@ -184,10 +184,12 @@ def _at_ids(static, logits, asked, where):
     axis, split, base = static
 
     def local(logits: Array, asked: SparseLabels, where: Array | None) -> Array:
-        classes, logits, target, where = split.dense(logits, asked, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
+        classes, logits, target, where = split.local_inputs(logits, asked, where, axis)
+        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
         surprisals = row_statistics(classes, make_block(classes, logits, target, exist, some)).surprisals
         surprisals = surprisals if some is None else jnp.where(some, surprisals, jnp.inf)
         return from_nats(-jnp.moveaxis(surprisals, axis, -1), base)
 
-    return split.over(local, split.of_dense(logits, asked, where, axis), split.result)(logits, asked, where)
+    return split.shard_map(local, split.input_specs(logits, asked, where, axis), split.output_spec)(
+        logits, asked, where
+    )

@@ -113,20 +113,22 @@ class _SoftmaxConfig(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _sharded(static, logits, where):
-    specs = [static.split.of_logits(array, static.axis) for array in (logits, where)]
-    return static.split.over(partial(_local_softmax, static), specs, specs[0])(logits, where)
+    specs = [static.split.logits_spec(array, static.axis) for array in (logits, where)]
+    return static.split.shard_map(partial(_local_softmax, static), specs, specs[0])(logits, where)
 
 
 def _local_softmax(static, logits, where):
     axis, split, base = static
-    (x, where), _ = with_same_varying_axes(split.classes, tuple(split.gathered(a, axis) for a in (logits, where)))
-    classes = ClassAxis(axis, split.classes)
+    (x, where), _ = with_same_varying_axes(
+        split.class_names, tuple(split.gather_classes(a, axis) for a in (logits, where))
+    )
+    classes = ClassAxis(axis, split.class_names)
     if where is not None:
         x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
     number = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
     if where is not None:
         number = jnp.where(where, number, 0 if base is None else -jnp.inf)  # a constant, to every derivative
-    return split.scattered(number.astype(logits.dtype), axis)
+    return split.slice_classes(number.astype(logits.dtype), axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -144,9 +146,9 @@ def _softmax_backward(classes, residuals, g):
     # and for a class alone at the peak q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels
     x, s = residuals
     e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, alone = e / s.mass, s.alone(one_cpu.widen(x))
-    apart = g * s.others(e) - classes.total(jnp.where(alone, 0, q * g))
-    return ((q * jnp.where(alone, apart, g - classes.total(q * g))).astype(x.dtype),)
+    q, alone = e / s.mass, s.is_dominant(one_cpu.widen(x))
+    apart = g * s.one_minus_q(e) - classes.sum_keepdims(jnp.where(alone, 0, q * g))
+    return ((q * jnp.where(alone, apart, g - classes.sum_keepdims(q * g))).astype(x.dtype),)
 
 
 _softmax.defvjp(opaque_to_remat(_softmax_forward), _softmax_backward)
@@ -170,9 +172,9 @@ def _log_softmax_backward(classes, residuals, g):
     # and for a class alone at the peak g_j (1 − q_j) − q_j Σ_{i≠j} g_i
     x, s = residuals
     e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, alone = e / s.mass, s.alone(one_cpu.widen(x))
-    apart = g * s.others(e) - q * classes.total(jnp.where(alone, 0, g))
-    return (jnp.where(alone, apart, g - q * classes.total(g)).astype(x.dtype),)
+    q, alone = e / s.mass, s.is_dominant(one_cpu.widen(x))
+    apart = g * s.one_minus_q(e) - q * classes.sum_keepdims(jnp.where(alone, 0, g))
+    return (jnp.where(alone, apart, g - q * classes.sum_keepdims(g)).astype(x.dtype),)
 
 
 _log_softmax.defvjp(opaque_to_remat(_log_softmax_forward), _log_softmax_backward)

@@ -61,24 +61,26 @@ def statistics(
     logits, axis = arrays.logits(logits, axis)
     labels = check_labels(labels, logits.shape, axis)
     split = split_for_logits(axis_name, None, logits, axis)
-    page = (
+    rule = (
         STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
     )  # traced, what nobody reads is not computed
-    return _statistics((axis, split, page), logits, labels, arrays.where(where, logits))
+    return _statistics((axis, split, rule), logits, labels, arrays.where(where, logits))
 
 
 @partial(jax.jit, static_argnums=0)
 def _statistics(static, logits, labels, where):
-    axis, split, page = static
+    axis, split, rule = static
 
     def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
-        classes, logits, target, where = split.dense(logits, labels, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.nonempty(where))
+        classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
+        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
         block = make_block(classes, logits, target, exist, some)
-        row = page.numbers(classes, block).statistics
-        return row if where is None else fill_empty_rows(row, classes.number(~classes.any(where)))
+        row = rule.apply(classes, block).statistics
+        return row if where is None else fill_empty_rows(row, classes.squeeze(~classes.any(where)))
 
-    return split.over(local, split.of_dense(logits, labels, where, axis), split.result)(logits, labels, where)
+    return split.shard_map(local, split.input_specs(logits, labels, where, axis), split.output_spec)(
+        logits, labels, where
+    )
 
 
 def linear_statistics(
@@ -133,4 +135,8 @@ def linear_statistics(
 
 def _layer_statistics(plan: Plan, problem: LayerArrays, row: RowValues) -> Statistics:
     numbers, exists = row.statistics, problem.parameters.exists
-    return numbers if exists is None else fill_empty_rows(numbers, jnp.broadcast_to(~plan.any(exists), problem.shape))
+    return (
+        numbers
+        if exists is None
+        else fill_empty_rows(numbers, jnp.broadcast_to(~plan.any_class(exists), problem.shape))
+    )

@@ -82,11 +82,11 @@ class _Derivatives(NamedTuple):
 
 
 def _derivatives_by_inverse(below, labels, weights, beta):
-    absent = below == -jnp.inf
-    finite = jnp.where(absent, 0, below)
+    dropped = below == -jnp.inf
+    finite = jnp.where(dropped, 0, below)
 
     def sums(beta):
-        x = jnp.where(absent, -jnp.inf, finite * beta)
+        x = jnp.where(dropped, -jnp.inf, finite * beta)
         target = target_from_labels(labels, x.shape[-1], -1)
         s = row_statistics(_LAST_AXIS, make_block(_LAST_AXIS, x, target, None, None)).statistics
         w = jnp.ones_like(s.entropy) if weights is None else weights.astype(s.entropy.dtype)

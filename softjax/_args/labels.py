@@ -37,7 +37,7 @@ class Teacher(NamedTuple):
     beta: Any
     """The teacher's share of the mixture of both, likewise; None where there is no mixture."""
 
-    def of_rows(self, shape: Shape, dtype: Any) -> "Teacher":
+    def broadcast_to_rows(self, shape: Shape, dtype: Any) -> "Teacher":
         """The same, with numbers of each row for the scalars."""
 
         def number(scalar: Any) -> Array:
@@ -60,7 +60,7 @@ class Distribution(NamedTuple):
 
     probabilities: Float[Array, "..."]
 
-    def with_nonexistent(self, count: int) -> "Distribution":
+    def pad_classes(self, count: int) -> "Distribution":
         """With `count` more classes of no mass, the class axis being the last."""
         p = self.probabilities
         return Distribution(jnp.pad(p, [*[(0, 0)] * (p.ndim - 1), (0, count)]))
@@ -80,7 +80,7 @@ class TopKClasses:
 
     k: int
 
-    def among(self, classes: int) -> "TopKClasses":
+    def checked(self, classes: int) -> "TopKClasses":
         if self.k > classes:
             raise ValueError(f"`k` must be at most the number of classes, {classes}; got {self.k}.")
         return self

@@ -99,9 +99,9 @@ def merge_chunks(arrays: Any, shape: Shape) -> Any:
 
 
 def scan_chunks(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, occupied: Bool[Array, " blocks"] | None
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, active: Bool[Array, " blocks"] | None
 ) -> tuple[Any, Any]:
-    """`lax.scan` of `step` over the blocks. One that is not `occupied` changes nothing and gives zeros."""
+    """`lax.scan` of `step` over the blocks. One that is not `active` changes nothing and gives zeros."""
     if jax.tree.leaves(blocks)[0].shape[0] == 1:
         carry, out = step(carry, jax.tree.map(lambda array: array[0], blocks))
         return carry, jax.tree.map(lambda array: array[None], out)
@@ -112,7 +112,7 @@ def scan_chunks(
         _, out = jax.eval_shape(step, carry, block)
         return carry, jax.tree.map(lambda to: varying_like(jnp.zeros(to.shape, to.dtype), *every), out)
 
-    if occupied is None:
+    if active is None:
         return lax.scan(step, carry, blocks)
 
     # The derivative of a `cond` would keep what each block reads once for every block, as the kernel that all read.
@@ -121,7 +121,7 @@ def scan_chunks(
         block, taken = here
         return lax.cond(taken, step, skip, carry, block)
 
-    return lax.scan(at, carry, (blocks, occupied))
+    return lax.scan(at, carry, (blocks, active))
 
 
 def active_chunks(weights: Array) -> Bool[Array, " blocks"]:

@@ -46,6 +46,6 @@ def hoist_row_loss(
     """The row loss of a block, traced with arrays that vary over the mesh as the numbers and the arguments will."""
     number = jnp.broadcast_to(zero_of_rows(static, parameters, samples), samples.hidden.shape[1])
     integer = number.astype(jnp.int32)
-    row = Statistics.of(number, integer)
+    row = Statistics.fill(number, integer)
     function, closed_over = hoist_closure(jax.vmap(of_row), row, [jnp.zeros_like(a[0]) for a in samples.row_args])
     return RowLoss(function), closed_over

@@ -37,11 +37,11 @@ def _fused_loss_sum(static, parameters, samples, shared):
     logits, loss = partial(static.layer.logits, parameters=parameters), partial(_chunk_loss, static, parameters)
 
     def step(total: CompensatedSum, block: Samples) -> tuple[CompensatedSum, Any]:
-        part, aux = loss(logits(block.harmless_hidden), block, shared)
-        return total.plus(part), aux
+        part, aux = loss(logits(block.safe_hidden), block, shared)
+        return total.add(part), aux
 
-    start = CompensatedSum.of(zero_of_rows(static, parameters, samples))
-    total, aux = chunks.scan_chunks(step, start, samples, samples.occupied)
+    start = CompensatedSum.start(zero_of_rows(static, parameters, samples))
+    total, aux = chunks.scan_chunks(step, start, samples, samples.active_chunks)
     return psum(total.total, static.samples), aux
 
 
@@ -50,7 +50,7 @@ def _forward(static, parameters, samples, shared):
 
     def step(carry: Any, block: Samples) -> tuple[Any, Any]:
         sums, dkernel, dshared = carry
-        hidden = block.harmless_hidden
+        hidden = block.safe_hidden
         x = layer.logits(hidden, parameters)
         moved, of, gradients = _partition_floating((block._replace(hidden=None, teacher=None), shared))
 
@@ -59,20 +59,20 @@ def _forward(static, parameters, samples, shared):
             return loss(x, samples._replace(teacher=block.teacher), shared)
 
         part, pull, aux = jax.vjp(of_moved, x, moved, has_aux=True)
-        dx, dmoved = barrier_small(pull, x.size)(static.classes.share(jnp.ones_like(part)))
-        du = layer.uncapped(dx, x)
+        dx, dmoved = barrier_small(pull, x.size)(static.classes.divide_cotangent(jnp.ones_like(part)))
+        du = layer.softcap_vjp(dx, x)
         dblock, dshared_part = gradients(dmoved)
         dhidden = layer.hidden_gradient(du, parameters.kernel)
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
-        sums = sums.plus((part, None if parameters.bias is None else jnp.sum(du, 0)))
+        sums = sums.add((part, None if parameters.bias is None else jnp.sum(du, 0)))
         dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
         return (sums, dkernel, dshared), (dblock._replace(hidden=dhidden), aux)
 
     moved, _, in_place = _partition_floating(shared)
     dshared = in_place({i: varying_like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
     dkernel, dbias = zero_gradients(layer, parameters, samples)
-    carry = CompensatedSum.of((zero_of_rows(static, parameters, samples), dbias)), dkernel, dshared
-    (sums, dkernel, dshared), (dsamples, aux) = chunks.scan_chunks(step, carry, samples, samples.occupied)
+    carry = CompensatedSum.start((zero_of_rows(static, parameters, samples), dbias)), dkernel, dshared
+    (sums, dkernel, dshared), (dsamples, aux) = chunks.scan_chunks(step, carry, samples, samples.active_chunks)
     total, dbias = sums.total
     types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
     return (psum(total, static.samples), aux), (
@@ -83,7 +83,7 @@ def _forward(static, parameters, samples, shared):
 
 def _backward(static, residuals, g):
     (gradients, types), (g, _) = residuals, g  # no derivative flows through what is measured beside the loss
-    return _scale_gradients(static.classes.whole(psum_cotangents(g, static.samples)), gradients, types)
+    return _scale_gradients(static.classes.psum_cotangents(psum_cotangents(g, static.samples)), gradients, types)
 
 
 _fused_loss_sum.defvjp(opaque_to_remat(_forward), _backward)
@@ -98,8 +98,8 @@ measures beside it, `[blocks, rows, …]`.
 
 
 def _chunk_loss(static: ChunkConfig, parameters: Parameters, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
-    counted = block.counted
-    row = static.page.numbers(static.classes, chunk_block(static, parameters, block, x))
+    counted = block.active
+    row = static.rule.apply(static.classes, chunk_block(static, parameters, block, x))
     row_args = block.row_args
     if counted is not None:
         row, row_args = guard_ignored((row, row_args), counted)

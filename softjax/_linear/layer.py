@@ -34,7 +34,7 @@ class Parameters(NamedTuple):
 class Layer(NamedTuple):
     """What is static of the layer cap · tanh((h W + b) / cap)."""
 
-    turned: bool
+    transposed: bool
     """The kernel is kept as `[classes, features]`."""
     softcap: float | None
     dtype: jnp.dtype
@@ -45,28 +45,28 @@ class Layer(NamedTuple):
     @property
     def axes(self) -> tuple[int, int]:
         """The axes of the features and of the classes in the kernel."""
-        return (1, 0) if self.turned else (0, 1)
+        return (1, 0) if self.transposed else (0, 1)
 
-    def classes(self, parameters: Parameters) -> int:
+    def num_classes(self, parameters: Parameters) -> int:
         return parameters.kernel.shape[self.axes[1]]
 
-    def with_nonexistent(self, count: int, parameters: Parameters) -> Parameters:
+    def pad_classes(self, count: int, parameters: Parameters) -> Parameters:
         """With `count` more classes, which do not exist."""
         kernel, bias, exists, _ = parameters
-        exists = jnp.ones(self.classes(parameters), bool) if exists is None else exists
+        exists = jnp.ones(self.num_classes(parameters), bool) if exists is None else exists
         widths = [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)]
         bias = None if bias is None else jnp.pad(bias, (0, count))
         return Parameters(jnp.pad(kernel, widths), bias, jnp.pad(exists, (0, count)))
 
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
         kernel, bias, *_ = parameters
-        x = self.product(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
+        x = self.matmul(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
             x = x + bias.astype(x.dtype)[None, :]
         # a class that −inf leaves out stays out, where tanh(−inf) would be −1
         return x if self.softcap is None else jnp.where(x == -jnp.inf, x, self.softcap * jnp.tanh(x / self.softcap))
 
-    def uncapped(
+    def softcap_vjp(
         self, dx: Float[Array, "rows classes"], x: Float[Array, "rows classes"]
     ) -> Float[Array, "rows classes"]:
         """The cotangent of h W + b from that of the logits."""
@@ -77,12 +77,12 @@ class Layer(NamedTuple):
         """dh = du Wᵀ"""
         classes = self.axes[1]
         if kernel.dtype == du.dtype:
-            return self.product(du, kernel, 1, classes)
+            return self.matmul(du, kernel, 1, classes)
         cast = _cast_cotangent(kernel, du)
         nothing = lax.pad(du[:, :0], jnp.zeros((), du.dtype), [(0, 0, 0), (0, kernel.shape[1 - classes], 0)])
         return add_with_transpose(
-            lambda y, du: y + self.product(*cast(du), 1, classes).astype(du.dtype),
-            lambda y: self.product(*cast(y), 1, 1 - classes).astype(du.dtype),
+            lambda y, du: y + self.matmul(*cast(du), 1, classes).astype(du.dtype),
+            lambda y: self.matmul(*cast(y), 1, 1 - classes).astype(du.dtype),
             nothing,
             du,
         )
@@ -102,15 +102,15 @@ class Layer(NamedTuple):
 
         def add(total: Array, du: Array) -> Array:
             du, h = cast(du)
-            return add_product(total, lambda du: self.product(du, h, 0, 0).astype(total.dtype), du)
+            return add_product(total, lambda du: self.matmul(du, h, 0, 0).astype(total.dtype), du)
 
         def back(total: Array) -> Array:
             total, h = cast(total)
-            return self.product(h, total, 1, 1).astype(du.dtype)
+            return self.matmul(h, total, 1, 1).astype(du.dtype)
 
         return add_with_transpose(add, back, total, du)
 
-    def product(self, a: Array, b: Array, i: int, j: int) -> Array:
+    def matmul(self, a: Array, b: Array, i: int, j: int) -> Array:
         """Σ over axis i of a and axis j of b."""
         axes, dtype = (((i,), (j,)), ((), ())), arrays.accumulation_dtype(a, b)
         return lax.dot_general(a, b, axes, precision=self.precision, preferred_element_type=dtype)

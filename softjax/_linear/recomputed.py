@@ -22,31 +22,31 @@ def _recomputed_rows(static, parameters, samples):
 
 def _forward(static, parameters, samples):
     def step(carry: None, block: Samples) -> tuple[None, Any]:
-        x = static.layer.logits(block.harmless_hidden, parameters)
-        return carry, static.page.values(static.classes, chunk_block(static, parameters, block, x))
+        x = static.layer.logits(block.safe_hidden, parameters)
+        return carry, static.rule.forward(static.classes, chunk_block(static, parameters, block, x))
 
-    _, (row, sums) = chunks.scan_chunks(step, None, samples, samples.occupied)
+    _, (row, sums) = chunks.scan_chunks(step, None, samples, samples.active_chunks)
     return row, (parameters, samples, sums)
 
 
 def _backward(static, residuals, cotangents):
     parameters, samples, sums = residuals
     layer, classes = static.layer, static.classes
-    cotangents = classes.whole(cotangents)
+    cotangents = classes.psum_cotangents(cotangents)
 
     @partial(jax.checkpoint, prevent_cse=False)  # its transpose, too, makes the slopes of a block where it needs them
     def step(gradients: Any, of_block: Any) -> tuple[Any, Any]:
         samples, sums, cotangents = of_block
-        hidden = samples.harmless_hidden
+        hidden = samples.safe_hidden
         x = layer.logits(hidden, parameters)
-        pulled = static.page.pulled_back(classes, chunk_block(static, parameters, samples, x), sums, cotangents)
-        du = layer.uncapped(pulled.logits, x)
+        pulled = static.rule.backward(classes, chunk_block(static, parameters, samples, x), sums, cotangents)
+        du = layer.softcap_vjp(pulled.logits, x)
         dhidden = layer.hidden_gradient(du, parameters.kernel).astype(hidden.dtype)
         return add_gradients(layer, gradients, du, hidden), (dhidden, pulled.target)
 
     gradients = zero_gradients(layer, parameters, samples)
-    every = samples._replace(occupied=None), sums, cotangents
-    gradients, (dhidden, dtarget) = chunks.scan_chunks(step, gradients, every, samples.occupied)
+    every = samples._replace(active_chunks=None), sums, cotangents
+    gradients, (dhidden, dtarget) = chunks.scan_chunks(step, gradients, every, samples.active_chunks)
     gradients, floating = in_kernel_layout(layer, *gradients), parameters._replace(exists=None, teacher=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
     return dparameters, Samples(dhidden, dtarget, None)

@@ -15,7 +15,7 @@ from softjax._rows.edges import zero_ignored
 
 
 class ChunkConfig(NamedTuple):
-    page: RowRule
+    rule: RowRule
     layer: Layer
     classes: ClassAxis
     samples: AxisNames = ()
@@ -35,19 +35,19 @@ class Samples(NamedTuple):
     weights: Float[Array, "blocks rows 1"] | None
     """None for 1."""
     row_args: Any = ()
-    occupied: Bool[Array, " blocks"] | None = None
+    active_chunks: Bool[Array, " blocks"] | None = None
     """Which blocks hold a sample whose weight is not 0, None for all."""
     teacher: Any = None
     """The teacher's hidden vectors, which are constants; None where there is no teacher."""
 
     @property
-    def counted(self) -> Bool[Array, "..."] | None:
+    def active(self) -> Bool[Array, "..."] | None:
         """The samples whose weight is not 0, None for all. The others may hold anything."""
         return None if self.weights is None else self.weights != 0
 
     @property
-    def harmless_hidden(self) -> Array:
-        return zero_ignored(self.hidden, self.counted)
+    def safe_hidden(self) -> Array:
+        return zero_ignored(self.hidden, self.active)
 
 
 def align_samples(classes: ClassAxis, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
@@ -64,9 +64,9 @@ def chunk_block(
     """The block of these logits of these samples, with the teacher's beside them."""
     target = samples.target
     if static.teacher is not None:
-        y = static.teacher.logits(zero_ignored(samples.teacher, samples.counted), parameters.teacher)
+        y = static.teacher.logits(zero_ignored(samples.teacher, samples.active), parameters.teacher)
         target = target._replace(logits=lax.stop_gradient(y))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return make_block(static.classes, x, target, parameters.where, samples.counted)
+    return make_block(static.classes, x, target, parameters.where, samples.active)
 
 
 class CompensatedSum(NamedTuple):
@@ -76,10 +76,10 @@ class CompensatedSum(NamedTuple):
     lost: Any
 
     @classmethod
-    def of(cls, zeros: Any) -> "CompensatedSum":
+    def start(cls, zeros: Any) -> "CompensatedSum":
         return cls(zeros, zeros)
 
-    def plus(self, parts: Any) -> "CompensatedSum":
+    def add(self, parts: Any) -> "CompensatedSum":
         # Kahan's sum, with Knuth's of two numbers, whose error is a number, whichever is larger; that of inf is none
         parts = jax.tree.map(jnp.add, parts, self.lost)
         totals = jax.tree.map(jnp.add, self.total, parts)
@@ -103,7 +103,7 @@ def zero_of_rows(static: ChunkConfig, parameters: Parameters, samples: Samples) 
 
 def zero_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> tuple[Array | None, Array | None]:
     """Zeros, the kernel's as [classes, features], None where a single block adds nothing to it, and the bias's."""
-    classes, features = layer.classes(parameters), samples.hidden.shape[-1]
+    classes, features = layer.num_classes(parameters), samples.hidden.shape[-1]
     alone = isinstance(samples.hidden.shape[0], int) and samples.hidden.shape[0] == 1
     dkernel = None if alone else jnp.zeros((classes, features), layer.dtype)
     dbias = None if parameters.bias is None else jnp.zeros(classes, layer.dtype)
@@ -120,4 +120,4 @@ def add_gradients(
 
 
 def in_kernel_layout(layer: Layer, dkernel: Array, dbias: Array | None) -> Parameters:
-    return Parameters(dkernel if layer.turned else dkernel.T, dbias)
+    return Parameters(dkernel if layer.transposed else dkernel.T, dbias)

@@ -29,16 +29,16 @@ class ClassAxis(NamedTuple):
     axis: int
     names: AxisNames = ()
 
-    def total(self, x: Array) -> Array:
+    def sum_keepdims(self, x: Array) -> Array:
         """Σ_j, the class axis kept at length 1."""
         here = one_cpu.count_true(x, self.axis) if x.dtype == jnp.bool_ else jnp.sum(x, self.axis, keepdims=True)
         return psum(here, self.names)
 
-    def number(self, x: Array) -> Array:
+    def squeeze(self, x: Array) -> Array:
         """A number of each row, without the class axis."""
         return jnp.squeeze(x, self.axis)
 
-    def number_shape(self, x: Array) -> Shape:
+    def keepdims_shape(self, x: Array) -> Shape:
         """Of a number of each row, with the class axis."""
         shape = list(x.shape)
         shape[self.axis] = 1
@@ -46,14 +46,14 @@ class ClassAxis(NamedTuple):
 
     def sum(self, x: Array) -> Array:
         """Σ_j, without the class axis. A CPU takes four times as long for a logarithm of what ends in an axis of 1."""
-        return self.number(self.total(x))
+        return self.squeeze(self.sum_keepdims(x))
 
-    def most(self, x: Array) -> Array:
+    def max(self, x: Array) -> Array:
         """max_j; over devices a constant to every derivative."""
         x = jnp.max(x, self.axis, keepdims=True, initial=-jnp.inf)
         return lax.pmax(lax.stop_gradient(x), self.names) if self.names else x
 
-    def least(self, ids: Integer[Array, "..."]) -> Array:
+    def min(self, ids: Integer[Array, "..."]) -> Array:
         """min_j of class ids."""
         ids = jnp.min(ids, self.axis, keepdims=True, initial=NO_CLASS)
         return lax.pmin(ids, self.names) if self.names else ids
@@ -62,21 +62,21 @@ class ClassAxis(NamedTuple):
         found = jnp.any(condition, self.axis, keepdims=True)
         return psum(found.astype(jnp.int32), self.names) > 0 if self.names else found
 
-    def nonempty(self, exists: Bool[Array, "..."]) -> Array:
+    def exists_or_all(self, exists: Bool[Array, "..."]) -> Array:
         """The classes that exist; all in a row that has none, which is not counted: its numbers are numbers then."""
         return exists | ~self.any(exists)
 
-    def count(self, x: Array) -> Length:
+    def num_classes(self, x: Array) -> Length:
         """How many classes there are, on all devices."""
         return x.shape[self.axis] * axis_size(self.names)
 
-    def first(self, x: Array) -> Array | None:
+    def first_id(self, x: Array) -> Array | None:
         """The id of the first class that this device holds, None for 0."""
         return lax.axis_index(self.names) * x.shape[self.axis] if self.names else None
 
     def ids(self, x: Array, beside: Array, first: Array | None = None) -> Integer[Array, "..."]:
         """The id of each class, to be used beside these numbers of the rows; `first` is that of the first one here."""
-        ids, first = class_iota(x, self.axis, beside), self.first(x) if first is None else first
+        ids, first = class_iota(x, self.axis, beside), self.first_id(x) if first is None else first
         return ids if first is None else ids + first
 
     def first_equal(
@@ -84,14 +84,14 @@ class ClassAxis(NamedTuple):
     ) -> Integer[Array, "*rows"]:
         """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
         found = x == most if exists is None else (x == most) & exists
-        found_first = self.least(jnp.where(found, self.ids(x, most, first), NO_CLASS))
+        found_first = self.min(jnp.where(found, self.ids(x, most, first), NO_CLASS))
         return jnp.where(found_first == NO_CLASS, -1, found_first)
 
-    def whole(self, cotangents: Any) -> Any:
+    def psum_cotangents(self, cotangents: Any) -> Any:
         """The cotangents of numbers that are the same on all devices that share the classes."""
         return psum_cotangents(cotangents, self.names)
 
-    def share(self, cotangent: Array) -> Array:
+    def divide_cotangent(self, cotangent: Array) -> Array:
         """A device's share of what `whole` gives back."""
         return cotangent / axis_size(tuple(name for name in self.names if name not in _typed_names(self.names)))
 

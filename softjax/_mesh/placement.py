@@ -88,14 +88,14 @@ def split_for_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel:
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     found = find_split(axis_name, batch_axis_name, samples, classes, placed, always=True)
     (kept, _), _ = explicit_axes(kernel)  # nothing under Auto axes, which do not say how the kernel lies
-    kept = tuple(name for name in kept if name in found.leading)
-    even = features % math.prod(map(found.devices, kept)) == 0
-    return require_varying_classes(found._replace(features=kept if even else ()), "kernel", kernel)
+    kept = tuple(name for name in kept if name in found.bound_sample_axes)
+    even = features % math.prod(map(found.num_devices, kept)) == 0
+    return require_varying_classes(found._replace(feature_axes=kept if even else ()), "kernel", kernel)
 
 
 def require_varying_classes(found: Split, name: str, array: Array) -> Split:
     """The split, if each device may have classes of its own: the same ones would be counted once for each device."""
-    bound = tuple(name for name in found.classes if name not in found.columns)
+    bound = tuple(name for name in found.class_names if name not in found.class_axes)
     if same := invariant_names(array, bound):
         raise ValueError(
             f"`axis_name` {same[0]!r} splits the classes, but `{name}` is the same on every device of that axis. Give "
@@ -163,11 +163,11 @@ def _require_divisible(argument: str, names: AxisNames, length: Length, what: st
 
 def holds_every_class(split: Split, *arrays: Array) -> bool:
     """Whether each device holds all classes: they are not split, nor may the compiler split them out of sight."""
-    if split.classes or split.mapped:
+    if split.class_names or split.vmap_axes:
         return False
     context = split.mesh or jax.sharding.get_abstract_mesh()
     meshes = [mesh for mesh in (context, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
     if not meshes:
         return jax.device_count() == 1
     types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
-    return AxisType.Auto not in {types[name] for name in types.keys() - split.own}
+    return AxisType.Auto not in {types[name] for name in types.keys() - split.bound_axes}

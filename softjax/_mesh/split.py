@@ -23,104 +23,104 @@ from softjax._mesh.axes import AxisNames, ClassAxis, axis_size
 class Split(NamedTuple):
     """The mesh axes of a call: what is static."""
 
-    classes: AxisNames
+    class_names: AxisNames
     """Over which the classes are split."""
-    mapped: AxisNames
+    vmap_axes: AxisNames
     """Axes of `vmap` over which the classes are split. It has all of them at hand, so that they are put together."""
-    samples: AxisNames
+    sample_names: AxisNames
     """Over which the samples are split."""
-    rows: tuple[AxisNames, ...]
+    sample_axes: tuple[AxisNames, ...]
     """For each axis of the samples, the mesh axes that the call binds itself."""
-    columns: AxisNames
+    class_axes: AxisNames
     """For the classes, the mesh axes that the call binds itself."""
     mesh: Any
     """The mesh of these, None for the one in context."""
-    features: AxisNames = ()
+    feature_axes: AxisNames = ()
     """Over which the gradient of a kernel is split along its features, some of those of the samples."""
 
-    def gathered(self, array: Any, axis: int) -> Any:
+    def gather_classes(self, array: Any, axis: int) -> Any:
         """The array with the classes of all examples of a `vmap`."""
-        if array is None or not self.mapped:
+        if array is None or not self.vmap_axes:
             return array
-        return lax.all_gather(array, self.mapped, axis=axis % array.ndim, tiled=True)
+        return lax.all_gather(array, self.vmap_axes, axis=axis % array.ndim, tiled=True)
 
-    def scattered(self, array: Array, axis: int) -> Array:
+    def slice_classes(self, array: Array, axis: int) -> Array:
         """Of an array with the classes of all examples, those of this one."""
-        if not self.mapped:
+        if not self.vmap_axes:
             return array
-        length = array.shape[axis] // axis_size(self.mapped)
-        return lax.dynamic_slice_in_dim(array, lax.axis_index(self.mapped) * length, length, axis)
+        length = array.shape[axis] // axis_size(self.vmap_axes)
+        return lax.dynamic_slice_in_dim(array, lax.axis_index(self.vmap_axes) * length, length, axis)
 
-    def dense(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[ClassAxis, Array, Any, Any]:
+    def local_inputs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[ClassAxis, Array, Any, Any]:
         """One device's class axis, logits, target and mask."""
-        logits, where = self.gathered(logits, axis), self.gathered(where, axis)
-        classes = ClassAxis(axis, self.classes)
+        logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
+        classes = ClassAxis(axis, self.class_names)
         if isinstance(labels, Teacher):
-            of_each, dtype = classes.number_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
-            target = labels._replace(logits=self.gathered(labels.logits, axis)).of_rows(of_each, dtype)
+            of_each, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
+            target = labels._replace(logits=self.gather_classes(labels.logits, axis)).broadcast_to_rows(of_each, dtype)
             return classes, logits, jax.tree.map(partial(_sharded_like, logits), target), where
-        return classes, logits, self.target_of(labels, classes.count(logits), axis), where
+        return classes, logits, self.target(labels, classes.num_classes(logits), axis), where
 
-    def target_of(self, labels: Labels, classes: Length, axis: int) -> Any:
+    def target(self, labels: Labels, classes: Length, axis: int) -> Any:
         """The target of labels for so many classes; a distribution with those of all examples of a `vmap`."""
-        labels = self.gathered(labels, axis) if is_distribution(labels) else labels
+        labels = self.gather_classes(labels, axis) if is_distribution(labels) else labels
         return target_from_labels(labels, classes, axis)
 
     @property
-    def leading(self) -> AxisNames:
+    def bound_sample_axes(self) -> AxisNames:
         """The mesh axes of the samples that the call binds itself."""
-        return tuple(name for axis in self.rows for name in axis)
+        return tuple(name for axis in self.sample_axes for name in axis)
 
-    def devices(self, name: Hashable) -> int:
+    def num_devices(self, name: Hashable) -> int:
         """How many devices a mesh axis has that the call binds itself."""
         return (self.mesh or jax.sharding.get_abstract_mesh()).shape[name]
 
     @property
-    def own(self) -> set[Hashable]:
+    def bound_axes(self) -> set[Hashable]:
         """The mesh axes that the call binds itself."""
-        return set(self.columns).union(*self.rows)
+        return set(self.class_axes).union(*self.sample_axes)
 
     @property
-    def result(self) -> P:
+    def output_spec(self) -> P:
         """Where one number for each sample lies."""
-        return P(*(names or None for names in self.rows))
+        return P(*(names or None for names in self.sample_axes))
 
-    def of_samples(self, array: Array | None) -> P:
+    def samples_spec(self, array: Array | None) -> P:
         """Where `[*samples, …]` lies; an axis of length 1 is that of an array to be broadcast."""
         shape = () if array is None else array.shape
-        return P(*(_spec_entry(names, n) for names, n in zip(self.rows, shape, strict=False)))
+        return P(*(_spec_entry(names, n) for names, n in zip(self.sample_axes, shape, strict=False)))
 
-    def of_logits(self, array: Array | None, axis: int) -> P:
+    def logits_spec(self, array: Array | None, axis: int) -> P:
         """Where an array of the rank of the logits lies, with its classes at `axis`."""
         if array is None:
             return P()
-        entries = list(self.rows)
-        entries.insert(axis % array.ndim, self.columns)
+        entries = list(self.sample_axes)
+        entries.insert(axis % array.ndim, self.class_axes)
         return P(*(_spec_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
 
-    def of_labels(self, labels: Any, axis: int) -> Any:
+    def labels_spec(self, labels: Any, axis: int) -> Any:
         """Where class ids, distributions over the classes, or what there is of each sample lie."""
         if is_distribution(labels):
-            return self.of_logits(labels, axis)
+            return self.logits_spec(labels, axis)
         if isinstance(labels, Teacher):
-            return jax.tree.map(lambda _: P(), labels)._replace(logits=self.of_logits(labels.logits, axis))
-        return jax.tree.map(self.of_samples, labels)
+            return jax.tree.map(lambda _: P(), labels)._replace(logits=self.logits_spec(labels.logits, axis))
+        return jax.tree.map(self.samples_spec, labels)
 
-    def of_dense(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:
-        return self.of_logits(logits, axis), self.of_labels(labels, axis), self.of_logits(where, axis)
+    def input_specs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:
+        return self.logits_spec(logits, axis), self.labels_spec(labels, axis), self.logits_spec(where, axis)
 
-    def share(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
+    def local_sizes(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
         """How many samples and how many classes one device holds, of so many of the call's arrays."""
-        parts = [math.prod(map(self.devices, names)) for names in (*self.rows, self.columns)]
+        parts = [math.prod(map(self.num_devices, names)) for names in (*self.sample_axes, self.class_axes)]
         *local, columns = (length // part for length, part in zip((*samples, classes), parts, strict=True))
         return math.prod(local), columns
 
-    def over(self, function: Callable[..., Any], specs: Sequence[Any], out: Any) -> Callable[..., Any]:
+    def shard_map(self, function: Callable[..., Any], specs: Sequence[Any], out: Any) -> Callable[..., Any]:
         """The function of global arrays that is `function` on each device's part of them."""
-        if not self.own:
+        if not self.bound_axes:
             return function
         specs = tuple(specs)
-        local = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, axis_names=self.own)
+        local = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, axis_names=self.bound_axes)
         return lambda *arrays: local(*jax.tree.map(self._placed, arrays, specs, is_leaf=lambda leaf: leaf is None))
 
     def _placed(self, array: Array | None, spec: P | None) -> Array | None:

@@ -25,87 +25,87 @@ class Block(NamedTuple):
     target: Target | Teacher
     exists: Bool[Array, "..."] | None
     """The classes that exist, None for all."""
-    counted: Bool[Array, "*rows"] | None
+    active: Bool[Array, "*rows"] | None
     """The rows that are counted, None for all. The others may hold anything."""
-    first: Integer[Array, ""] | None
+    first_id: Integer[Array, ""] | None
     """The id of the first class here, None for 0."""
 
-    def wide_logits(self, absent: Bool[Array, "*rows"] | None = None) -> Float[Array, "..."]:
-        """The logits in the type that they are accumulated in, −inf where no class is, 0 in the absent rows."""
+    def wide_logits(self, dropped: Bool[Array, "*rows"] | None = None) -> Float[Array, "..."]:
+        """The logits in the type that they are accumulated in, −inf where no class is, 0 in the dropped rows."""
         x = existing_logits(self.logits, self.exists)
-        if absent is None:
+        if dropped is None:
             return x
         # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
-        return jnp.where(absent, jnp.where(absent, 0, jnp.ones_like(absent, x.dtype)), x)
+        return jnp.where(dropped, jnp.where(dropped, 0, jnp.ones_like(dropped, x.dtype)), x)
 
     def wide_probabilities(self) -> Float[Array, "..."]:
         """The target distribution likewise, 0 where no class is, and finite in rows that are not counted."""
         p = one_cpu.widen(self.target.probabilities)  # pyright: ignore[reportAttributeAccessIssue]
-        return zero_ignored(self.existing(p), self.counted)
+        return zero_ignored(self.zero_missing(p), self.active)
 
-    def existing(self, x: Array) -> Array:
+    def zero_missing(self, x: Array) -> Array:
         """`x`, 0 for the classes that do not exist."""
         return x if self.exists is None else jnp.where(self.exists, x, 0)
 
-    def finite(self, classes: ClassAxis, numbers: Any) -> Any:
+    def zero_ignored(self, classes: ClassAxis, numbers: Any) -> Any:
         """Numbers of the rows, with 0 for what is not finite in a row that is not counted."""
-        counted = None if self.counted is None else classes.number(self.counted)
+        counted = None if self.active is None else classes.squeeze(self.active)
         return jax.tree.map(lambda number: zero_ignored(number, counted), numbers)
 
-    def class_count(self, classes: ClassAxis) -> Float[Array, "*rows"]:
+    def num_classes(self, classes: ClassAxis) -> Float[Array, "*rows"]:
         """C of each row, at least 1."""
         dtype = arrays.accumulation_dtype(self.logits)
         if self.exists is None:
-            return jnp.full(classes.number_shape(self.logits), max(classes.count(self.logits), 1), dtype)
+            return jnp.full(classes.keepdims_shape(self.logits), max(classes.num_classes(self.logits), 1), dtype)
         exists = jnp.broadcast_to(self.exists, self.logits.shape)
-        return jnp.maximum(classes.total(exists), 1).astype(dtype)
+        return jnp.maximum(classes.sum_keepdims(exists), 1).astype(dtype)
 
     def class_ids(self, classes: ClassAxis, beside: Array) -> Integer[Array, "..."]:
         """The id of each class, to be used beside these numbers of the rows."""
-        return classes.ids(self.logits, beside, self.first)
+        return classes.ids(self.logits, beside, self.first_id)
 
-    def at(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
+    def logits_at(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
         """x at these classes of each row, 0 for an id that is no class, −inf for a class that does not exist."""
         logits = self.logits if self.exists is None else jnp.where(self.exists, self.logits, -jnp.inf)
-        return psum(one_cpu.widen(take_classes(logits, self.local(ids), classes.axis)), classes.names)
+        return psum(one_cpu.widen(take_classes(logits, self.local_ids(ids), classes.axis)), classes.names)
 
-    def local(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    def local_ids(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
         """The places of these classes among those of this device."""
-        return ids if self.first is None else ids - self.first
+        return ids if self.first_id is None else ids - self.first_id
 
-    def taken(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Bool[Array, "..."]:
+    def exists_at(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Bool[Array, "..."]:
         """Which of these classes exist."""
         if self.exists is None:
             return ids >= 0
         exists = jnp.broadcast_to(self.exists, self.logits.shape).astype(jnp.float32)
-        return (ids >= 0) & (psum(take_classes(exists, self.local(ids), classes.axis), classes.names) > 0)
+        return (ids >= 0) & (psum(take_classes(exists, self.local_ids(ids), classes.axis), classes.names) > 0)
 
     def first_equal(self, classes: ClassAxis, x: Array, most: Array) -> Integer[Array, "*rows"]:
         """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
-        return classes.first_equal(x, most, self.exists, self.first)
+        return classes.first_equal(x, most, self.exists, self.first_id)
 
     def rank(self, classes: ClassAxis, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
         """How many classes come before the label, the larger logits first, equal ones by class."""
-        ids, a = self.class_ids(classes, label), self.at(classes, label)
+        ids, a = self.class_ids(classes, label), self.logits_at(classes, label)
         before = (ids != label) & ((x > a) | ((x == a) & (ids < label)))
-        rank = classes.total(before if self.exists is None else before & self.exists)
+        rank = classes.sum_keepdims(before if self.exists is None else before & self.exists)
         if self.exists is not None:
             rank = jnp.where(classes.any(self.exists & (ids == label)), rank, NO_CLASS)
-        return jnp.where((label < 0) | jnp.isnan(classes.most(x)), -1, rank)
+        return jnp.where((label < 0) | jnp.isnan(classes.max(x)), -1, rank)
 
 
 class RowRule(NamedTuple):
     """Numbers of each row of a block, and their derivative: of one class axis, and a block of logits."""
 
-    numbers: Callable[..., Any]
+    apply: Callable[..., Any]
     """`(classes, block)` to the numbers, in every mode of differentiation."""
-    values: Callable[..., tuple[Any, Any]]
+    forward: Callable[..., tuple[Any, Any]]
     """`(classes, block)` to the numbers, and what the pull-back needs of them beside the block."""
-    pulled_back: Callable[..., Block]
+    backward: Callable[..., Block]
     """`(classes, block, of the values, cotangents)` to the cotangents of the block."""
 
     @classmethod
-    def of(cls, values: Callable[..., tuple[Any, Any]], pulled_back: Callable[..., Block]) -> "RowRule":
+    def from_vjp(cls, values: Callable[..., tuple[Any, Any]], pulled_back: Callable[..., Block]) -> "RowRule":
         """The numbers are a `custom_vjp`: these values, with this pull-back for their derivative."""
 
         @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,7 +117,7 @@ class RowRule(NamedTuple):
             return row, (block, sums)
 
         def backward(classes: ClassAxis, residuals: tuple[Block, Any], cotangents: Any) -> tuple[Block]:
-            return (pulled_back(classes, *residuals, classes.whole(cotangents)),)
+            return (pulled_back(classes, *residuals, classes.psum_cotangents(cotangents)),)
 
         numbers.defvjp(opaque_to_remat(forward), backward)
         return cls(with_forward_mode(numbers), values, pulled_back)
@@ -129,7 +129,7 @@ def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | No
     if arrays.accumulation_dtype(logits, *jax.tree.leaves(target)) == jnp.float64:
         logits, target = jax.tree.map(to_float64, (logits, target))
     (logits, where), target, counted = with_target_varying(classes, (logits, where), target, counted)
-    return Block(logits, target, where, counted, classes.first(logits))
+    return Block(logits, target, where, counted, classes.first_id(logits))
 
 
 def with_target_varying(classes: ClassAxis, split: Any, target: Any, shared: Any) -> tuple[Any, Any, Any]:

@@ -50,9 +50,9 @@ class RowSoftmax(NamedTuple):
         return self.below_peak - self.s.log_mass
 
     @property
-    def alone(self) -> Bool[Array, "..."]:
+    def is_dominant(self) -> Bool[Array, "..."]:
         """The class at the peak where it has more than half of all."""
-        return self.s.alone(self.x)
+        return self.s.is_dominant(self.x)
 
     def expected(self, f: Float[Array, "..."]) -> Float[Array, "..."]:
         """q_j f_j, 0 for a class that has no probability or no finite f."""
@@ -65,7 +65,7 @@ class DivergenceResiduals(NamedTuple):
     logs: tuple[LogSum, LogSum]
     shifts: Any
     """What each row of logits is measured from before it is divided by T."""
-    absent: Bool[Array, "*rows"] | None
+    dropped: Bool[Array, "*rows"] | None
     """The rows that are not counted and not finite, None where all are counted."""
     means: Any
     """Of the student and of the teacher Σ q f, and the part of it beside the peak; None where there is no f."""
@@ -142,8 +142,8 @@ def both_softmaxes(classes: ClassAxis, block: Block, sums: DivergenceResiduals) 
     """The student's and the teacher's."""
 
     def side(logits: Array, s: LogSum, shift: Any) -> RowSoftmax:
-        x = divide_by_temperature(block._replace(logits=logits).wide_logits(sums.absent), shift, temperature)
-        return RowSoftmax(x, below_peak(classes, x, s), exp_below_peak(classes, x, s, sums.absent), s)
+        x = divide_by_temperature(block._replace(logits=logits).wide_logits(sums.dropped), shift, temperature)
+        return RowSoftmax(x, below_peak(classes, x, s), exp_below_peak(classes, x, s, sums.dropped), s)
 
     teacher, temperature, _ = teacher_target(block)
     (student, shift), (of_teacher, other) = zip(sums.logs, sums.shifts, strict=True)
@@ -169,17 +169,17 @@ def both_log_sums(classes: ClassAxis, block: Block) -> DivergenceResiduals:
         if temperature is None:
             return log_sum(classes, logits, block.exists), None
         x = block._replace(logits=logits).wide_logits()
-        shift = classes.most(jax.lax.stop_gradient(x))
+        shift = classes.max(jax.lax.stop_gradient(x))
         shift = jnp.where(jnp.isfinite(shift), shift, 0)
         return log_sum(classes, divide_by_temperature(x, shift, temperature), None), shift
 
     each, shifts = zip(logs(block.logits), logs(teacher), strict=True)
-    absent = None
-    if block.counted is not None:
+    dropped = None
+    if block.active is not None:
         finite = [jnp.isfinite(number) for s in each for number in s]
-        absent = ~block.counted & ~(finite[0] & finite[1] & finite[2] & finite[3])
-        each = jax.tree.map(lambda number: jnp.where(absent, 0, number), each)
-    return DivergenceResiduals(each, shifts, absent, None, None)
+        dropped = ~block.active & ~(finite[0] & finite[1] & finite[2] & finite[3])
+        each = jax.tree.map(lambda number: jnp.where(dropped, 0, number), each)
+    return DivergenceResiduals(each, shifts, dropped, None, None)
 
 
 def divergence_forward(
@@ -199,23 +199,23 @@ def _forward(
         if f is None:
             return None
         expected = side.expected(f)
-        return classes.total(expected), classes.total(jnp.where(side.alone, 0, expected))
+        return classes.sum_keepdims(expected), classes.sum_keepdims(jnp.where(side.is_dominant, 0, expected))
 
-    by_beta = None if terms.by_beta is None else classes.total(terms.by_beta)
-    divergence = block.finite(classes, classes.sum(terms.divergence))
+    by_beta = None if terms.by_beta is None else classes.sum_keepdims(terms.by_beta)
+    divergence = block.zero_ignored(classes, classes.sum(terms.divergence))
     means_of_both = means(student, terms.student), means(teacher, terms.teacher)
     return divergence, sums._replace(means=means_of_both, by_beta=by_beta)
 
 
 def class_derivative(side: RowSoftmax, other: RowSoftmax, f: Array | None, means: Any) -> Float[Array, "..."]:
     """q_j (f_j − Σ q f), or q_j − p_j; for the class that is alone at the peak, of what is beside it."""
-    q, others = side.probability, side.s.others(side.e)
+    q, others = side.probability, side.s.one_minus_q(side.e)
     if f is None:
-        apart = other.s.others(other.e) - others  # (1 − p_j) − (1 − q_j)
-        return jnp.where(side.alone | other.alone, apart, q - other.probability)
+        apart = other.s.one_minus_q(other.e) - others  # (1 − p_j) − (1 − q_j)
+        return jnp.where(side.is_dominant | other.is_dominant, apart, q - other.probability)
     mean, beside = means
     expected = side.expected(f)  # q_j (f_j − q_j f_j − Σ_{i≠j} q_i f_i)
-    return jnp.where(side.alone, expected * others - q * beside, expected - q * mean)
+    return jnp.where(side.is_dominant, expected * others - q * beside, expected - q * mean)
 
 
 class ParameterDerivatives(NamedTuple):
@@ -238,7 +238,9 @@ def divergence_derivatives(
     dy = class_derivative(teacher, student, terms.teacher, sums.means[1])
     along = [dz * jnp.where(side.x == -jnp.inf, 0, side.below_peak) for side, dz in ((student, dx), (teacher, dy))]
     # ∂(x / T)/∂T = −(x / T) / T
-    return dx / temperature, ParameterDerivatives(-classes.total(along[0] + along[1]) / temperature, sums.by_beta)
+    return dx / temperature, ParameterDerivatives(
+        -classes.sum_keepdims(along[0] + along[1]) / temperature, sums.by_beta
+    )
 
 
 def divergence_backward(
@@ -250,12 +252,12 @@ def divergence_backward(
 ) -> Block:
     d = jnp.expand_dims(cotangent, classes.axis)
     dx, by = one_cpu.scan_rows(classes, partial(divergence_derivatives, kind, classes), block, sums)
-    by = Teacher(None, *jax.tree.map(lambda slope: classes.share(d * slope), by))
-    return Block(block.existing(dx * d).astype(block.logits.dtype), by, None, None, None)
+    by = Teacher(None, *jax.tree.map(lambda slope: classes.divide_cotangent(d * slope), by))
+    return Block(block.zero_missing(dx * d).astype(block.logits.dtype), by, None, None, None)
 
 
 DIVERGENCES = {
-    kind.__name__: RowRule.of(partial(divergence_forward, kind), partial(divergence_backward, kind))
+    kind.__name__: RowRule.from_vjp(partial(divergence_forward, kind), partial(divergence_backward, kind))
     for kind in (forward_kl, reverse_kl, jensen_shannon)
 }
 """`numbers(classes, block)`: the divergence of each row."""

@@ -35,13 +35,13 @@ class LogSum(NamedTuple):
         """ln Σ_j exp(x_j − peak), which keeps the digits that peak + ln mass rounds away."""
         return jnp.log1p(self.rest)
 
-    def others(self, e: Float[Array, "..."]) -> Float[Array, "..."]:
+    def one_minus_q(self, e: Float[Array, "..."]) -> Float[Array, "..."]:
         """1 − q_j of e_j = exp(x_j − peak): rest / mass at the peak, exact where q_j rounds to 1."""
         # where the rest is below 1/2, only the peak has an e above it, 1 but for a rounding
         at_peak = (e >= 1) | ((e > 0.5) & (self.rest < 0.5))
         return jnp.where(at_peak, (self.rest - (e - lax.stop_gradient(e))) / self.mass, 1 - e / self.mass)
 
-    def alone(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
+    def is_dominant(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
         """Whether x_j is the peak, no other class is, and q_j is above 1/2: there q_j − 1 would cancel."""
         return (x == self.peak) & (self.rest < 1)
 
@@ -73,13 +73,13 @@ def log_sum(classes: ClassAxis, logits: Float[Array, "..."], exists: Bool[Array,
     if exists is None and (rows := one_cpu.rows_per_reduction(logits, classes.axis)):
         return one_cpu.reduce_in_steps(lambda x: log_sum(classes, x, None), rows, logits)
     x = existing_logits(logits, exists)
-    peak = classes.most(x)
+    peak = classes.max(x)
     e = jnp.exp(x - peak)
-    mass = classes.total(e)
+    mass = classes.sum_keepdims(e)
 
     def exact() -> Array:
         # A mass below 3/2 has one class whose e is above 1/2; any other mass loses next to nothing to the 1.
-        return jnp.where(mass < 1.5, classes.total(exp_beside_peak(x, peak, e)), mass - 1)
+        return jnp.where(mass < 1.5, classes.sum_keepdims(exp_beside_peak(x, peak, e)), mass - 1)
 
     rest = one_cpu.cond_any(mass < 1.5, exact, mass - 1, 0 if classes.names else x.size)
     return LogSum(peak, jnp.where(peak == jnp.inf, 0, rest))  # exp(inf − inf) is NaN, but ln Σ exp is +inf
@@ -94,10 +94,10 @@ def _log_sum_jvp(classes, primals, tangents):
     step, e = tangents[0].astype(x.dtype), jnp.exp(x - s.peak)
     e = jnp.where(jnp.isnan(e), 0, e)  # it would survive multiplication by the tangent 0 of a row that weighs nothing
     if classes.names:
-        return s, LogSum(jnp.zeros_like(s.peak), classes.total(e * step))
+        return s, LogSum(jnp.zeros_like(s.peak), classes.sum_keepdims(e * step))
     at_peak = (x == s.peak).astype(x.dtype)
-    peak = classes.total(at_peak * step) / jnp.maximum(classes.total(at_peak), 1)
-    return s, LogSum(peak, classes.total(jnp.where(s.alone(x), 0, e) * (step - peak)))
+    peak = classes.sum_keepdims(at_peak * step) / jnp.maximum(classes.sum_keepdims(at_peak), 1)
+    return s, LogSum(peak, classes.sum_keepdims(jnp.where(s.is_dominant(x), 0, e) * (step - peak)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -111,40 +111,40 @@ def _below_peak_jvp(classes, primals, tangents):
     # 0 for a peak that stands alone, not dx_j − dx_j.
     (x, s), (dx, ds) = primals, tangents
     moved = dx - ds.peak
-    return below_peak(classes, x, s), moved if classes.names else jnp.where(s.alone(x), 0, moved)
+    return below_peak(classes, x, s), moved if classes.names else jnp.where(s.is_dominant(x), 0, moved)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def exp_below_peak(
-    classes: ClassAxis, x: Float[Array, "..."], s: LogSum, absent: Bool[Array, "*rows"] | None
+    classes: ClassAxis, x: Float[Array, "..."], s: LogSum, dropped: Bool[Array, "*rows"] | None
 ) -> Float[Array, "..."]:
-    """exp(x_j − peak), and 0 in the absent rows, which may hold anything.
+    """exp(x_j − peak), and 0 in the dropped rows, which may hold anything.
 
     The exponential is that of `log_sum`, on the same numbers: a program that takes both takes it once.
     """
     e = jnp.exp(x - s.peak)
     # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
-    return e if absent is None else jnp.where(absent, jnp.zeros_like(s.rest), e)
+    return e if dropped is None else jnp.where(dropped, jnp.zeros_like(s.rest), e)
 
 
 @exp_below_peak.defjvp
 def _exp_below_peak_jvp(classes, primals, tangents):
-    (x, s, absent), (dx, ds, _) = primals, tangents
-    e, moved = exp_below_peak(classes, x, s, absent), _below_peak_jvp(classes, (x, s), (dx, ds))[1]
-    return e, e * (moved if absent is None else jnp.where(absent, 0, moved))
+    (x, s, dropped), (dx, ds, _) = primals, tangents
+    e, moved = exp_below_peak(classes, x, s, dropped), _below_peak_jvp(classes, (x, s), (dx, ds))[1]
+    return e, e * (moved if dropped is None else jnp.where(dropped, 0, moved))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def mean_below_peak(
-    classes: ClassAxis, x: Float[Array, "..."], s: LogSum, absent: Bool[Array, "*rows"] | None
+    classes: ClassAxis, x: Float[Array, "..."], s: LogSum, dropped: Bool[Array, "*rows"] | None
 ) -> Float[Array, "*rows"]:
-    """Σ_j q_j (peak − x_j), the entropy but for ln Σ_j exp(x_j − peak); 0 in the absent rows.
+    """Σ_j q_j (peak − x_j), the entropy but for ln Σ_j exp(x_j − peak); 0 in the dropped rows.
 
     Maxima for selections, and a peak of its own: XLA on a CPU takes all of it into the sum, and keeps no exponentials.
     """
     d = jnp.maximum(x - jnp.maximum(x, barrier(s.peak)), _UNDERFLOW)
-    number = -classes.total(jnp.exp(d) * d) / s.mass
-    return number if absent is None else jnp.where(absent, 0, number)
+    number = -classes.sum_keepdims(jnp.exp(d) * d) / s.mass
+    return number if dropped is None else jnp.where(dropped, 0, number)
 
 
 _UNDERFLOW = -1000
@@ -153,10 +153,10 @@ _UNDERFLOW = -1000
 
 @mean_below_peak.defjvp
 def _mean_below_peak_jvp(classes, primals, tangents):
-    x, s, absent = primals
+    x, s, dropped = primals
 
     def plain(x: Array, s: LogSum) -> Array:
-        d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, absent)
-        return classes.total(-e * jnp.where(e == 0, 0, d)) / s.mass
+        d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, dropped)
+        return classes.sum_keepdims(-e * jnp.where(e == 0, 0, d)) / s.mass
 
-    return mean_below_peak(classes, x, s, absent), jax.jvp(plain, (x, s), tangents[:2])[1]
+    return mean_below_peak(classes, x, s, dropped), jax.jvp(plain, (x, s), tangents[:2])[1]

@@ -29,9 +29,9 @@ def angular_drop(a, margin, scale):
     """a − scale · cos(min(θ + margin, π)) with cos θ = a / scale."""
     b = jnp.where(jnp.abs(a) <= scale, a, jnp.sign(a) * scale)
     # cos θ − cos(θ + margin) = 2 sin²(margin / 2) cos θ + sin(margin) sin θ keeps the digits of a small margin
-    turned = 2 * jnp.sin(margin / 2) ** 2 * b + jnp.sin(margin) * _opposite(b, scale)
+    transposed = 2 * jnp.sin(margin / 2) ** 2 * b + jnp.sin(margin) * _opposite(b, scale)
     beyond_pi = (margin >= math.pi) | (b < -scale * jnp.cos(margin))
-    return (a - b) + jnp.where(beyond_pi, b + scale, turned)
+    return (a - b) + jnp.where(beyond_pi, b + scale, transposed)
 
 
 @jax.custom_jvp

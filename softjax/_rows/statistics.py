@@ -61,7 +61,7 @@ class Statistics(NamedTuple):
     NaN or has no mass; 2³¹ − 1 for a label that `where` leaves out"""
 
     @classmethod
-    def of(cls, number: Any, integer: Any) -> "Statistics":
+    def fill(cls, number: Any, integer: Any) -> "Statistics":
         """The same in every field: a number, or an integer where no derivative is."""
         return cls(**{name: integer if name in ("prediction", "label_rank") else number for name in cls._fields})
 
@@ -101,26 +101,26 @@ def statistics_forward(classes: ClassAxis, block: Block) -> tuple[RowValues, Res
     x = block.wide_logits()
     labelled, measured = measure_row(classes, block, x)
     s = barrier_unless_one_cpu(measured.log_sum, x)
-    of_row = LogSum(*map(classes.number, s))
-    e, count = exp_below_peak(classes, x, s, measured.absent), block.class_count(classes)
+    of_row = LogSum(*map(classes.squeeze, s))
+    e, count = exp_below_peak(classes, x, s, measured.dropped), block.num_classes(classes)
     prediction = block.first_equal(classes, x, s.peak)
-    beside_peak = mean_below_peak(classes, x, s, measured.absent)
-    squares = jnp.where(s.rest < 0.5, classes.total(e * drop_peak(e)), classes.total(e * e) - 1)
+    beside_peak = mean_below_peak(classes, x, s, measured.dropped)
+    squares = jnp.where(s.rest < 0.5, classes.sum_keepdims(e * drop_peak(e)), classes.sum_keepdims(e * e) - 1)
     statistics = Statistics(
         log_normalizer=of_row.peak + of_row.log_mass,
         label_logit=labelled.logit,
-        mean_logit=classes.sum(block.existing(x)) / classes.number(count),
-        entropy=of_row.log_mass + classes.number(beside_peak),
+        mean_logit=classes.sum(block.zero_missing(x)) / classes.squeeze(count),
+        entropy=of_row.log_mass + classes.squeeze(beside_peak),
         cross_entropy=labelled.cross_entropy,
-        collision=(1 + classes.number(squares)) / of_row.mass**2,
+        collision=(1 + classes.squeeze(squares)) / of_row.mass**2,
         max_logit=of_row.peak,
         peak_entropy=of_row.log_mass,
-        prediction=classes.number(prediction),
-        label_rank=classes.number(block.rank(classes, x, labelled.label)),
+        prediction=classes.squeeze(prediction),
+        label_rank=classes.squeeze(block.rank(classes, x, labelled.label)),
     )
-    distance = classes.sum(block.existing(barrier(s.peak) - x)) / classes.number(count)
+    distance = classes.sum(block.zero_missing(barrier(s.peak) - x)) / classes.squeeze(count)
     uniform = jnp.where(of_row.peak == jnp.inf, jnp.inf, of_row.log_mass + distance)  # not inf − inf
-    statistics, uniform = block.finite(classes, (statistics, uniform))
+    statistics, uniform = block.zero_ignored(classes, (statistics, uniform))
     row = RowValues(statistics, uniform, labelled.surprisals, labelled.ids)
     return row, Residuals(measured, beside_peak, squares, prediction, count)
 
@@ -128,8 +128,8 @@ def statistics_forward(classes: ClassAxis, block: Block) -> tuple[RowValues, Res
 def statistics_derivatives(classes: ClassAxis, block: Block, sums: Residuals) -> RowValues:
     """∂number/∂x_j of each number, in the shape of the logits. None is a NaN where q_j is 0 or x_j is −inf."""
     s, x, share = sums.measured.log_sum, block.wide_logits(), 1 / sums.class_count
-    d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, sums.measured.absent)
-    q, others = e * jnp.expand_dims(1 / classes.number(s.mass), classes.axis), s.others(e)
+    d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, sums.measured.dropped)
+    q, others = e * jnp.expand_dims(1 / classes.squeeze(s.mass), classes.axis), s.one_minus_q(e)
     predicted = block.class_ids(classes, sums.prediction) == sums.prediction
     p, document = target_derivatives(classes, block, sums.measured, q)
     return RowValues(
@@ -159,21 +159,21 @@ def statistics_backward(classes: ClassAxis, block: Block, sums: Residuals, cotan
     )
     of_target = cotangents.statistics.label_logit, cotangents.statistics.cross_entropy, cotangents.surprisals
     dx, target = target_vjp(classes, block, sums.measured, reduce(jnp.add, jax.tree.leaves(terms)), of_target)
-    return Block(block.existing(dx).astype(block.logits.dtype), target, None, None, None)
+    return Block(block.zero_missing(dx).astype(block.logits.dtype), target, None, None, None)
 
 
 def _product_or_none(slope: Array | None, cotangent: Array | None) -> Array | None:
     return None if slope is None or cotangent is None else slope * cotangent
 
 
-STATISTICS = RowRule.of(statistics_forward, statistics_backward)
+STATISTICS = RowRule.from_vjp(statistics_forward, statistics_backward)
 
 
-row_statistics = STATISTICS.numbers
+row_statistics = STATISTICS.apply
 """`rows(classes, block)`: the numbers of each row."""
 
 
-STATISTICS_IN_CACHE = RowRule.of(partial(one_cpu.in_cache, statistics_forward), statistics_backward)
+STATISTICS_IN_CACHE = RowRule.from_vjp(partial(one_cpu.in_cache, statistics_forward), statistics_backward)
 """The same for a block of a layer, or where all the numbers are wanted: each takes a pass of its own."""
 
 
@@ -195,7 +195,7 @@ def check_statistics(value: Any) -> Statistics:
     return value
 
 
-def fill_empty_rows(row: Statistics, absent: Bool[Array, "*rows"]) -> Statistics:
+def fill_empty_rows(row: Statistics, dropped: Bool[Array, "*rows"]) -> Statistics:
     """The numbers of the rows in which no class exists are constants."""
-    constants = Statistics.of(0, -1)._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
-    return jax.tree.map(lambda number, constant: jnp.where(absent, constant, number), row, constants)
+    constants = Statistics.fill(0, -1)._replace(log_normalizer=-jnp.inf, max_logit=-jnp.inf)
+    return jax.tree.map(lambda number, constant: jnp.where(dropped, constant, number), row, constants)

@@ -54,8 +54,8 @@ class RowResiduals(NamedTuple):
     """What the pull-back needs of a row."""
 
     log_sum: LogSum
-    """Its rest is 0 in the absent rows; its peak is what it is there, as the sum has taken it."""
-    absent: Bool[Array, "*rows"] | None
+    """Its rest is 0 in the dropped rows; its peak is what it is there, as the sum has taken it."""
+    dropped: Bool[Array, "*rows"] | None
     """The rows that are not counted and not finite, None where all are counted."""
     target: Any
     """Of a class id x_y, of a distribution P and its part beside the peak, or `Few`."""
@@ -66,14 +66,14 @@ def measure_row(classes: ClassAxis, block: Block, x: Array) -> tuple[TargetStati
     of = {ClassIds: _measure_id, Distribution: _measure_distribution}.get(type(block.target), _measure_few)
     labelled, target = of(classes, block, x, s)
     # not counted and not finite, which shows in peak or rest
-    absent = None if block.counted is None else ~block.counted & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
+    dropped = None if block.active is None else ~block.active & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
     if isinstance(target, FewClasses):
-        target = target._replace(logits=_zero_dropped(absent, target.logits))
-    return labelled, RowResiduals(s._replace(rest=_zero_dropped(absent, s.rest)), absent, target)
+        target = target._replace(logits=_zero_dropped(dropped, target.logits))
+    return labelled, RowResiduals(s._replace(rest=_zero_dropped(dropped, s.rest)), dropped, target)
 
 
-def _zero_dropped(absent: Array | None, number: Array) -> Array:
-    return number if absent is None else jnp.where(absent, 0, number)
+def _zero_dropped(dropped: Array | None, number: Array) -> Array:
+    return number if dropped is None else jnp.where(dropped, 0, number)
 
 
 def target_derivatives(classes: ClassAxis, block: Block, measured: RowResiduals, q: Array) -> tuple[Any, Any]:
@@ -94,7 +94,7 @@ def target_vjp(
     dx, dp = _few_vjp(classes, block, measured, dx, cotangents)
     if isinstance(block.target, TopKClasses):
         return dx, None
-    dp = classes.share(dp).astype(block.target.probabilities.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    dp = classes.divide_cotangent(dp).astype(block.target.probabilities.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     return dx, FewProbabilities(None, dp)  # pyright: ignore[reportArgumentType]
 
 
@@ -103,10 +103,10 @@ def target_vjp(
 
 def _measure_id(classes: ClassAxis, block: Block, _: Array, s: LogSum) -> tuple[TargetStatistics, Array]:
     ids = block.target.ids  # pyright: ignore[reportAttributeAccessIssue]
-    logit = block.at(classes, ids)
-    outside = ids < 0 if block.counted is None else (ids < 0) & block.counted
-    a = classes.number(nan_where(outside, logit))
-    peak, log_mass = classes.number(s.peak), LogSum(*map(classes.number, s)).log_mass
+    logit = block.logits_at(classes, ids)
+    outside = ids < 0 if block.active is None else (ids < 0) & block.active
+    a = classes.squeeze(nan_where(outside, logit))
+    peak, log_mass = classes.squeeze(s.peak), LogSum(*map(classes.squeeze, s)).log_mass
     # h = ln Σ exp(x_j − peak) + (peak − x_y), a sum of two numbers that are at least 0
     return TargetStatistics(ids, a, log_mass - minus_peak(a, peak)), logit
 
@@ -115,8 +115,8 @@ def _id_derivatives(classes: ClassAxis, block: Block, measured: RowResiduals, q:
     """[j = y], and q_j − [j = y], which at the label is −(1 − q_y)."""
     ids, s = block.target.ids, measured.log_sum  # pyright: ignore[reportAttributeAccessIssue]
     label = block.class_ids(classes, ids) == ids
-    a, row, absent = jax.tree.map(classes.number, (measured.target, s, measured.absent))
-    others = jnp.expand_dims(row.others(exp_below_peak(classes, a, row, absent)), classes.axis)
+    a, row, dropped = jax.tree.map(classes.squeeze, (measured.target, s, measured.dropped))
+    others = jnp.expand_dims(row.one_minus_q(exp_below_peak(classes, a, row, dropped)), classes.axis)
     # 0 for an id that is no class, by way of a number of each row: of a constant, XLA makes an array outside of a loop
     return label.astype(q.dtype), jnp.where(label, -others, q * jnp.where(ids < 0, 0, jnp.ones_like(s.rest)))
 
@@ -129,11 +129,11 @@ def _measure_distribution(
 ) -> tuple[TargetStatistics, tuple[Array, Array]]:
     p = block.wide_probabilities()
     massive = p != 0  # 0 · (−inf) = 0: a class of no mass takes no part, whatever its logit
-    mass, beside = classes.total(p), classes.total(jnp.where(x == s.peak, 0, p))
+    mass, beside = classes.sum_keepdims(p), classes.sum_keepdims(jnp.where(x == s.peak, 0, p))
     a = classes.sum(jnp.where(massive, p * jnp.where(massive, x, 0), 0))
     distance = jnp.where(massive, -minus_peak(x, s.peak), 0)
-    h = classes.number(mass * s.log_mass) + classes.sum(jnp.where(massive, p * distance, 0))
-    most = classes.most(p)
+    h = classes.squeeze(mass * s.log_mass) + classes.sum(jnp.where(massive, p * distance, 0))
+    most = classes.max(p)
     return TargetStatistics(jnp.where(most > 0, block.first_equal(classes, p, most), -1), a, h), (mass, beside)
 
 
@@ -144,14 +144,14 @@ def _distribution_derivatives(
     s, x, p = measured.log_sum, block.wide_logits(), block.wide_probabilities()
     # Σ_{i≠j} p_i − (1 − q_j) P, for the class at the peak, where all but the others' would cancel
     mass, beside = measured.target
-    e = exp_below_peak(classes, x, s, measured.absent)
-    return p, jnp.where(s.alone(x), beside - s.others(e) * mass, q * mass - p)
+    e = exp_below_peak(classes, x, s, measured.dropped)
+    return p, jnp.where(s.is_dominant(x), beside - s.one_minus_q(e) * mass, q * mass - p)
 
 
 def _distribution_vjp(classes: ClassAxis, block: Block, measured: RowResiduals, cotangents: tuple[Any, ...]) -> Array:
     da, dh, _ = cotangents
-    p, x = block.wide_probabilities(), block.wide_logits(measured.absent)
-    return block.existing(_probability_derivative(classes, p, x, measured, da, dh))
+    p, x = block.wide_probabilities(), block.wide_logits(measured.dropped)
+    return block.zero_missing(_probability_derivative(classes, p, x, measured, da, dh))
 
 
 def _probability_derivative(
@@ -160,7 +160,7 @@ def _probability_derivative(
     """x_j da + (z − x_j) dh; 0 where both p_j and exp x_j are, whatever p_j does there."""
     # Apart from them the x_j = −inf of ∂(a − h)/∂p_j: the cotangent of what nobody reads may be 0, and 0 · inf is NaN.
     s, gone = measured.log_sum, x == -jnp.inf
-    s = s._replace(peak=_zero_dropped(measured.absent, s.peak))
+    s = s._replace(peak=_zero_dropped(measured.dropped, s.peak))
     by_h, endless = jnp.where(gone, 0, s.log_mass - below_peak(classes, x, s)), jnp.where(gone & (p != 0), x, 0)
     return jnp.where(gone, 0, x) * da + by_h * dh + endless * (da - dh)
 
@@ -174,18 +174,18 @@ def _measure_few(classes: ClassAxis, block: Block, x: Array, s: LogSum) -> tuple
         p = jnp.zeros_like(ids, x.dtype)
     else:
         ids, p = block.target  # pyright: ignore[reportGeneralTypeIssues, reportAssignmentType]
-        p = zero_ignored(one_cpu.widen(p), block.counted)
+        p = zero_ignored(one_cpu.widen(p), block.active)
     wrong = jnp.any((ids < 0) & (p != 0), classes.axis, keepdims=True)
-    exist, logits = block.taken(classes, ids), block.at(classes, ids)
+    exist, logits = block.exists_at(classes, ids), block.logits_at(classes, ids)
     p = jnp.where(wrong | ~exist, 0, p)
     surprisals = s.log_mass - minus_peak(logits, s.peak)
 
     def summed(each: Array) -> Array:
         massive = p != 0
         number = jnp.sum(jnp.where(massive, p * jnp.where(massive, each, 0), 0), classes.axis, keepdims=True)
-        return classes.number(nan_where(wrong, number))
+        return classes.squeeze(nan_where(wrong, number))
 
-    of_ids = zero_ignored(nan_where(ids < 0, surprisals), block.counted), ids
+    of_ids = zero_ignored(nan_where(ids < 0, surprisals), block.active), ids
     row = TargetStatistics(_most_probable_id(classes, ids, p), summed(logits), summed(surprisals), *of_ids)
     return row, FewClasses(ids, logits, p, exist & ~wrong)
 
@@ -207,7 +207,7 @@ def _top_k_ids(classes: ClassAxis, block: Block, x: Array, k: int) -> Integer[Ar
     rows = jnp.moveaxis(lax.stop_gradient(x), classes.axis, -1)
     logits, ids = lax.top_k(rows, min(k, rows.shape[-1]))
     if classes.names:
-        ids = ids + block.first  # pyright: ignore[reportOperatorIssue]
+        ids = ids + block.first_id  # pyright: ignore[reportOperatorIssue]
         logits, ids = (_all_gather(classes, part) for part in (logits, ids))
         ids = jnp.take_along_axis(ids, lax.top_k(logits, k)[1], -1)
     return jnp.moveaxis(ids, -1, classes.axis)
@@ -226,11 +226,11 @@ def _few_vjp(
 ) -> tuple[Array, Array]:
     da, dh, each = cotangents
     s, (ids, logits, p, exist), x = measured.log_sum, measured.target, block.wide_logits()
-    e = exp_below_peak(classes, x, s, measured.absent)
+    e = exp_below_peak(classes, x, s, measured.dropped)
     c = jnp.where(exist, p * dh + each, 0)
     mass, beside = (jnp.sum(a, classes.axis, keepdims=True) for a in (c, jnp.where(logits == s.peak, 0, c)))
     # q_j Σ_i c_i − Σ_{i: j_i = j} c_i, and for a class alone at the peak Σ_{i: j_i ≠ j} c_i − (1 − q_j) Σ_i c_i
-    alone = s.alone(x)
-    dx = dx + jnp.where(alone, -s.others(e), e / s.mass) * mass + alone.astype(x.dtype) * beside
-    dx = add_at_classes(dx, block.local(ids), classes.axis, p * da - jnp.where(s.alone(logits), 0, c))
+    alone = s.is_dominant(x)
+    dx = dx + jnp.where(alone, -s.one_minus_q(e), e / s.mass) * mass + alone.astype(x.dtype) * beside
+    dx = add_at_classes(dx, block.local_ids(ids), classes.axis, p * da - jnp.where(s.is_dominant(logits), 0, c))
     return dx, jnp.where(exist, _probability_derivative(classes, p, logits, measured, da, dh), 0)
