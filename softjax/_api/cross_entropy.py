@@ -5,19 +5,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
-from softjax._api.evaluate import LogitsConfig, logits_loss
+from softjax._api.evaluate import LayerConfig, LogitsConfig, layer_loss, logits_loss
 from softjax._args import arrays, options
 from softjax._args.labels import SparseLabels
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Float, Number, Reduction
 from softjax._args.validation import check_labels
-from softjax._linear.fused import fused_loss_sum
-from softjax._linear.plan import Plan, make_plan
-from softjax._linear.recomputed import rows_in_shape
+from softjax._linear.plan import LayerOptions, check_layer, make_plan
+from softjax._linear.row_losses import ElementwiseLoss
 from softjax._mesh.placement import split_for_logits
 from softjax._rows.edges import scale_or_zero
-from softjax._rows.reduction import from_nats, reduce
+from softjax._rows.reduction import from_nats
 from softjax._rows.statistics import STATISTICS, STATISTICS_IN_CACHE, RowValues
 from softjax._xla.every_mode import with_forward_mode
 
@@ -86,12 +84,13 @@ def cross_entropy(
     where, weights = arrays.where(where, logits), arrays.weights(weights, arrays.samples_shape(logits.shape, axis))
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     split = split_for_logits(axis_name, batch_axis_name, logits, axis)
-    static = LogitsConfig(axis, split, STATISTICS, CrossEntropy(options.base(base)), options.reduction(reduction))
-    return logits_loss(static, logits, labels, where, weights, coefficients)
+    row_loss = ElementwiseLoss(smoothed_loss, options.base(base))
+    config = LogitsConfig(axis, split, STATISTICS, row_loss, options.reduction(reduction))
+    return logits_loss(config, logits, labels, where, weights, coefficients)
 
 
 class Coefficients(NamedTuple):
-    """Numbers, or traced scalars; None for 0."""
+    """Numbers or traced scalars; None for 0."""
 
     smoothing: Any
     z_loss: Any
@@ -102,27 +101,19 @@ class Coefficients(NamedTuple):
         return cls(smoothing, options.coefficient("z_loss", z_loss))
 
 
-class CrossEntropy(NamedTuple):
-    """A loss of rows: what all of them share, and their numbers, to their losses and what is measured beside them."""
-
-    base: float
-
-    def __call__(self, coefficients: Coefficients, row: RowValues, _: Any = None) -> tuple[Array, None]:
-        return smoothed_loss(row, coefficients, self.base), None
-
-
-def smoothed_loss(row: RowValues, coefficients: Coefficients, base: float) -> Float[Array, "*samples"]:
-    """The loss of each row: (1 − ε) h + ε u in units of the base, and its penalty c z²."""
-    (smoothing, z_loss), hard = coefficients, row.statistics.cross_entropy
-    loss = hard
+def smoothed_loss(coefficients: Coefficients, row: RowValues, base: float) -> Float[Array, "*samples"]:
+    """(1 − ε) h + ε u in units of the base, plus the penalty c z²."""
+    (smoothing, z_loss), cross_entropy = coefficients, row.statistics.cross_entropy
+    loss = cross_entropy
     if smoothing is not None:
         smoothing = jnp.asarray(smoothing, loss.dtype)
         loss = scale_or_zero(1 - smoothing, loss) + scale_or_zero(smoothing, row.uniform)
     loss = from_nats(loss, base)
     if z_loss is not None:
         loss = loss + scale_or_zero(jnp.asarray(z_loss, loss.dtype), row.statistics.log_normalizer**2)
-    # an id that is no class has NaN and gradient 0, whatever else is added
-    return loss if coefficients == Coefficients(None, None) else jnp.where(jnp.isnan(hard), hard, loss)
+    # The loss of an id out of range is NaN with gradient 0, whatever is added to it.
+    is_plain = coefficients == Coefficients(None, None)
+    return loss if is_plain else jnp.where(jnp.isnan(cross_entropy), cross_entropy, loss)
 
 
 def distribution_cross_entropy(p: ArrayLike, q: ArrayLike, *, base: Number = 10.0, axis: Axis = -1) -> Array:
@@ -170,18 +161,18 @@ def _cross_entropy(axis, p, q):
 
 
 def _forward(axis, p, q):
-    ps, qs = (a.astype(arrays.accumulation_dtype(p, q)) for a in (p, q))
-    massive = ps != 0
-    return -jnp.sum(ps * jnp.log(jnp.where(massive, qs, 1)), axis), (p, q)
+    wide_p, wide_q = (a.astype(arrays.accumulation_dtype(p, q)) for a in (p, q))
+    has_mass = wide_p != 0
+    return -jnp.sum(wide_p * jnp.log(jnp.where(has_mass, wide_q, 1)), axis), (p, q)
 
 
 def _backward(axis, residuals, g):
     p, q = residuals
-    ps, qs, g = p.astype(g.dtype), q.astype(g.dtype), jnp.expand_dims(g, axis)
-    massive = ps != 0
+    wide_p, wide_q, g = p.astype(g.dtype), q.astype(g.dtype), jnp.expand_dims(g, axis)
+    has_mass = wide_p != 0
     # ∂H/∂p_i = −ln q_i    ∂H/∂q_i = −p_i / q_i, and 0 where p_i is 0
-    dp = -jnp.log(qs) * g
-    dq = -jnp.where(massive, ps / jnp.where(massive, qs, 1), 0) * g
+    dp = -jnp.log(wide_q) * g
+    dq = -jnp.where(has_mass, wide_p / jnp.where(has_mass, wide_q, 1), 0) * g
     return dp.astype(p.dtype), dq.astype(q.dtype)
 
 
@@ -257,38 +248,11 @@ def linear_cross_entropy(
     >>> print(softjax.linear_cross_entropy(hidden, kernel, jnp.array([2, 1])).round(4))
     1.0872
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    layer_arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    labelled = partial(check_labels, labels, name="hidden @ kernel")
-    plan, problem = make_plan(hidden, kernel, labelled, names=names, **layer_arrays, **given)
+    layer = check_layer(hidden, kernel, bias)
+    labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    plan, inputs = make_plan(layer, labels, given)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
-    static = _LayerConfig(plan, options.base(base), options.reduction(reduction))
-    return _linear_cross_entropy(static, problem, coefficients)
-
-
-class _LayerConfig(NamedTuple):
-    plan: Plan
-    base: float
-    reduction: str
-
-
-@partial(jax.jit, static_argnums=0)
-def _linear_cross_entropy(static, problem, coefficients):
-    coefficients = jax.tree.map(lambda a: jnp.asarray(a).astype(static.plan.layer.dtype), coefficients)
-    out = static.plan.split.output_spec if static.reduction == "none" else P()
-    local = _local_losses if static.reduction == "none" else _local_sum
-    over = static.plan.shard_map(partial(local, static), problem, (coefficients, ()), out)
-    return over(problem, coefficients, ())
-
-
-def _local_losses(static, problem, coefficients, _):
-    plan = static.plan
-    row = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(problem), problem.shape)
-    return reduce(smoothed_loss(row, coefficients, static.base), plan.weights(problem), "none")
-
-
-def _local_sum(static, problem, coefficients, _):
-    plan = static.plan
-    summed = plan.chunk_config(STATISTICS_IN_CACHE)._replace(row_loss=CrossEntropy(static.base))
-    total, _ = fused_loss_sum(summed, *plan.into_full_chunks(problem), coefficients)
-    return plan.reduce(problem, total, static.reduction)
+    row_loss = ElementwiseLoss(smoothed_loss, options.base(base))
+    config = LayerConfig(plan, STATISTICS_IN_CACHE, row_loss, options.reduction(reduction))
+    return layer_loss(config, inputs, coefficients)[0]

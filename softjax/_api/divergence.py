@@ -1,22 +1,18 @@
 """Distillation: how far a student's distribution is from that of its teacher, of logits or of two last layers."""
 
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
-from softjax._api.evaluate import LogitsConfig, logits_loss
+from softjax._api.evaluate import LayerConfig, LogitsConfig, layer_loss, logits_loss
 from softjax._args import arrays, options
 from softjax._args.labels import Teacher
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Kind, Number, Reduction
-from softjax._linear.fused import fused_loss_sum
-from softjax._linear.plan import Plan, make_plan, with_teacher
-from softjax._linear.recomputed import rows_in_shape
+from softjax._linear.plan import LayerOptions, check_layer, make_plan, with_teacher
+from softjax._linear.row_losses import ElementwiseLoss
 from softjax._mesh.placement import require_varying_classes, split_for_logits
 from softjax._rows.divergence import DIVERGENCES
-from softjax._rows.reduction import from_nats, reduce
+from softjax._rows.reduction import from_nats
 
 
 def divergence(
@@ -80,13 +76,11 @@ def divergence(
         raise ValueError(f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher.shape}.")
     where, weights = arrays.where(where, logits), arrays.weights(weights, arrays.samples_shape(logits.shape, axis))
     target = _teacher_target(kind, beta, temperature)._replace(logits=lax.stop_gradient(teacher))
-    split = require_varying_classes(
-        split_for_logits(axis_name, batch_axis_name, logits, axis), "teacher_logits", teacher
-    )
-    static = LogitsConfig(
-        axis, split, DIVERGENCES[kind], DivergenceLoss(options.base(base)), options.reduction(reduction)
-    )
-    return logits_loss(static, logits, target, where, weights, ())
+    split = split_for_logits(axis_name, batch_axis_name, logits, axis)
+    require_varying_classes(split, "teacher_logits", teacher)
+    row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
+    config = LogitsConfig(axis, split, DIVERGENCES[kind], row_loss, options.reduction(reduction))
+    return logits_loss(config, logits, target, where, weights, ())
 
 
 def linear_divergence(
@@ -145,55 +139,23 @@ def linear_divergence(
     >>> print(softjax.linear_divergence(hidden, kernel, teacher_hidden, teacher_kernel, temperature=2.0).round(4))
     0.0788
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    layer_arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    one = make_plan(hidden, kernel, lambda _: Teacher(None, None, None), names=names, **layer_arrays, **given)
-    plan, problem = with_teacher(*one, teacher_hidden, teacher_kernel, teacher_bias, teacher_logit_softcap)
-    static = _DivergenceConfig(plan, kind, DivergenceLoss(options.base(base)), options.reduction(reduction))
-    return _linear_divergence(static, problem._replace(labels=_teacher_target(kind, beta, temperature)))
+    student = check_layer(hidden, kernel, bias)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    plan, inputs = make_plan(student, Teacher(None, None, None), given)
+    teacher = check_layer(teacher_hidden, teacher_kernel, teacher_bias, "teacher_")
+    plan, inputs = with_teacher(plan, inputs, lax.stop_gradient(teacher), teacher_logit_softcap)
+    inputs = inputs._replace(labels=_teacher_target(kind, beta, temperature))
+    row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
+    return layer_loss(LayerConfig(plan, DIVERGENCES[kind], row_loss, options.reduction(reduction)), inputs)[0]
 
 
 def _teacher_target(kind: Any, beta: Any, temperature: Any) -> Teacher:
-    """What is to be learnt of a teacher, apart from its logits."""
+    """The target of a divergence, still without the teacher's logits."""
     options.choice("kind", kind, DIVERGENCES)
     t = options.scalar("temperature", temperature, "finite and greater than 0", lambda number: number > 0)
     b = options.scalar("beta", beta, "in [0, 1]", lambda number: 0 <= number <= 1)
     return Teacher(None, None if isinstance(t, float) and t == 1 else t, b if kind == "jensen_shannon" else None)
 
 
-class DivergenceLoss(NamedTuple):
-    """A loss of rows."""
-
-    base: float
-
-    def __call__(self, _: Any, nats: Array, __: Any = None) -> tuple[Array, None]:
-        return from_nats(nats, self.base), None
-
-
-class _DivergenceConfig(NamedTuple):
-    plan: Plan
-    kind: Literal["forward_kl", "reverse_kl", "jensen_shannon"]
-    row_loss: DivergenceLoss
-    reduction: str
-
-
-@partial(jax.jit, static_argnums=0)
-def _linear_divergence(static, problem):
-    teacher = lax.stop_gradient((problem.parameters.teacher, problem.teacher))
-    problem = problem._replace(parameters=problem.parameters._replace(teacher=teacher[0]), teacher=teacher[1])
-    out = static.plan.split.output_spec if static.reduction == "none" else P()
-    local = _local_rows if static.reduction == "none" else _local_sum
-    return static.plan.shard_map(partial(local, static), problem, ((), ()), out)(problem, (), ())
-
-
-def _local_rows(static, problem, *_):
-    plan = static.plan
-    nats = rows_in_shape(plan.chunk_config(DIVERGENCES[static.kind]), plan.into_chunks(problem), problem.shape)
-    return reduce(static.row_loss((), nats)[0], plan.weights(problem), "none")
-
-
-def _local_sum(static, problem, *_):
-    plan = static.plan
-    summed = plan.chunk_config(DIVERGENCES[static.kind])._replace(row_loss=static.row_loss)
-    total, _ = fused_loss_sum(summed, *plan.into_full_chunks(problem), ())
-    return plan.reduce(problem, total, static.reduction)
+def _divergence_loss(_: Any, divergence: Array, base: float) -> Array:
+    return from_nats(divergence, base)

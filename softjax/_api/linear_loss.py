@@ -6,20 +6,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
-from jax.sharding import PartitionSpec as P
 
+from softjax._api.evaluate import LayerConfig, run_layer_loss
 from softjax._args import arrays, options
 from softjax._args.labels import SparseLabels
-from softjax._args.types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
+from softjax._args.types import ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
 from softjax._args.validation import check_labels
-from softjax._linear import chunks
-from softjax._linear.closures import hoist_row_loss
-from softjax._linear.fused import fused_loss_sum, guard_ignored
-from softjax._linear.plan import Plan, make_plan
-from softjax._linear.recomputed import rows_in_shape
-from softjax._rows.reduction import reduce
-from softjax._rows.statistics import STATISTICS_IN_CACHE, Statistics
+from softjax._linear.plan import LayerOptions, Plan, check_layer, make_plan
+from softjax._linear.row_losses import CallerLoss
+from softjax._rows.statistics import STATISTICS_IN_CACHE
 
 
 def linear_loss(
@@ -94,47 +89,46 @@ def linear_loss(
     """
     if not callable(row_loss):
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    layer_arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    labelled = partial(check_labels, labels, name="hidden @ kernel")
-    plan, problem = make_plan(hidden, kernel, labelled, names=names, **layer_arrays, **given)
-    leaves, tree = arrays.row_args(row_args, problem.shape)
-    static = _LossConfig(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))
-    return _compiled(row_loss)(static, problem, leaves)
+    layer = check_layer(hidden, kernel, bias)
+    labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    plan, inputs = make_plan(layer, labels, given)
+    leaves, tree = arrays.row_args(row_args, inputs.shape)
+    config = _CallConfig(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))
+    value, aux = _compiled(row_loss)(config, inputs, leaves)
+    return (value, aux) if has_aux else value
 
 
-class _LossConfig(NamedTuple):
+class _CallConfig(NamedTuple):
+    """The static part of a call, without the row loss."""
+
     plan: Plan
     tree: Any
-    """Of the row arguments."""
+    """The structure of the row arguments."""
     reduction: str
     has_aux: bool
 
-    def of_row(self, row_loss: Callable[..., Any]) -> Callable[..., tuple[Array, Any]]:
-        """The caller's loss of a row and the leaves of its arguments, and what is measured beside it."""
 
-        def of(row: Statistics, args: list[Array]) -> tuple[Array, Any]:
-            result = row_loss(row, *jax.tree.unflatten(self.tree, args))
-            return arrays.row_loss_result(result, self.has_aux)
-
-        return of
+def _linear_loss(get_row_loss, call, inputs, leaves):
+    row_loss = CallerLoss(get_row_loss(), call.tree, call.has_aux)
+    return run_layer_loss(LayerConfig(call.plan, STATISTICS_IN_CACHE, row_loss, call.reduction), inputs, (), leaves)
 
 
 _compiled_losses: Any = weakref.WeakKeyDictionary()
 
 
 def _compiled(row_loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for a function that closes over no array, else for this call alone."""
-    if _closes_over_arrays(row_loss):
+    """`_linear_loss` under `jit`: one for each function that closes over no array, otherwise one for this call."""
+    if _may_close_over_arrays(row_loss):
         return jax.jit(partial(_linear_loss, lambda: row_loss), static_argnums=0)
     if row_loss not in _compiled_losses:
-        # weakly, so that neither the function nor its program outlives the caller's use of it
+        # A weak reference, so that neither the function nor its program outlives the caller's use of it.
         _compiled_losses[row_loss] = jax.jit(partial(_linear_loss, weakref.ref(row_loss)), static_argnums=0)
     return _compiled_losses[row_loss]
 
 
-def _closes_over_arrays(function: Callable[..., Any]) -> bool:
-    """Whether it may: of anything but a function of Python and what that closes over, nobody knows."""
+def _may_close_over_arrays(function: Callable[..., Any]) -> bool:
+    """False for a Python function that closes over plain constants at most; True for any other callable."""
     cells = getattr(function, "__closure__", ())
     if cells is None and not getattr(function, "__defaults__", None) and not getattr(function, "__kwdefaults__", None):
         return False
@@ -142,31 +136,3 @@ def _closes_over_arrays(function: Callable[..., Any]) -> bool:
         return True
     constants = (bool, int, float, str, bytes, type(None))
     return not all(isinstance(cell.cell_contents, constants) for cell in cells)
-
-
-def _linear_loss(function, static, problem, row_args):
-    plan, of_row = static.plan, static.of_row(function())
-    one = plan.split.output_spec
-    local = partial(_local_rows if static.reduction == "none" else _local_sum, static, of_row)
-    out = (one if static.reduction == "none" else P(), one)
-    value, aux = plan.shard_map(local, problem, ((), row_args), out)(problem, (), row_args)
-    return (value, aux) if static.has_aux else value
-
-
-def _local_sum(static, of_row, problem, _, row_args):
-    plan = static.plan
-    parameters, samples = plan.into_full_chunks(problem, row_args)
-    static_of = plan.chunk_config(STATISTICS_IN_CACHE)
-    function, closed_over = hoist_row_loss(static_of, of_row, parameters, samples)
-    total, aux = fused_loss_sum(static_of._replace(row_loss=function), parameters, samples, closed_over)
-    return plan.reduce(problem, total, static.reduction), chunks.merge_chunks(aux, problem.shape)
-
-
-def _local_rows(static, of_row, problem, _, row_args):
-    plan, weights = static.plan, static.plan.weights(problem)
-    row = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(problem), problem.shape).statistics
-    flat = jax.tree.map(lambda a: a.reshape((problem.samples, *a.shape[len(problem.shape) :])), (row, row_args))
-    if weights is not None:
-        flat = guard_ignored(flat, weights.reshape(-1, 1) != 0)
-    loss, aux = jax.tree.map(lambda a: a.reshape((*problem.shape, *a.shape[1:])), jax.vmap(of_row)(*flat))
-    return reduce(loss.astype(plan.layer.dtype), weights, "none"), lax.stop_gradient(aux)

@@ -1,22 +1,19 @@
 """Log-probabilities at a few classes, and the most probable classes."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from softjax._api.evaluate import layer_rows
-from softjax._api.softmax import _SoftmaxConfig
+from softjax._api.evaluate import layer_rows, logits_rows
 from softjax._args import arrays, options
-from softjax._args.labels import SparseLabels, TopKClasses, ids_without_mass
+from softjax._args.labels import TopKClasses, ids_without_mass
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Float, Integer, Number
 from softjax._args.validation import check_ids
-from softjax._linear.plan import LayerArrays, Plan, make_plan
+from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, make_plan
+from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
-from softjax._rows.block import make_block
 from softjax._rows.reduction import from_nats
-from softjax._rows.statistics import RowValues, row_statistics
+from softjax._rows.statistics import STATISTICS, RowValues
 
 
 def linear_log_probabilities(
@@ -59,14 +56,11 @@ def linear_log_probabilities(
     >>> print(softjax.linear_log_probabilities(jnp.array([[1.0, 0.0]]), kernel, jnp.array([[2, 0]])).round(4))
     [[-0.177  -1.0456]]
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-
-    def asked(logits: Any) -> SparseLabels:
-        return ids_without_mass(check_ids("ids", ids, logits[:-1]))
-
-    names = axis_name, batch_axis_name
-    plan, problem = make_plan(hidden, kernel, asked, names=names, bias=bias, where=where, **given)
-    _, surprisals = layer_rows(_few_classes, plan, problem)
+    layer = check_layer(hidden, kernel, bias)
+    labels = ids_without_mass(check_ids("ids", ids, layer.logits_shape[:-1]))
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, labels, given)
+    _, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return from_nats(-surprisals, options.base(base))
 
 
@@ -124,20 +118,19 @@ def linear_top_k(
     >>> print(top.ids, jnp.exp(top.log_probabilities).round(4))
     [[2 1]] [[0.6652 0.2447]]
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    most = TopKClasses(arrays.positive_integer("k", k))
-    names = axis_name, batch_axis_name
-    plan, problem = make_plan(hidden, kernel, lambda _: most, names=names, bias=bias, where=where, **given)
-    ids, surprisals = layer_rows(_few_classes, plan, problem)
+    layer, largest = check_layer(hidden, kernel, bias), TopKClasses(arrays.positive_integer("k", k))
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, largest, given)
+    ids, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return TopK(ids, from_nats(-surprisals, options.base(base)))
 
 
-def _few_classes(
-    plan: Plan, problem: LayerArrays, row: RowValues
+def _ids_and_surprisals(
+    plan: Plan, inputs: LayerInputs, values: RowValues
 ) -> tuple[Integer[Array, "*samples k"], Float[Array, "*samples k"]]:
-    """The few classes, and −ln q there, +inf where no class exists."""
-    exists = problem.parameters.exists
-    return row.ids, row.surprisals if exists is None else jnp.where(plan.any_class(exists), row.surprisals, jnp.inf)
+    """The few classes, and −ln q there: +inf if no class exists."""
+    exists, surprisals = inputs.parameters.exists, values.surprisals
+    return values.ids, surprisals if exists is None else jnp.where(plan.any_class(exists), surprisals, jnp.inf)
 
 
 def log_probabilities(
@@ -175,21 +168,14 @@ def log_probabilities(
     """
     logits, axis = arrays.logits(logits, axis)
     ids = check_ids("ids", ids, arrays.samples_shape(logits.shape, axis))
-    static = _SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis), options.base(base))
-    return _at_ids(static, logits, ids_without_mass(ids), arrays.where(where, logits))
-
-
-@partial(jax.jit, static_argnums=0)
-def _at_ids(static, logits, asked, where):
-    axis, split, base = static
-
-    def local(logits: Array, asked: SparseLabels, where: Array | None) -> Array:
-        classes, logits, target, where = split.local_inputs(logits, asked, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
-        surprisals = row_statistics(classes, make_block(classes, logits, target, exist, some)).surprisals
-        surprisals = surprisals if some is None else jnp.where(some, surprisals, jnp.inf)
-        return from_nats(-jnp.moveaxis(surprisals, axis, -1), base)
-
-    return split.shard_map(local, split.input_specs(logits, asked, where, axis), split.output_spec)(
-        logits, asked, where
+    split, base = split_for_logits(axis_name, None, logits, axis), options.base(base)
+    surprisals = logits_rows(
+        _surprisals_last, axis, split, STATISTICS, logits, ids_without_mass(ids), arrays.where(where, logits)
     )
+    return from_nats(-surprisals, base)
+
+
+def _surprisals_last(classes: ClassAxis, values: RowValues, any_class: Array | None) -> Float[Array, "*samples k"]:
+    surprisals = values.surprisals
+    surprisals = surprisals if any_class is None else jnp.where(any_class, surprisals, jnp.inf)
+    return jnp.moveaxis(surprisals, classes.axis, -1)

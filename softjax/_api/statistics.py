@@ -1,20 +1,18 @@
 """Row statistics of logits, and of a linear layer."""
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from softjax._api.evaluate import layer_rows
+from softjax._api.evaluate import layer_rows, logits_rows
 from softjax._args import arrays
-from softjax._args.labels import Labels, SparseLabels
+from softjax._args.labels import SparseLabels
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Number
 from softjax._args.validation import check_labels
-from softjax._linear.plan import LayerArrays, Plan, make_plan
+from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, make_plan
+from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
-from softjax._rows.block import make_block
 from softjax._rows.statistics import STATISTICS, STATISTICS_IN_CACHE, RowValues, Statistics, fill_empty_rows
 
 
@@ -61,26 +59,14 @@ def statistics(
     logits, axis = arrays.logits(logits, axis)
     labels = check_labels(labels, logits.shape, axis)
     split = split_for_logits(axis_name, None, logits, axis)
-    rule = (
-        STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
-    )  # traced, what nobody reads is not computed
-    return _statistics((axis, split, rule), logits, labels, arrays.where(where, logits))
+    # A program does not compute what nobody reads; an eager call computes all statistics, each in a pass of its own.
+    rule = STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
+    return logits_rows(_logits_statistics, axis, split, rule, logits, labels, arrays.where(where, logits))
 
 
-@partial(jax.jit, static_argnums=0)
-def _statistics(static, logits, labels, where):
-    axis, split, rule = static
-
-    def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
-        classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
-        block = make_block(classes, logits, target, exist, some)
-        row = rule.apply(classes, block).statistics
-        return row if where is None else fill_empty_rows(row, classes.squeeze(~classes.any(where)))
-
-    return split.shard_map(local, split.input_specs(logits, labels, where, axis), split.output_spec)(
-        logits, labels, where
-    )
+def _logits_statistics(classes: ClassAxis, values: RowValues, any_class: Array | None) -> Statistics:
+    statistics = values.statistics
+    return statistics if any_class is None else fill_empty_rows(statistics, classes.squeeze(~any_class))
 
 
 def linear_statistics(
@@ -126,17 +112,15 @@ def linear_statistics(
     >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
     0.3133 3.0486
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    names = axis_name, batch_axis_name
-    labelled = partial(check_labels, labels, name="hidden @ kernel")
-    plan, problem = make_plan(hidden, kernel, labelled, names=names, bias=bias, where=where, **given)
-    return layer_rows(_layer_statistics, plan, problem)
+    layer = check_layer(hidden, kernel, bias)
+    labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, labels, given)
+    return layer_rows(_layer_statistics, plan, inputs)
 
 
-def _layer_statistics(plan: Plan, problem: LayerArrays, row: RowValues) -> Statistics:
-    numbers, exists = row.statistics, problem.parameters.exists
-    return (
-        numbers
-        if exists is None
-        else fill_empty_rows(numbers, jnp.broadcast_to(~plan.any_class(exists), problem.shape))
-    )
+def _layer_statistics(plan: Plan, inputs: LayerInputs, values: RowValues) -> Statistics:
+    statistics, exists = values.statistics, inputs.parameters.exists
+    if exists is None:
+        return statistics
+    return fill_empty_rows(statistics, jnp.broadcast_to(~plan.any_class(exists), inputs.shape))

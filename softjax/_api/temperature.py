@@ -12,9 +12,9 @@ from softjax._args.labels import SparseLabels, target_from_labels
 from softjax._args.types import Array, ArrayLike, Float
 from softjax._args.validation import check_labels
 from softjax._mesh.axes import ClassAxis, varying_like
-from softjax._rows.block import make_block
+from softjax._rows.block import apply_rule, make_block
 from softjax._rows.edges import nan_where
-from softjax._rows.statistics import row_statistics
+from softjax._rows.statistics import STATISTICS
 from softjax._xla import one_cpu
 
 _LAST_AXIS = ClassAxis(-1)
@@ -88,7 +88,7 @@ def _derivatives_by_inverse(below, labels, weights, beta):
     def sums(beta):
         x = jnp.where(dropped, -jnp.inf, finite * beta)
         target = target_from_labels(labels, x.shape[-1], -1)
-        s = row_statistics(_LAST_AXIS, make_block(_LAST_AXIS, x, target, None, None)).statistics
+        s = apply_rule(STATISTICS, make_block(_LAST_AXIS, x, target, None, None)).statistics
         w = jnp.ones_like(s.entropy) if weights is None else weights.astype(s.entropy.dtype)
         counted = (w != 0) & (s.cross_entropy != jnp.inf)
         h, entropy = (jnp.sum(w * jnp.where(counted, n, 0)).astype(beta.dtype) for n in (s.cross_entropy, s.entropy))

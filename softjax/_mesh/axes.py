@@ -23,6 +23,7 @@ NO_CLASS = 2**31 - 1
 """Stands for a class that is none of a row."""
 
 
+@jax.tree_util.register_static
 class ClassAxis(NamedTuple):
     """The class axis, counted from the end, and the mesh axes over which the classes are split."""
 
