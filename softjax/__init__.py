@@ -20,8 +20,8 @@ an argument `axis_name` also take logits or kernels whose class dimension is sha
     log_softmax, linear_top_k                            metrics
     distribution_cross_entropy
 
-**Confident rows are exact.** Where one logit stands far above the others, 1 + Σ_j exp(x_j − max x) rounds to 1, and a
-loss computed from it is 0. softjax sums the other classes separately, so their digits survive.
+**Confident rows are exact.** Where one logit x_k stands far above the others, 1 + Σ_{j≠k} exp(x_j − x_k) rounds to 1.
+A loss computed from this sum is 0. softjax keeps the sum over the other classes apart from the 1, with all its digits.
 
 >>> loss, gradient = jax.value_and_grad(softjax.cross_entropy)(jnp.array([40.0, 0.0, 0.0]), jnp.array(0), base=math.e)
 >>> print(f"{loss:.2e}", *(f"{g:.2e}" for g in gradient))
