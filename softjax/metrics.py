@@ -193,7 +193,8 @@ class Calibration:
 
         `share` is the bin's fraction of the total weight. The error is 0 if every weight is 0.
         """
-        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), jnp.sum(self.weight, -1))
+        total_weight = jnp.sum(self.weight, -1)
+        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total_weight)
 
     def maximum_error(self) -> Array:
         """The maximum calibration error: the largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
