@@ -1,4 +1,4 @@
-"""Any loss of the numbers of a row, over the last linear layer, and what is measured beside it."""
+"""A custom loss of the row statistics of a linear layer, with auxiliary outputs."""
 
 import weakref
 from collections.abc import Callable
@@ -34,43 +34,40 @@ def linear_loss(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Any:
-    """Σ weight · row_loss(statistics, *row_args), of the statistics of hidden @ kernel + bias, without the logits.
+    """A custom loss of the row statistics of `hidden @ kernel + bias`, with the logits never materialised.
 
-    Any loss of a policy or a classifier that is a function of the `Statistics` of a row, with its gradient, for three
-    matrix products. What `row_loss` does not read is not computed.
+        Σ weight · row_loss(s, *row_args)        with s = statistics(hidden @ kernel + bias, labels) of one sample
+
+    Use it for any loss that is a function of the `Statistics` of a sample, such as a policy-gradient loss or the
+    functions in `softjax.losses`. Value and gradient take three matmuls. Statistics that `row_loss` does not read are
+    not computed.
+
+    An eager call reuses the compiled program of the same `row_loss` object if it closes over no array. Define
+    `row_loss` once, outside of a training loop. Under `jit` this makes no difference.
 
     Args:
-        row_loss: a function of one sample: `Statistics` of scalars, and the sample's entry of each of `row_args`, to a
-            real scalar, or with `has_aux` to `(loss, aux)`, `aux` a pytree of arrays of any dtype. It is mapped over
-            the samples. Derivatives reach arrays that it closes over (under Explicit axes JAX allows concrete ones
-            only: pass traced ones as `row_args`).
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
-        row_args: arrays, or pytrees of arrays, `[*samples, …]`; differentiable where they are floating.
-        bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
-            (what the kernel holds for them must be finite).
-        weights: boolean or real, broadcastable to `[*samples]`. A sample of weight 0 may hold anything.
-        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
-        reduction: "sum"; "mean", over Σ weight, 0 where that is 0; "none", one number for each sample, whose gradient
-            takes a fourth product.
-        has_aux: whether `row_loss` gives `(loss, aux)`. What is measured beside the loss takes no further product, and
-            no derivative flows through it; for samples of weight 0 it may be anything.
-        block_size: the samples of a block, chosen from the shapes and the platform if None.
-        precision: as in `linear_cross_entropy`.
+        row_loss: a function of one sample, vectorised over the samples. It takes the sample's `Statistics`, in nats, as
+            scalars, and the sample's entry of each of `row_args`. It returns a real scalar, or `(loss, aux)` if
+            `has_aux` is True. Derivatives also reach arrays that it closes over. Under Explicit mesh axes JAX allows
+            only concrete arrays there: pass traced ones as `row_args`.
+        hidden, kernel, labels: as in `linear_cross_entropy`.
+        row_args: arrays or pytrees of arrays, `[*samples, …]`; differentiable if floating.
+        weights: boolean or real, broadcastable to `[*samples]`. Samples of weight 0 are ignored, whatever they hold.
+        reduction: "sum". "mean" divides the sum by Σ weight, and is 0 when Σ weight is 0. "none" gives one value per
+            sample; its gradient takes a fourth matmul.
+        has_aux: True if `row_loss` returns `(loss, aux)`, with `aux` a pytree of arrays of any dtype. `aux` takes no
+            further matmul, and no derivative flows through it. Its values for samples of weight 0 are unspecified.
+        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        A scalar, or `[*samples]` if `reduction` is "none", float32 or float64; with `has_aux` `(value, aux)`, each leaf
-        of `aux` `[*samples, …]`.
+        A scalar, or `[*samples]` if `reduction` is "none", in the units of `row_loss`, float32 or float64. With
+        `has_aux` it is `(value, aux)`, each leaf of `aux` `[*samples, …]`.
 
     Raises:
-        TypeError: `row_loss` is not a function or gives no real floating number (and `aux`), or a wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
-
-    An eager call compiles once for each `row_loss` that is the same object and closes over no array; under `jit` it
-    makes no difference.
+        TypeError: `row_loss` is not a function or does not return a real floating scalar (and `aux`), or a dtype is
+            wrong.
+        ValueError: a shape or a value is not valid.
 
     Source: the gradients are those of `statistics`, taken in the forward pass as in Hsu et al. 2024, arXiv:2410.10989.
 
@@ -82,9 +79,9 @@ def linear_loss(
     >>> print(loss(jnp.eye(2)).round(4))
     -2.7431
     >>> def with_accuracy(s):
-    ...     return s.cross_entropy, {"hit": s.label_rank == 0}
+    ...     return s.cross_entropy, {"correct": s.label_rank == 0}
     >>> value, aux = softjax.linear_loss(with_accuracy, jnp.eye(2), kernel, labels, reduction="mean", has_aux=True)
-    >>> print(value.round(4), aux["hit"])
+    >>> print(value.round(4), aux["correct"])
     1.6809 [ True False]
     """
     if not callable(row_loss):

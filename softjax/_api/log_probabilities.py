@@ -1,4 +1,4 @@
-"""Log-probabilities at a few classes, and the most probable classes."""
+"""Log-probabilities of selected classes, and the k most probable classes."""
 
 from typing import Any, NamedTuple
 
@@ -30,24 +30,27 @@ def linear_log_probabilities(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
-    """`log_probabilities(hidden @ kernel + bias, ids)`, without an array of all logits, forward or backward.
+    """The log-probabilities of k selected classes of `hidden @ kernel + bias`, with the logits never materialised.
 
-    One matrix product forward, three more backward, since logits are computed again.
+        log_b q at ids = log_probabilities(x, ids)        with x = hidden @ kernel + bias
+
+    Use it to score the tokens of a language model. It takes one matmul forward and three backward, because the backward
+    pass computes the logits again.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
+        hidden, kernel: as in `linear_cross_entropy`.
         ids: integer class ids `[*samples, k]`.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        bias, where, logit_softcap, block_size, precision, axis_name, batch_axis_name: as in `linear_cross_entropy`.
+        base: as in `cross_entropy`.
+        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        log_b q at the ids, `[*samples, k]`, float32 or float64; NaN with gradient 0 for an id out of range, −inf with
-        gradient 0 for a class that `where` leaves out.
+        `[*samples, k]`, in units of `base`, float32 or float64. An id out of range gives NaN, a masked class −inf, both
+        with zero gradient.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, `ids` that are not integer.
-        ValueError: shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or `ids` are not integer.
+        ValueError: a shape or a value is not valid.
 
     Source: the gradient is that of the DeepLibs softmax document, summed over the k classes.
 
@@ -65,9 +68,13 @@ def linear_log_probabilities(
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of each sample, the most probable first.
+    """The k most probable classes of each sample, the most probable first, as `linear_top_k` returns them.
 
-    `SparseLabels(t.ids, jnp.exp(t.log_probabilities))` makes labels of those that `base=math.e` gave.
+    With `base=math.e`, `SparseLabels(t.ids, jnp.exp(t.log_probabilities))` turns them into labels.
+
+    Attributes:
+        ids: class ids `[*samples, k]`, int32, global on a mesh.
+        log_probabilities: log_b q of these classes `[*samples, k]`.
     """
 
     ids: Integer[Array, "*samples k"]
@@ -88,29 +95,29 @@ def linear_top_k(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> TopK:
-    """The k largest of softmax(hidden @ kernel + bias), without an array of all logits.
+    """The k most probable classes of softmax(hidden @ kernel + bias), with the logits never materialised.
 
-    How a teacher writes labels for a student. One matrix product; of classes that are split over devices each gives its
-    own k, and nothing larger goes from one to another.
+    Use it to write the sparse labels of a teacher for distillation. It takes one matmul. If the classes are sharded,
+    each device finds its own top k, and devices exchange nothing larger.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        k: how many, at most the number of classes.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        bias, where, logit_softcap, block_size, precision, axis_name, batch_axis_name: as in `linear_cross_entropy`.
+        hidden, kernel: as in `linear_cross_entropy`.
+        k: how many classes to return, at most the number of classes.
+        base: as in `cross_entropy`.
+        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        `TopK`: `ids`, int32, and `log_probabilities`, float32 or float64, both `[*samples, k]`, sorted as
-        `jax.lax.top_k` sorts. Where fewer than k classes exist, the last ones have log-probability −inf. The gradient
-        is that of `linear_log_probabilities` at these ids.
+        `TopK`: `ids`, int32, and `log_probabilities` in units of `base`, float32 or float64, both `[*samples, k]`. The
+        order is that of `jax.lax.top_k`. If fewer than k classes exist, the last log-probabilities are −inf. The
+        gradient is that of `linear_log_probabilities` at these ids.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, `k` that is not an integer.
-        ValueError: `k` larger than the number of classes, shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or `k` is not an integer.
+        ValueError: `k` is larger than the number of classes, or another shape or value is not valid.
 
-    Source: the labels of a teacher at its most probable classes are those of sparse knowledge distillation, Anshumann
-    et al. 2025, arXiv:2503.16870.
+    Source: top-k labels of a teacher are those of sparse knowledge distillation, Anshumann et al. 2025,
+    arXiv:2503.16870.
 
     >>> import math, jax.numpy as jnp, softjax
     >>> kernel = jnp.array([[0.0, 1.0, 2.0], [0.0, 4.0, 9.0]])
@@ -142,23 +149,23 @@ def log_probabilities(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    """log_b q at k classes of each sample, exact for confident rows, without an array of all log-probabilities.
+    """The log-probabilities log_b q of k selected classes per sample, in hartleys by default.
+
+    They are exact for confident rows. The log-probabilities of all classes are never materialised. Use it to score
+    actions, answers or tokens.
 
     Args:
-        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        ids: integer class ids `[*samples, k]`, k last whatever `axis` is.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        axis: the class axis of `logits`.
-        where: boolean, broadcastable to `logits`: the classes that exist.
-        axis_name: as in `softmax`; ids stay global.
+        logits, base, axis, where: as in `cross_entropy`.
+        ids: integer class ids `[*samples, k]`; k is the last axis, whatever `axis` is.
+        axis_name: as in `softmax`. Class ids stay global.
 
     Returns:
-        `[*samples, k]`, float32, or float64 if `logits` are; NaN with gradient 0 for an id out of range, −inf with
-        gradient 0 for a class that `where` leaves out.
+        `[*samples, k]`, in units of `base`, float64 if `logits` are float64, else float32. An id out of range gives
+        NaN, a masked class −inf, both with zero gradient.
 
     Raises:
-        TypeError: `logits` that are not real floating, `ids` that are not integer, `where` not boolean.
-        ValueError: a shape, an axis or a `base` that does not fit.
+        TypeError: `logits` are not real floating, `ids` are not integer, or `where` is not boolean.
+        ValueError: a shape, an axis or `base` is not valid.
 
     Source: the gradient is that of the DeepLibs softmax document, summed over the k classes.
 

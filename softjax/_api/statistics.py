@@ -24,32 +24,32 @@ def statistics(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Statistics:
-    """The numbers of each sample that the losses of this package are arithmetic on: ln Σ exp x, −ln q_y, the entropy …
+    """The row statistics of logits, from which `softjax.losses` and `softjax.metrics` are computed, in nats.
 
-    Read them by name. What is not used costs nothing under `jit`, forward or backward; an eager call computes all. The
-    log-probability of the label is −`cross_entropy`, exact for confident rows and near logits of 1e4, where
-    `label_logit` − `log_normalizer` loses its digits.
+    Use them for a loss or a metric of your own. Read fields by name: under `jit`, an unused field costs nothing,
+    forward or backward. An eager call computes all fields.
+
+    The log-probability of the label is −`cross_entropy`. It is exact for confident rows and for logits near 1e4. The
+    difference `label_logit` − `log_normalizer` loses its digits there.
 
     Args:
-        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        labels: integer class ids `[*samples]`, a floating distribution of the shape of `logits`, or `SparseLabels`.
-        axis: the class axis of `logits`.
-        where: boolean, broadcastable to `logits`: the classes that exist.
-        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
-            the call, else of the mesh in context. Class ids stay global.
+        logits, labels, axis, where: as in `cross_entropy`.
+        axis_name: as in `softmax`. Class ids stay global.
 
     Returns:
-        `Statistics`, each `[*samples]`, in nats, float32, or float64 if `logits` or a distribution are float64; the
-        `prediction` and the `label_rank` are int32. For a class id out of range `label_logit` and `cross_entropy` are
-        NaN, with slope 0, and the rank is −1; for a class that `where` leaves out they are −inf, +inf and 2³¹ − 1. A
-        row without classes has `log_normalizer` and `max_logit` −inf, prediction and rank −1, and 0 elsewhere.
+        `Statistics`, each field `[*samples]`. `prediction` and `label_rank` are int32. The other fields are float64 if
+        `logits` or a distribution are float64, else float32. Edge cases:
+
+        - Class id out of range: `label_logit` and `cross_entropy` are NaN with zero gradient, `label_rank` is −1.
+        - Class id of a masked class: these three fields are −inf, +inf and 2³¹ − 1.
+        - No class exists: `log_normalizer` and `max_logit` are −inf, `prediction` and `label_rank` −1, other fields 0.
 
     Raises:
-        TypeError: `logits` that are not real floating, labels neither integer nor floating, `where` not boolean.
-        ValueError: a shape or an axis that does not fit.
+        TypeError: `logits` are not real floating, `labels` are neither integer nor floating, or `where` is not boolean.
+        ValueError: a shape or an axis is not valid.
 
-    Source: the cross-entropy and its gradient q_j P − p_j are those of the DeepLibs softmax document; each field's
-    formula and derivative stand in `Statistics` and at the head of `softjax/_rows.py`.
+    Source: the cross-entropy and its gradient q_j Σ_i p_i − p_j are those of the DeepLibs softmax document.
+    `Statistics` has the formula of each field; `softjax/_rows/statistics.py` has the derivatives.
 
     >>> import jax.numpy as jnp, softjax
     >>> s = softjax.statistics(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array(4))
@@ -82,28 +82,23 @@ def linear_statistics(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Statistics:
-    """`statistics(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
+    """The row statistics of `hidden @ kernel + bias`, with the logits never materialised, forward or backward.
 
-    A loss of them takes four matrix products with its gradient, since logits are computed again; `linear_loss` three.
+        s = statistics(x, labels)        with x = hidden @ kernel + bias
+
+    Use them to evaluate a language model, or for a loss that needs the values of all samples at once. Such a loss and
+    its gradient take four matmuls, because the backward pass computes the logits again. `linear_loss` takes three.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
-        bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
-            (what the kernel holds for them must be finite).
-        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
-        block_size: the samples of a block, chosen from the shapes and the platform if None.
-        precision: as in `linear_cross_entropy`.
+        hidden, kernel, labels, bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        `Statistics`, each `[*samples]`, in nats, float32 or float64. What is not used costs nothing under `jit`.
+        `Statistics`, as `statistics` returns them. Under `jit`, an unused field costs nothing.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, or another wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or another dtype is wrong.
+        ValueError: a shape or a value is not valid.
 
     Source: the gradients are those of `statistics`.
 

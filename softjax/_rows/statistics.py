@@ -31,33 +31,38 @@ from softjax._xla.barrier import barrier, barrier_unless_one_cpu
 
 
 class Statistics(NamedTuple):
-    """What every loss here is made of: one number for each sample, in nats, float32 or wider. Read them by name.
+    """The row statistics, one value per sample: all losses and metrics of this package are functions of them.
 
-    With logits x, label y (or a distribution p) and q = softmax(x), over the C classes that exist:
+    Logarithms are natural, so entropies are in nats. `prediction` and `label_rank` are int32, the other fields float32
+    or wider. Read them by name. The formulas use logits x, a class id y or a distribution p, q = softmax(x), and the C
+    classes that exist.
+
+    Attributes:
+        log_normalizer: z = ln Σ_j exp x_j.
+        label_logit: a = x_y, or Σ_j p_j x_j.
+        mean_logit: m = Σ_j x_j / C.
+        entropy: H = −Σ_j q_j ln q_j.
+        cross_entropy: h = −ln q_y, or Σ_j p_j (z − x_j). NaN for a class id out of range.
+        collision: The collision probability, S = Σ_j q_j².
+        max_logit: The largest x_j. −inf if no class exists.
+        peak_entropy: The min-entropy, −ln max_j q_j.
+        prediction: The class of the largest x_j, the first of equals. −1 if no class exists.
+        label_rank: The number of classes that come before the label when logits are sorted in descending order, equal
+            logits by class id. 0 where the label is the prediction. The label of a distribution is its most probable
+            class, the first of equals. 2³¹ − 1 for a masked label. −1 for a class id out of range, and in a row that
+            holds NaN or has no mass.
     """
 
     log_normalizer: Float[Array, "*samples"]
-    """z = ln Σ_j exp x_j"""
     label_logit: Float[Array, "*samples"]
-    """a = x_y, or Σ_j p_j x_j"""
     mean_logit: Float[Array, "*samples"]
-    """m = Σ_j x_j / C"""
     entropy: Float[Array, "*samples"]
-    """H = −Σ_j q_j ln q_j"""
     cross_entropy: Float[Array, "*samples"]
-    """h = −ln q_y, or Σ_j p_j (z − x_j); NaN for a class id out of range"""
     collision: Float[Array, "*samples"]
-    """S = Σ_j q_j²"""
     max_logit: Float[Array, "*samples"]
-    """The largest x_j; −inf if no class exists"""
     peak_entropy: Float[Array, "*samples"]
-    """−ln q of the prediction"""
     prediction: Integer[Array, "*samples"]
-    """The class of the largest x_j, the first of equals; −1 if there is none"""
     label_rank: Integer[Array, "*samples"]
-    """How many classes come before the label's when logits are sorted downwards, equal ones by class: 0 where the label
-    is the prediction. Of a distribution, its most probable class's. −1 for an id out of range and in a row that holds
-    NaN or has no mass; 2³¹ − 1 for a label that `where` leaves out"""
 
     @classmethod
     def fill(cls, real: Any, integer: Any) -> "Statistics":
