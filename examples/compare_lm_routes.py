@@ -4,7 +4,7 @@
     python examples/compare_lm_routes.py --configs configs/lm.toml --rounds 50
 
 All routes see the same batches. Each round times one step of each route, in a random order. Temporary memory is what
-the compiled step needs beside its arguments and results.
+the compiled step needs in addition to its arguments and results.
 
 Writes lm-routes-<platform>.json and .png, and prints the table of results/README.md.
 """

@@ -23,7 +23,7 @@ class Contender(NamedTuple):
     library: str
     quantity: str
     call: Call
-    temporary_bytes: int | None = None  # the compiler's figure: memory beside arguments and results
+    temporary_bytes: int | None = None  # the compiler's figure: memory in addition to arguments and results
 
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]

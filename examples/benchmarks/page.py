@@ -33,7 +33,7 @@ _HOW_TO_READ = """\
 - "÷ X" is softjax's time divided by the time of X. Below 1, softjax is faster.
 - The *unfused baseline* materialises the logits, [samples, classes], and applies a loss to them.
 - *Three matmuls* are the logits and the gradients of hidden states and kernel, without a loss: the lower bound.
-- *Temporary memory* is what the compiled call needs beside its arguments and results. For softjax, this is an \
+- *Temporary memory* is what the compiled call needs in addition to its arguments and results. For softjax, this is an \
 accumulator of the kernel gradient, [classes, features], plus the logits of one chunk of samples. For the unfused \
 baseline, it is the logits of all samples, and often their gradient as well.
 
@@ -251,7 +251,7 @@ def _students(results: Results) -> Iterator[str]:
         "Command: `python examples/distil.py`. Data: [`distil.json`](distil.json). Machine: "
         f"{describe_machine(results)}. Three students have {parameters:.2f}× the parameters of their teacher. They "
         f"train for {results['evaluated'][-1]} steps each: on sparse labels (the teacher's "
-        f"top-{results['settings']['k']} tokens), on its hidden states, or on the text only."
+        f"top-{results['settings']['k']} tokens), on its hidden states, or on the text alone."
     )
     yield distil_report.table(results)
     yield (
