@@ -35,7 +35,8 @@ _HOW_TO_READ = """\
 - *Three matmuls* are the logits and the gradients of hidden states and kernel, without a loss: the lower bound.
 - *Temporary memory* is what the compiled call needs in addition to its arguments and results. For softjax, this is an \
 accumulator of the kernel gradient, [classes, features], plus the logits of one chunk of samples. For the unfused \
-baseline, it is the logits of all samples, and often their gradient as well.
+baseline, it is the logits of all samples, and often their gradient as well. If one chunk holds all samples, both need \
+about the same.
 
 To compare with your machine, run the command while no other program runs. \
 `python examples/benchmark.py --markdown examples/results` renders this page from the results files."""
@@ -103,7 +104,7 @@ def _core(results: Results) -> Iterator[str]:
     eager = [case.ratio("optax", quantity) for case in cases for quantity in core_report.QUANTITIES[2:]]
     values, gradients = (_core_ratios(results, quantity) for quantity in core_report.QUANTITIES[:2])
     yield f"## Softmax and cross-entropy{_heading_suffix(results)}"
-    yield _source(results)
+    yield f"{_source(results)} It times the mean cross-entropy of integer labels, called as users call it."
     yield core_report.markdown(results)
     page_faults = " Page faults of that new array take most of the time of a float32 gradient."
     yield (

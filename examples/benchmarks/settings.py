@@ -81,9 +81,12 @@ class Options(settings.Source):
     """Time softjax against optax, torch and hand-written losses. Write a JSON file, and for two parts a figure."""
 
     part: Literal["core", "linear", "growth", "chunks", "distil"] = "core"
-    """What to time. core: cross-entropy of given logits. linear: the last layer fused with its loss. growth: the same
-    for growing samples and classes. chunks: the same for each `block_size`. distil: the fused divergence from a
-    teacher."""
+    """What to time.
+    core: the cross-entropy of given logits.
+    linear: the last layer fused with its loss.
+    growth: linear, for growing numbers of samples and classes.
+    chunks: linear, for each `block_size`.
+    distil: the divergence from a teacher, fused with both last layers."""
     markdown: Path | None = None
     """Measure nothing. Print the tables of this results file, or the results page of a folder of results files."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
