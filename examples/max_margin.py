@@ -81,7 +81,7 @@ def build_table(results: dict[str, Any]) -> Table:
     reference = next(np.array(run["margin"]) for run in results["runs"] if (run["library"], run["dtype"]) == REFERENCE)
     table = Table(title=f"Margins. The hard margin is {hard:.5f}.")
     table.add_column(no_wrap=True)
-    for column in ("largest margin", "at step", "at logit gap", "last margin", "1 % behind from step", "time"):
+    for column in ("largest", "at step", "at gap", "last", "1 % behind\nfrom step", "time"):
         table.add_column(column, justify="right")
     for run in results["runs"]:
         margins = np.array(run["margin"])

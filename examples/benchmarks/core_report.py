@@ -10,8 +10,8 @@ from rich.table import Table
 PASS = ("read and write", "pass")
 QUANTITIES = ("value", "value and gradient", "eager value", "eager gradient")
 _CAPTION = (
-    "Median time per call in ms ± half the interquartile range. ÷: softjax's time divided by the other's. "
-    "Last two columns: temporary memory of the compiled call."
+    "Median time per call ± half the interquartile range. ÷: softjax's time divided by the other's. "
+    "Memory: temporary memory of the compiled call."
 )
 
 
@@ -82,7 +82,8 @@ def terminal_table(results: dict[str, Any]) -> Table:
     """All timings, in at most 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption=_CAPTION, caption_justify="left")
     table.add_column("", no_wrap=True)
-    for name in ("softjax", "optax", "torch", "÷ optax", "÷ torch", "softjax", "optax"):
+    times, memory = (f"{name}\nms" for name in ("softjax", "optax", "torch")), ("softjax\nmemory", "optax\nmemory")
+    for name in (*times, "÷ optax", "÷ torch", *memory):
         table.add_column(name, justify="right", no_wrap=True)
     for case in map(Case, results["cases"]):
         table.add_row(case.shape, case.dtype, style="bold")
