@@ -150,8 +150,8 @@ def _chunks(results: Results) -> Iterator[str]:
     yield _source(results)
     yield (
         "Each table times every `block_size`, the number of samples per chunk, beside the unfused baseline. "
-        "`block_size=None` is the default: softjax chooses the size. A small chunk makes the matmuls slower, a large "
-        "one needs more memory."
+        "`block_size=None` is the default: softjax chooses the size. Small chunks usually take "
+        "longer, large ones usually need more memory."
     )
     yield linear_report.markdown(results)
 
