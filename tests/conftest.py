@@ -10,7 +10,7 @@ from importlib.metadata import version
 # Most of the time of these tests is compile time, and a program runs once or twice: LLVM need not optimise it. The
 # processes that tests start inherit this, because their results are compared bit for bit with those of this process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Two flags of XLA that make it compile faster. jaxlib 0.10 has them; a jaxlib that does not know a flag ends the process.
+# Two flags that make XLA compile faster. Only jaxlib 0.10 is known to have them, and an unknown flag ends the process.
 if version("jaxlib").startswith("0.10."):
     _flags = os.environ.get("XLA_FLAGS", "")
     if "fusion_emitters" not in _flags:
