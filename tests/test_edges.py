@@ -1,4 +1,4 @@
-"""The contract's edge table, a row a test, on both routes, for class ids and one-hot labels."""
+"""The edge cases, one per test, on both routes, for class ids and one-hot labels."""
 
 import cases
 import jax
@@ -14,14 +14,14 @@ pytestmark = pytest.mark.usefixtures("route")
 
 
 def both(logits, labels, reduction="none", **options):
-    """Losses, and the gradient of their sum (of their mean, if that is the reduction)."""
+    """The losses and the gradient of their sum, or the mean loss and its gradient, by one program."""
 
     @jax.jit
-    def loss(x):
+    def with_gradient(x):
         loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, labels, reduction=reduction, **options), x)
         return loss, pull(jnp.ones_like(loss))[0]
 
-    loss, gradient = loss(logits)
+    loss, gradient = with_gradient(logits)
     assert gradient.shape == logits.shape
     assert gradient.dtype == logits.dtype
     return np.asarray(loss), np.asarray(gradient)
