@@ -59,8 +59,9 @@ OF_THE_COMPILED = {
 }
 
 # The modules that take longest, longest first: with `--dist=loadfile`, no worker starts a long module at the end.
-LONGEST = ["test_mesh", "test_linear", "test_edges", "test_transforms", "test_train_lm", "test_lm_loss"]
-LONGEST += ["test_benchmark", "test_processes", "test_law", "test_train_classifier", "test_softmax"]
+LONGEST = ["test_mesh", "test_divergence", "test_edges", "test_distil", "test_train_classifier", "test_lm_loss"]
+LONGEST += ["test_linear", "test_train_lm", "test_processes", "test_rows", "test_recipes", "test_law", "test_flags"]
+LONGEST += ["test_train_classifier_refusals", "test_transforms", "test_target", "test_benchmark", "test_softmax"]
 
 
 def pytest_configure(config):
