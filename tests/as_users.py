@@ -1,4 +1,4 @@
-"""The compilation that users have, for the tests that read what came of it: conftest.py has a quicker one."""
+"""The compiler options that users have. Tests that read a compiled program use them; conftest.py sets faster ones."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Everything runs under JAX's strict promotion rules; warnings are errors (pyproject.toml)."""
+"""All tests run under JAX's strict promotion rules. Warnings are errors (pyproject.toml)."""
 
 import gc
 import itertools
@@ -7,15 +7,19 @@ import sys
 import tempfile
 from importlib.metadata import version
 
-# Most of the time of these tests is the compiler's, and a program runs once or twice: LLVM need not optimise it. Also
-# for the processes that tests start, whose results are compared bit for bit with those of this one.
+# Most of the time of these tests is compile time, and a program runs once or twice: LLVM need not optimise it. The
+# processes that tests start inherit this, because their results are compared bit for bit with those of this process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# XLA's older emitter of loops takes a third of the time. A jaxlib that does not know the flag would end the process.
-if version("jaxlib").startswith("0.10.") and "fusion_emitters" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
-# What a process has compiled, it loads where it has dropped it (below) or traced it anew; so do those that it starts.
-# JAX does not write its cache in one move, so that no two that run at once share one: each worker of xdist has its own.
-# The folder is new in each run, and gone after it.
+# Two flags that make XLA compile faster. Only jaxlib 0.10 is known to have them, and an unknown flag ends the process.
+if version("jaxlib").startswith("0.10."):
+    _flags = os.environ.get("XLA_FLAGS", "")
+    if "fusion_emitters" not in _flags:
+        _flags += " --xla_cpu_use_fusion_emitters=false"  # the older loop emitter takes a third of the time
+    if "codegen_split_count" not in _flags:
+        _flags += " --xla_cpu_parallel_codegen_split_count=1"  # one LLVM module per program: a quarter less CPU time
+    os.environ["XLA_FLAGS"] = _flags
+# JAX's compilation cache: a program that is traced again, here or in a process that a test starts, is loaded from it.
+# JAX does not write a cache entry atomically, so each xdist worker has its own folder. The folder is temporary.
 if "SOFTJAX_TESTS_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="softjax-tests-")
     os.environ["SOFTJAX_TESTS_CACHE"] = _cache.name
@@ -24,7 +28,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = (
 )
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# A process that a test starts imports the softjax that this one does.
+# The processes that tests start import the same softjax as this one.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
 import as_users
@@ -33,17 +37,17 @@ import pytest
 
 from softjax._xla import one_cpu
 
-# What JAX traces is many small objects that live long: at Python's own thresholds, to look for cycles among them takes
-# a sixth of all time.
+# Tracing makes many small objects that live long. With Python's default thresholds the garbage collector takes a sixth
+# of the time.
 gc.set_threshold(50_000, 20, 100)
 
-# These need eight devices; test_mesh.py runs them in a process that simulates as many.
+# These tests need eight devices: test_mesh.py runs them in a process that simulates eight.
 collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Modules that read what the compiler made of a program: its text, its memory, its work. They read what users have.
+# Modules that read a compiled program: its text, its memory, its cost. They compile with the options that users have.
 OF_THE_COMPILED = {
     "test_cpu",
     "test_cross_entropy",
@@ -54,9 +58,20 @@ OF_THE_COMPILED = {
     "test_rows",
 }
 
-# The modules that take longest, the longest first: with `--dist=loadfile` no worker is left with one at the end.
-LONGEST = ["test_mesh", "test_linear", "test_edges", "test_transforms", "test_train_lm", "test_lm_loss"]
-LONGEST += ["test_benchmark", "test_processes", "test_law", "test_train_classifier", "test_softmax"]
+# The modules that take longest, longest first: with `--dist=loadfile`, no worker starts a long module at the end.
+LONGEST = ["test_mesh", "test_divergence", "test_edges", "test_distil", "test_train_classifier", "test_lm_loss"]
+LONGEST += ["test_linear", "test_train_lm", "test_processes", "test_rows", "test_recipes", "test_law", "test_flags"]
+LONGEST += ["test_train_classifier_refusals", "test_transforms", "test_target", "test_benchmark", "test_softmax"]
+
+
+def pytest_configure(config):
+    """Has xdist give each module to one worker, in the order above. Does nothing without xdist or without `-n`.
+
+    A module's fixtures and what JAX has compiled for it then live in one process.
+    """
+    if getattr(config.option, "dist", "no") == "load":  # what `-n` alone selects
+        config.option.dist = "loadfile"
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
@@ -66,7 +81,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_module(request):
-    """Programs do not stay in memory for the next module, and those that are read are compiled as users have them."""
+    """Drops a module's programs from memory at its end; compiles with the users' options where programs are read."""
     compile_quickly = jax.stages.Lowered.compile
 
     def compile_as_users(lowered, compiler_options=None):
@@ -84,7 +99,7 @@ _tests = itertools.count(1)
 
 @pytest.fixture(autouse=True)
 def _programs_of_a_few_tests():
-    """Nor, in a long module, for all of its tests: a program of any size takes a megabyte."""
+    """Drops programs every 20 tests, too, because each one takes about a megabyte."""
     yield
     if next(_tests) % 20 == 0:
         jax.clear_caches()
@@ -92,17 +107,17 @@ def _programs_of_a_few_tests():
 
 @pytest.fixture(params=["one CPU", "elsewhere"])
 def route(request, monkeypatch):
-    """The two ways that rows are summed and labels picked: on one CPU device, and wherever else."""
+    """The two ways to sum rows and to pick labels: on a single CPU device, and on all other platforms."""
     here = request.param == "one CPU"
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: here)
-    # What JAX has traced for one route must not serve the other. A setting that nothing here depends on (there is no
-    # matrix product) tells its caches apart, and so leaves each route what it has compiled.
+    # A program traced for one route must not serve the other. The matmul precision is part of JAX's cache key, and
+    # these tests have no matmul that depends on it: it separates the two routes without clearing the caches.
     with jax.default_matmul_precision("default" if here else "highest"):
         yield request.param
 
 
 @pytest.fixture
 def x64():
-    """64-bit types, for one test."""
+    """Enables 64-bit types for one test."""
     with jax.enable_x64(True):
         yield

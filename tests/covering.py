@@ -1,22 +1,23 @@
-"""Which cases of a law run always, and which `-m slow` adds."""
+"""Selects the cases of a law that always run, and those that only `-m slow` runs."""
 
 import itertools
 
 import pytest
 
-ROUTES = ["one CPU", "elsewhere"]  # of the fixture `route`, to be given with `indirect`
+ROUTES = ["one CPU", "elsewhere"]  # parameters of the fixture `route`; pass them with `indirect`
 
 
 def slow(*cases):
-    """The same law at other sizes. A tuple stands for several arguments."""
+    """Marks cases as slow: the same law at other sizes. A tuple is a case of several arguments."""
     return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
 def covering(*axes, quick=None):
-    """Cases of the product of the axes that have each pair of values of two axes among them (all-pairs testing).
+    """All-pairs testing: cases of the product of the axes that cover each pair of values of two axes.
 
-    Few of them, which have each value of each axis among them, are quick, the others slow; if `quick` is given, those
-    of its numbers among the few. A tuple among the values stands for several arguments.
+    The quick cases cover each value of each axis; the others are slow. Quick case number i takes the value i of each
+    axis, modulo its length. `quick` gives these numbers; by default they run up to the length of the longest axis. A
+    tuple among the values stands for several arguments.
     """
     axes = [[value if isinstance(value, tuple) else (value,) for value in axis] for axis in axes]
     few = range(max(map(len, axes)))

@@ -1,7 +1,7 @@
 """Every kind of call in every mode of differentiation, at a small size: what test_flags.py compares.
 
-`python flag_calls.py FILE` writes the numbers. JAX reads some of its flags when a function is decorated, as ours are
-when softjax is imported: they need a process of their own.
+`python flag_calls.py FILE NAME...` writes the numbers of these calls. JAX reads some of its flags when a function is
+decorated, which happens when softjax is imported. So the flags need a process of their own.
 """
 
 import sys
@@ -41,9 +41,12 @@ CALLS = {
     "linear_loss": (lambda a: softjax.linear_loss(row_loss, *a, Y, A, weights=W, **OPTIONS), LAYER),
 }
 
+# One call of each kind of derivative: of logits, of a fused sum, of rows of a layer. Others have the same rules: slow.
+QUICK = ["cross_entropy", "linear, none", "linear_divergence", "linear_loss"]
+
 
 def forward(function, at):
-    """The value, alone, by `vmap`, and by `scan` of a checkpoint."""
+    """The value: plain, under `vmap`, and under `scan` of a checkpoint."""
     two, saved = jax.tree.map(lambda a: jnp.stack([a, -a]), at), jax.checkpoint(function)
     return {
         "value": function(at),
@@ -66,15 +69,15 @@ def derivatives(function, at):
 
 
 def numbers(name, kind):
-    """The results of a call, by one program."""
+    """The results of a call, computed by one program."""
     function, at = CALLS[name]
     results = jax.jit(partial(kind, function))(at)
     return {name + jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(results)}
 
 
-def every_number():
-    return {key: a for name in CALLS for kind in (forward, derivatives) for key, a in numbers(name, kind).items()}
+def every_number(names):
+    return {key: a for name in names for kind in (forward, derivatives) for key, a in numbers(name, kind).items()}
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **every_number())
+    np.savez(sys.argv[1], **every_number(sys.argv[2:]))

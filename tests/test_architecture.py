@@ -52,7 +52,7 @@ def test_public_names():
 
 
 def test_a_users_typed_file_calls_every_one_of_them():
-    """pyright, which is strict about that file, is run beside the tests."""
+    """pyright checks that file strictly, in a step of its own."""
     text = Path(typed_user.__file__).read_text(encoding="utf8")
     functions = [*PUBLIC, *(f"{m.__name__}.{n}"[8:] for m, known in NAMESPACES.items() for n in known)]
     assert [name for name in functions if f"softjax.{name}" not in text] == []
@@ -92,7 +92,7 @@ NAMESPACES = {
 
 @pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda module: module.__name__)
 def test_namespaces(namespace):
-    """Their functions, with the arguments that the contract names, each documented."""
+    """The functions of the two public modules: their names, arguments and documentation."""
     found = {name: getattr(namespace, name) for name in namespace.__all__}
     found = {name: thing for name, thing in found.items() if inspect.isfunction(thing)}
     assert found.keys() == NAMESPACES[namespace].keys()

@@ -29,14 +29,19 @@ def test_on_one_cpu_here():
     assert one_cpu.on_one_cpu(jnp.zeros(3)) == alone
 
 
-@pytest.mark.parametrize("kind", list(jax.sharding.AxisType)[:2])
-@pytest.mark.parametrize("spec", [P("x", None), P(None, "x")])
-@pytest.mark.parametrize(("shape", "dtype"), [((8, 16), jnp.float32), ((64, 40000), jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("kind", "spec", "shape", "dtype"),
+    covering(
+        list(jax.sharding.AxisType)[:2],
+        [[P("x", None)], [P(None, "x")]],
+        [((8, 16), jnp.float32), ((64, 40000), jnp.bfloat16)],
+    ),
+)
 def test_under_a_mesh_of_one_device(kind, spec, shape, dtype):
     x, y = jnp.ones(shape, dtype), jnp.zeros(shape[0], jnp.int32)
     mesh = jax.make_mesh((1,), ("x",), axis_types=(kind,))
     with jax.set_mesh(mesh):
-        placed = jax.device_put(x, NamedSharding(mesh, spec))
+        placed = jax.device_put(x, NamedSharding(mesh, *spec))
         assert not one_cpu.on_one_cpu(placed)
         value, gradient = jax.jit(jax.value_and_grad(softjax.cross_entropy))(placed, y)
     assert gradient.shape == shape
@@ -127,8 +132,7 @@ def test_a_transpose_is_seen_through_derivatives_and_casts():
 LAST = ClassAxis(-1)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16, jnp.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 5, 7, 11])
+@pytest.mark.parametrize(("rows", "dtype"), covering([1, 2, 5, 7, 11], [jnp.float32, jnp.float16, jnp.bfloat16]))
 def test_rows_a_few_at_a_time(rows, dtype):
     x = cases.logits(129, 3.0, dtype=dtype).at[3, 5].set(-jnp.inf).at[4].set(jnp.nan).at[5].mul(9)
     beside = jnp.arange(cases.SAMPLES)[:, None]
@@ -251,7 +255,9 @@ def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
         fused = softjax.linear_cross_entropy(x, kernel, labels, weights=weights)
         return sum(jnp.vdot(jnp.cos(n), n) for n in numbers) + sum(of_teacher) + fused, s
 
-    both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    def both(*arrays):
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True))(*arrays)
+
     expected = both(x, jnp.float32(2))
     monkeypatch.setattr(one_cpu, "_CACHE_BYTES", 5 * 9 * 4)
     jax.clear_caches()

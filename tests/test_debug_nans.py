@@ -1,4 +1,4 @@
-"""Where the result is finite no NaN is made on the way: `jax.debug_nans` and `checkify.float_checks` stay silent."""
+"""A finite result needs no NaN on the way: `jax.debug_nans` and `checkify.float_checks` find none."""
 
 import jax
 import jax.numpy as jnp

@@ -11,6 +11,7 @@ import jaxprs
 import numpy as np
 import pytest
 from covering import ROUTES, covering, slow
+from programs import vjp
 
 import softjax
 from softjax._xla import one_cpu
@@ -66,7 +67,7 @@ def test_value_and_gradient(way, kind, classes, spread):
     x, y = pair(classes, spread)
     for beta, temperature in ((0.5, 1.0), (0.1, 2.5)):
         options = {"kind": kind, "beta": beta, "temperature": temperature, "base": math.e}
-        value, pull = jax.vjp(lambda x, options=options: way(x, y, **options), x)
+        value, (dx,) = vjp(lambda x, options=options: way(x, y, **options), (x,), cases.cotangent())
         expected, gradient, of_teacher = exact.divergence(x, y, kind, beta, temperature)
         # as a rounding of each logit would change it, relative to itself
         rounding = (np.abs(gradient * x) + np.abs(of_teacher * y)).sum(1) * np.finfo(np.float32).eps / expected
@@ -74,7 +75,7 @@ def test_value_and_gradient(way, kind, classes, spread):
         assert np.all(np.abs(value - expected) <= allowed * expected)
         g = np.asarray(cases.cotangent(), np.float64)
         scale = np.abs(gradient).max(1) * np.abs(g)
-        wrong = np.abs(pull(cases.cotangent())[0] - g[:, None] * gradient).max(1)
+        wrong = np.abs(dx - g[:, None] * gradient).max(1)
         assert np.all(wrong <= allowed * scale)
 
 
@@ -83,7 +84,7 @@ def test_both_routes(kind, route):
     """One CPU and elsewhere."""
     x, y = pair(7)
     for way in (dense, as_kernel):
-        value, gradient = jax.value_and_grad(lambda x, way=way: jnp.sum(way(x, y, kind=kind, base=math.e)))(x)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, way=way: jnp.sum(way(x, y, kind=kind, base=math.e))))(x)
         expected, slopes, _ = exact.divergence(x, y, kind)
         np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
         np.testing.assert_allclose(gradient, slopes, atol=1e-6)
@@ -95,10 +96,10 @@ def test_confident_rows(kind, gap):
     x = jnp.asarray([[gap, 0.0, -1.0, 0.5], [gap, 0.0, 0.0, 0.3]])
     y = jnp.asarray([[gap, 0.2, -1.2, 0.3], [gap / 2, 0.4, -1.0, 0.0]])
     for way in (dense, as_kernel):
-        value, pull = jax.vjp(lambda x, way=way: way(x, y, kind=kind, base=math.e), x)
+        value, (dx,) = vjp(lambda x, way=way: way(x, y, kind=kind, base=math.e), (x,), jnp.ones(2))
         expected, gradient, _ = exact.divergence(x, y, kind)
         np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-37)
-        np.testing.assert_allclose(pull(jnp.ones(2))[0], gradient, rtol=1e-3, atol=1e-37)
+        np.testing.assert_allclose(dx, gradient, rtol=1e-3, atol=1e-37)
 
 
 @pytest.mark.parametrize(("kind", "spread"), covering(KINDS, [0.02, 1.0, 30.0]))
@@ -130,7 +131,7 @@ def test_every_option(kind):
             lambda x, given=given: softjax.divergence(x, y, **given),
             lambda x, given=given: softjax.linear_divergence(eye, x, eye, y, **given, block_size=4),
         ):
-            value, slopes = jax.value_and_grad(way)(x)
+            value, slopes = jax.jit(jax.value_and_grad(way))(x)
             np.testing.assert_allclose(value, (share * expected).sum() / divisor, rtol=1e-5)
             np.testing.assert_allclose(slopes, share[:, None] * whole / divisor, atol=1e-6)
 
@@ -160,27 +161,33 @@ def test_every_mode_of_differentiation(way, kind):
         return jnp.sum(way(x, y, kind=kind, beta=0.3, temperature=1.5) * jnp.array([1.0, -0.5, 2.0]))
 
     direction = cases.logits(5, samples=3, seed=4)
-    gradient = jax.grad(total)(x)
-    np.testing.assert_allclose(jax.jvp(total, (x,), (direction,))[1], jnp.vdot(gradient, direction), rtol=1e-4)
+    gradient = jax.jit(jax.grad(total))
+
+    @jax.jit
+    def other_modes(x):
+        forward = jax.jvp(total, (x,), (direction,))[1]
+        forward_over_reverse = jax.jvp(jax.grad(total), (x,), (direction,))[1]
+        reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(total)(x), direction))(x)
+        return forward, (forward_over_reverse, reverse_over_reverse)
+
+    forward, seconds = other_modes(x)
+    np.testing.assert_allclose(forward, jnp.vdot(gradient(x), direction), rtol=1e-4)
     step = 1e-2
-    expected = (jax.grad(total)(x + step * direction) - jax.grad(total)(x - step * direction)) / (2 * step)
-    for second in (
-        jax.jvp(jax.grad(total), (x,), (direction,))[1],
-        jax.grad(lambda x: jnp.vdot(jax.grad(total)(x), direction))(x),
-    ):
+    expected = (gradient(x + step * direction) - gradient(x - step * direction)) / (2 * step)
+    for second in seconds:
         np.testing.assert_allclose(second, expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_gets_no_gradient(kind):
     x, y = pair(5)
-    np.testing.assert_array_equal(jax.grad(lambda y: jnp.sum(dense(x, y, kind=kind)))(y), 0)
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda y: jnp.sum(dense(x, y, kind=kind))))(y), 0)
     hidden, kernel, bias = cases.layer(5)
 
     def loss(*teacher):
         return softjax.linear_divergence(hidden, kernel, *teacher[:2], teacher_bias=teacher[2], kind=kind)
 
-    for gradient in jax.grad(loss, argnums=(0, 1, 2))(hidden + 1, kernel, bias):
+    for gradient in jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(hidden + 1, kernel, bias):
         np.testing.assert_array_equal(gradient, 0)
 
 
@@ -193,18 +200,18 @@ def test_classes_that_only_one_of_them_has(temperature):
     )
 
     def both(kind):
-        return jax.vjp(lambda x: dense(x, y, kind=kind, temperature=temperature, base=math.e), x)
+        return vjp(lambda x: dense(x, y, kind=kind, temperature=temperature, base=math.e), (x,), jnp.ones(3))
 
     third = [exact.divergence(x[2:, ::2], y[2:, ::2], kind, 0.5, temperature)[0][0] for kind in KINDS]
     shown = {kind: both(kind) for kind in KINDS}
     np.testing.assert_array_equal(np.isinf(shown["forward_kl"][0]), [True, False, False])
     np.testing.assert_array_equal(np.isinf(shown["reverse_kl"][0]), [False, True, False])
     np.testing.assert_array_equal(np.isinf(shown["jensen_shannon"][0]), [False, False, False])
-    for (value, pull), expected in zip(shown.values(), third, strict=True):
+    for (value, (dx,)), expected in zip(shown.values(), third, strict=True):
         np.testing.assert_allclose(value[2], expected, rtol=1e-5)
-        assert np.all(np.isfinite(pull(jnp.ones(3))[0]))
+        assert np.all(np.isfinite(dx))
     q, p = jax.nn.softmax(x / temperature), jax.nn.softmax(y / temperature)
-    np.testing.assert_allclose(shown["forward_kl"][1](jnp.ones(3))[0], (q - p) / temperature, atol=1e-6)
+    np.testing.assert_allclose(shown["forward_kl"][1][0], (q - p) / temperature, atol=1e-6)
     m = (q + p) / 2
     kl = jnp.where(p > 0, p * jnp.log(p / m), 0) + jnp.where(q > 0, q * jnp.log(q / m), 0)
     np.testing.assert_allclose(shown["jensen_shannon"][0], kl.sum(1) / 2, rtol=1e-5)
@@ -228,11 +235,10 @@ def test_second_derivatives_beside_a_class_without_probability(kind, lacking, mo
         given = {"kind": kind, "temperature": t, "beta": beta, "base": math.e}
         return softjax.divergence(of_student, of_teacher, reduction="sum", **given)
 
-    def second(logit):
-        at = jnp.float64(1.7), jnp.float64(0.3), x, jnp.float64(logit)
-        return jax.tree.leaves(jax.jit(SECOND[mode](total, (0, 1, 2)))(*at))
-
-    for found, expected in zip(second(-jnp.inf), second(-3000.0), strict=True):
+    second = jax.jit(SECOND[mode](total, (0, 1, 2)))
+    at = jnp.float64(1.7), jnp.float64(0.3), x
+    derivatives = (jax.tree.leaves(second(*at, jnp.float64(logit))) for logit in (-jnp.inf, -3000.0))
+    for found, expected in zip(*derivatives, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -268,11 +274,12 @@ def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
         eye = jnp.eye(5)
         return softjax.linear_divergence(x, eye, y, eye, weights=w, reduction="sum", block_size=3, **options)
 
-    expected, gradient = jax.value_and_grad(total)(x, y)
+    with_gradient = jax.jit(jax.value_and_grad(total))
+    expected, gradient = with_gradient(x, y)
     if way is as_hidden:  # there the teacher's logits are a kernel
-        value, found = jax.value_and_grad(total)(x.at[1].set(bad), y)
+        value, found = with_gradient(x.at[1].set(bad), y)
     else:
-        value, found = jax.value_and_grad(total)(x.at[1].set(bad).at[4, 2].set(bad), y.at[4].set(bad).at[1, 0].set(bad))
+        value, found = with_gradient(x.at[1].set(bad).at[4, 2].set(bad), y.at[4].set(bad).at[1, 0].set(bad))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(found, gradient, atol=1e-7)
     np.testing.assert_array_equal(found[jnp.array([1, 4])], 0)
@@ -294,8 +301,8 @@ def test_two_layers_of_other_widths_types_caps_and_biases(kind):
         biases = {"bias": bias, "teacher_bias": teacher[2]}
         return softjax.linear_divergence(hidden, kernel, *teacher[:2], **biases, **caps, **options)
 
-    expected, gradients = jax.value_and_grad(of_logits, argnums=(0, 1, 2))(hidden, kernel, bias)
-    value, found = jax.value_and_grad(of_layers, argnums=(0, 1, 2))(hidden, kernel, bias)
+    expected, gradients = jax.jit(jax.value_and_grad(of_logits, argnums=(0, 1, 2)))(hidden, kernel, bias)
+    value, found = jax.jit(jax.value_and_grad(of_layers, argnums=(0, 1, 2)))(hidden, kernel, bias)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     for ours, theirs in zip(found, gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
@@ -345,7 +352,7 @@ def test_no_samples_and_one_class():
     for kind in KINDS:
         assert softjax.divergence(jnp.zeros((0, 5)), jnp.zeros((0, 5)), kind=kind) == 0
         one = jnp.ones((3, 1))
-        value, gradient = jax.value_and_grad(lambda x, kind=kind: softjax.divergence(x, 2 * x, kind=kind))(one)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, kind=kind: softjax.divergence(x, 2 * x, kind=kind)))(one)
         assert value == 0
         np.testing.assert_array_equal(gradient, 0)
         hidden, kernel = jnp.zeros((0, 4)), jnp.zeros((4, 5))
@@ -355,10 +362,16 @@ def test_no_samples_and_one_class():
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_shows(kind):
     x, y = pair(5)
+
+    @jax.jit
+    def with_gradient(x, y):
+        value, pull = jax.vjp(lambda x: dense(x, y, kind=kind), x)
+        return value, pull(jnp.ones(11))[0]
+
     for student, teacher in ((x.at[2, 1].set(jnp.nan), y), (x, y.at[2].set(-jnp.inf))):
-        value, pull = jax.vjp(lambda x, y=teacher: dense(x, y, kind=kind), student)
+        value, dx = with_gradient(student, teacher)
         np.testing.assert_array_equal(np.isnan(value), np.arange(11) == 2)
-        assert np.isnan(pull(jnp.ones(11))[0]).any(1).tolist() == [i == 2 for i in range(11)]
+        assert np.isnan(dx).any(1).tolist() == [i == 2 for i in range(11)]
 
 
 def test_shift_and_size_change_nothing():
@@ -380,9 +393,11 @@ def test_dtypes(x64):
     ):
         a, b = x.astype(student), y.astype(teacher)
         for way in (dense, as_kernel):
-            value, pull = jax.vjp(lambda a, b=b, way=way: way(a, b, temperature=2.0, base=math.e), a)
+            value, (da,) = vjp(
+                lambda a, b=b, way=way: way(a, b, temperature=2.0, base=math.e), (a,), jnp.ones(11, wide)
+            )
             assert value.dtype == wide
-            assert pull(jnp.ones(11, wide))[0].dtype == student
+            assert da.dtype == student
             expected = exact.divergence(a.astype(jnp.float64), b.astype(jnp.float64), "forward_kl", temperature=2.0)[0]
             np.testing.assert_allclose(value, expected, rtol=1e-12 if wide == jnp.float64 else 1e-4)
 

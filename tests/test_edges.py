@@ -1,4 +1,4 @@
-"""The contract's edge table, a row a test, on both routes, for class ids and one-hot labels."""
+"""The edge cases, one per test, on both routes, for class ids and one-hot labels."""
 
 import cases
 import jax
@@ -14,15 +14,17 @@ pytestmark = pytest.mark.usefixtures("route")
 
 
 def both(logits, labels, reduction="none", **options):
-    """Losses, and the gradient of their sum (of their mean, if that is the reduction)."""
+    """The losses and the gradient of their sum, or the mean loss and its gradient, by one program."""
 
-    def loss(x):
-        return softjax.cross_entropy(x, labels, reduction=reduction, **options)
+    @jax.jit
+    def with_gradient(x):
+        loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, labels, reduction=reduction, **options), x)
+        return loss, pull(jnp.ones_like(loss))[0]
 
-    gradient = jax.grad(lambda x: loss(x).sum())(logits)
+    loss, gradient = with_gradient(logits)
     assert gradient.shape == logits.shape
     assert gradient.dtype == logits.dtype
-    return np.asarray(loss(logits)), np.asarray(gradient)
+    return np.asarray(loss), np.asarray(gradient)
 
 
 def q(row):
@@ -47,14 +49,27 @@ def test_weight_0_whatever_the_row_holds(dtype, options):
     logits = jnp.concatenate([clean, jnp.array(rows)]).astype(dtype)
     labels = jnp.array([0, 3, 0, 1, 2, 3, -100])
     weights = jnp.array([2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    for reduction in ("none", "sum", "mean"):
-        loss, gradient = both(logits, labels, reduction, weights=weights, **options)
-        expected, dx = both(logits[:2], labels[:2], reduction, weights=weights[:2], **options)
-        np.testing.assert_array_equal(loss[:2] if reduction == "none" else loss, expected)
-        np.testing.assert_array_equal(gradient[:2], dx)
+
+    @jax.jit
+    def every_reduction(logits, labels, weights):
+        def loss(x, reduction):
+            value = softjax.cross_entropy(x, labels, weights=weights, reduction=reduction, **options)
+            return value.sum(), value
+
+        return [jax.grad(loss, has_aux=True)(logits, reduction) for reduction in ("none", "sum", "mean")]
+
+    actual = every_reduction(logits, labels, weights)
+    # The same bits as with zeros in those rows; another number of rows may be summed in another order.
+    same_shape = every_reduction(logits.at[2:].set(0), labels.at[2:].set(0), weights)
+    alone = every_reduction(logits[:2], labels[:2], weights[:2])
+    ulp = float(jnp.finfo(dtype).eps)
+    for (gradient, loss), (dx, expected), (dx_alone, loss_alone) in zip(actual, same_shape, alone, strict=True):
+        np.testing.assert_array_equal(loss, expected)
+        np.testing.assert_array_equal(gradient, dx)
         assert not gradient[2:].any()
-        if reduction == "none":
-            assert not loss[2:].any()
+        np.testing.assert_allclose(loss[:2] if loss.ndim else loss, loss_alone, rtol=1e-6)
+        np.testing.assert_allclose(*(np.asarray(a, np.float64) for a in (gradient[:2], dx_alone)), rtol=ulp, atol=1e-8)
+    assert not actual[0][1][2:].any()
 
 
 def test_weight_0_with_a_distribution_of_nan():
@@ -85,9 +100,10 @@ def test_weight_0_in_every_mode(options):
         return lambda f: outer(inner(f))
 
     forward, reverse = jax.jacfwd, jax.jacrev
-    for mode in (reverse, forward, jax.hessian, *(twice(reverse, inner) for inner in (reverse, forward))):
-        derivative = jax.jit(mode(loss))(logits)
-        alone = jax.jit(mode(lambda x: loss(x, labels[:1], weights[:1])))(logits[:1])
+    modes = (reverse, forward, jax.hessian, *(twice(reverse, inner) for inner in (reverse, forward)))
+    derivatives = jax.jit(lambda x: [mode(loss)(x) for mode in modes])(logits)
+    first_alone = jax.jit(lambda x: [mode(lambda x: loss(x, labels[:1], weights[:1]))(x) for mode in modes])
+    for derivative, alone in zip(derivatives, first_alone(logits[:1]), strict=True):
         kept = (slice(0, 1), slice(None)) * (derivative.ndim // 2)
         np.testing.assert_allclose(derivative[kept], alone, atol=1e-6)
         assert np.count_nonzero(derivative) == np.count_nonzero(alone)

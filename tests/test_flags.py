@@ -1,4 +1,4 @@
-"""The ways of differentiation that JAX is to have one day, behind flags until then, change no number."""
+"""JAX's coming rules of differentiation, today behind flags, change no number."""
 
 import os
 import subprocess
@@ -14,10 +14,10 @@ FLAGS = ["JAX_CUSTOM_VJP3", "JAX_CUSTOM_JVP3"]  # a JAX that does not know one o
 
 @pytest.fixture(scope="module")
 def under_flags(tmp_path_factory):
-    """The numbers of a process that has the flags, which runs beside this one."""
+    """The numbers from a process that has the flags. It runs at the same time as this one."""
     file = tmp_path_factory.mktemp("flags") / "numbers.npz"
     environment = dict(os.environ, **dict.fromkeys(FLAGS, "1"))
-    command = [sys.executable, flag_calls.__file__, str(file)]
+    command = [sys.executable, flag_calls.__file__, str(file), *flag_calls.QUICK]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
     def numbers():
@@ -32,13 +32,23 @@ def under_flags(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(under_flags):
-    return flag_calls.every_number()
+    return flag_calls.every_number(flag_calls.QUICK)
 
 
 def test_custom_derivatives(plain, under_flags):
     numbers = under_flags()
     assert numbers.keys() == plain.keys()
     same(numbers, plain)
+
+
+@pytest.mark.slow
+def test_custom_derivatives_of_the_other_calls(tmp_path):
+    others = [name for name in flag_calls.CALLS if name not in flag_calls.QUICK]
+    file, environment = tmp_path / "numbers.npz", dict(os.environ, **dict.fromkeys(FLAGS, "1"))
+    subprocess.run([sys.executable, flag_calls.__file__, str(file), *others], env=environment, check=True, timeout=300)
+    numbers, expected = dict(np.load(file)), flag_calls.every_number(others)
+    assert numbers.keys() == expected.keys()
+    same(numbers, expected)
 
 
 def same(numbers, plain):
@@ -61,7 +71,7 @@ def test_checkpoint(name, plain, remat3):
     same(flag_calls.numbers(name, flag_calls.forward), plain)
     if _transposed_by_jax():
         same(flag_calls.numbers(name, flag_calls.derivatives), plain)
-    else:  # JAX's own fault: nothing that holds a checkpoint around a linear map has a gradient under this flag
+    else:  # a fault of JAX: under this flag, a checkpoint around a linear map has no transpose
         with pytest.raises(NotImplementedError, match="transpose"):
             flag_calls.numbers(name, flag_calls.derivatives)
 

@@ -1,6 +1,7 @@
 """linear_cross_entropy is cross_entropy(hidden @ kernel + bias), at every block size, spread, class count and type."""
 
 import math
+from functools import partial
 
 import cases
 import jax
@@ -10,6 +11,7 @@ import oracle
 import pytest
 from covering import ROUTES, covering, slow
 from linear_law import RTOL, check
+from programs import vjp
 
 import softjax
 
@@ -58,22 +60,22 @@ def test_low_precision_by_a_budget(reduction, dtype, spread):
     loss, exact = oracle.linear_cross_entropy(
         hidden, kernel, labels, bias=bias, cotangent=np.broadcast_to(scale, len(labels))
     )
-    value, pull = jax.vjp(ours, hidden, kernel, bias)
+    value, gradients = vjp(ours, (hidden, kernel, bias), cotangent)
     np.testing.assert_allclose(value, loss if reduction == "none" else loss.mean(), rtol=3e-6, atol=3e-6)
     ulp = float(jnp.finfo(dtype).eps)
-    theirs = jax.vjp(plain, hidden, kernel, bias)[1](cotangent)
-    for gradient, plainly, true in zip(pull(cotangent), theirs, exact, strict=True):
+    _, theirs = vjp(plain, (hidden, kernel, bias), cotangent)
+    for gradient, plainly, true in zip(gradients, theirs, exact, strict=True):
         assert gradient.dtype == dtype
         error, budget = (np.abs(np.asarray(a, np.float64) - true).max() for a in (gradient, plainly))
         assert error <= budget + 3 * ulp * np.abs(true).max()
 
 
-@pytest.mark.parametrize("size", [1e-6, 1e6])
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(("dtype", "size"), covering([jnp.float16, jnp.bfloat16], [1e-6, 1e6]))
 def test_weights_of_any_size_in_low_precision(dtype, size):
     hidden, kernel, bias = cases.layer(9, dtype=dtype)
     w = cases.weights()
 
+    @jax.jit
     def gradients(weights):
         def loss(h, k, b):
             return softjax.linear_cross_entropy(h, k, cases.class_ids(9), bias=b, weights=weights, block_size=4)
@@ -91,8 +93,14 @@ def test_float64(x64):
     assert value.dtype == jnp.float64
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("types", [("bfloat16", "float32"), ("float32", "bfloat16"), ("float32", "float16")])
+@pytest.mark.parametrize(
+    ("types", "reduction"),
+    covering(
+        [["bfloat16", "float32"], ["float32", "bfloat16"], ["float32", "float16"]],
+        ["mean", "none"],
+        quick=(0, 1, 2),
+    ),
+)
 def test_mixed_types(reduction, types):
     hidden, kernel, bias = cases.layer(9)
     h, k = hidden.astype(types[0]), kernel.astype(types[1])
@@ -100,7 +108,7 @@ def test_mixed_types(reduction, types):
     def loss(h, k, b):
         return softjax.linear_cross_entropy(h, k, cases.class_ids(9), bias=b, block_size=4, reduction=reduction).sum()
 
-    value, gradients = jax.value_and_grad(loss, (0, 1, 2))(h, k, bias)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(h, k, bias)
     assert [a.dtype for a in gradients] == [h.dtype, k.dtype, bias.dtype]
     exact, _ = oracle.linear_cross_entropy(h, k, cases.class_ids(9), bias=bias)
     np.testing.assert_allclose(value, exact.mean() if reduction == "mean" else exact.sum(), rtol=1e-5)
@@ -115,7 +123,7 @@ def test_float64_labels_and_layers_mixed(x64, labels, reduction):
         return softjax.linear_cross_entropy(h, k, y, bias=b, block_size=4, reduction=reduction).sum()
 
     for h, k in ((hidden, kernel.astype(jnp.float64)), (hidden, kernel)):
-        value, gradients = jax.value_and_grad(loss, (0, 1, 2))(h, k, bias)
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(h, k, bias)
         assert [a.dtype for a in gradients] == [h.dtype, k.dtype, bias.dtype]
         assert value.dtype == (jnp.float64 if jnp.float64 in (k.dtype, y.dtype) else jnp.float32)
         exact, dense = oracle.linear_cross_entropy(h, k, y, bias=bias)
@@ -149,6 +157,7 @@ def test_a_row_of_weight_zero_may_hold_anything(reduction, block_size):
     absent = np.asarray(w) == 0
     bad = hidden.at[0].set(jnp.nan).at[4].set(jnp.inf).at[8].set(1e38)
 
+    @jax.jit
     def gradients(hidden, labels):
         def loss(h, k, b, w):
             losses = softjax.linear_cross_entropy(
@@ -171,6 +180,7 @@ def test_edges(reduction):
     hidden, kernel, _ = cases.layer(5)
     labels = cases.class_ids(5)
 
+    @jax.jit
     def grad(h=hidden, y=labels, **options):
         def loss(h, k):
             return softjax.linear_cross_entropy(h, k, y, reduction=reduction, block_size=4, **options).sum()
@@ -196,20 +206,23 @@ def test_edges(reduction):
 def test_the_gradient_of_the_weights():
     hidden, kernel, _ = cases.layer(5)
     labels = cases.class_ids(5)
+
+    @partial(jax.jit, static_argnums=1)
+    @jax.grad
+    def by_weights(w, reduction):
+        options = {"weights": w, "reduction": reduction, "block_size": 2}
+        return softjax.linear_cross_entropy(hidden, kernel, labels, **options).sum()
+
     for w in (cases.weights(), jnp.zeros(cases.SAMPLES)):
         # also of samples, and of blocks, that weigh nothing
         for reduction in ("sum", "none"):
-            ours = jax.grad(
-                lambda w, r=reduction: softjax.linear_cross_entropy(
-                    hidden, kernel, labels, weights=w, reduction=r, block_size=2
-                ).sum()
-            )(w)
+            ours = by_weights(w, reduction)
             np.testing.assert_allclose(ours, oracle.linear_cross_entropy(hidden, kernel, labels)[0], rtol=RTOL)
 
     def total(k, w):
         return softjax.linear_cross_entropy(hidden, k, labels, weights=w, reduction="sum", block_size=2)
 
-    mixed = jax.jacfwd(jax.grad(total), 1)(kernel, jnp.zeros(cases.SAMPLES))
+    mixed = jax.jit(jax.jacfwd(jax.grad(total), 1))(kernel, jnp.zeros(cases.SAMPLES))
     g = cases.cotangent()
     _, (_, dk, _) = oracle.linear_cross_entropy(hidden, kernel, labels, cotangent=g)
     np.testing.assert_allclose(mixed @ g, dk, atol=1e-4)
@@ -256,19 +269,31 @@ def test_every_mode_of_differentiation(reduction):
 def test_the_statistics():
     hidden, kernel, bias = cases.layer(9, spread=3.0)
     labels = cases.class_ids(9)
-    for i in range(8):
-        for block_size in (None, 4):
 
-            def ours(h, k, b, i=i, block_size=block_size):
-                return softjax.linear_statistics(h, k, labels, bias=b, logit_softcap=5.0, block_size=block_size)[i]
+    def ours(block_size, h, k, b):
+        return softjax.linear_statistics(h, k, labels, bias=b, logit_softcap=5.0, block_size=block_size)
 
-            def dense(h, k, b, i=i):
-                return softjax.statistics(5 * jnp.tanh((h @ k + b[None]) / 5), labels)[i]
+    def dense(h, k, b):
+        return softjax.statistics(5 * jnp.tanh((h @ k + b[None]) / 5), labels)
 
-            (value, pull), (expected, back) = jax.vjp(ours, hidden, kernel, bias), jax.vjp(dense, hidden, kernel, bias)
-            np.testing.assert_allclose(value, expected, rtol=RTOL, atol=1e-6)
-            for a, b in zip(pull(cases.cotangent()), back(cases.cotangent()), strict=True):
-                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    def each_alone(function):
+        """The first eight statistics, and the gradients of each."""
+
+        @jax.jit
+        def both(*layer):
+            values, pull = jax.vjp(lambda *layer: function(*layer)[:8], *layer)
+            cotangents = jnp.eye(8)[:, :, None] * cases.cotangent()[None, None]
+            return values, [pull(tuple(cotangent)) for cotangent in cotangents]
+
+        return both(hidden, kernel, bias)
+
+    expected, gradients = each_alone(dense)
+    for block_size in (None, 4):
+        values, found = each_alone(partial(ours, block_size))
+        for value, theirs in zip(values, expected, strict=True):
+            np.testing.assert_allclose(value, theirs, rtol=RTOL, atol=1e-6)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("route", ["mean", "sum", "none", "loss"])
@@ -282,7 +307,7 @@ def test_gradients_of_float16_outlive_the_loss_scale(route):
         return 2.0**15 * softjax.linear_cross_entropy(h, k, y, reduction=route, base=np.e).sum()
 
     rest = np.exp(-19.0)
-    dh, dk = jax.grad(loss, (0, 1))(h, k)
+    dh, dk = jax.jit(jax.grad(loss, (0, 1)))(h, k)
     np.testing.assert_allclose(dk[0].astype(jnp.float32), [-(2**15) * 4 * rest, 2**15 * 4 * rest], rtol=2e-3)  # 7.34e-4
     np.testing.assert_allclose(dh[0, 0].astype(jnp.float32), -(2**15) * 4.75 * rest, rtol=2e-3)
 

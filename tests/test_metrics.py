@@ -179,16 +179,20 @@ def test_samples_of_weight_0_may_hold_anything(name):
     x = jnp.array([[1.0, 3, 2], [3, 1, 0], [nan, 0, 0], [inf, 1, inf], [-inf, -inf, -inf], [1, 2, 3]])
     y, w = jnp.array([1, 1, 0, 0, 1, -100]), jnp.array([1.0, 2, 0, 0, 0, 0])
     function = FINISHED[name]
-    expected = function(softjax.statistics(x[:2], y[:2]), w[:2])
+
+    def measured(x, y, w=None, where=None):
+        return function(softjax.statistics(x, y, where=where), w)
+
+    expected = measured(x[:2], y[:2], w[:2])
     assert np.isfinite(expected)
-    close(function(softjax.statistics(x, y), w), expected)
-    close(function(softjax.statistics(x, y), w > 0), function(softjax.statistics(x[:2], y[:2])))
+    close(measured(x, y, w), expected)
+    close(measured(x, y, w > 0), measured(x[:2], y[:2]))
     of_none = 1.0 if name == "perplexity" else 0.0
-    assert function(softjax.statistics(x, y), jnp.zeros(6)) == of_none
-    assert function(softjax.statistics(x[:0], y[:0])) == of_none
-    # a row in which no class exists is not counted, as in a mean of losses
+    assert measured(x, y, jnp.zeros(6)) == of_none
+    assert measured(x[:0], y[:0]) == of_none
+    # a row in which no class exists is ignored, as in a mean of losses
     exist = jnp.arange(6)[:, None] < 2
-    close(function(softjax.statistics(x, jnp.maximum(y, 0), where=exist)), function(softjax.statistics(x[:2], y[:2])))
+    close(measured(x, jnp.maximum(y, 0), where=exist), measured(x[:2], y[:2]))
 
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "expected_error"])

@@ -1,4 +1,4 @@
-"""The precision of every product is fixed where the function is called, and may be given."""
+"""The precision of every matmul is fixed where the function is called. `precision` sets it."""
 
 import re
 
@@ -34,7 +34,7 @@ EVERY = pytest.mark.parametrize("route", ROUTES)
 
 
 def precisions(function, *args):
-    """Of each matrix product in the program that XLA is given."""
+    """The precision of each matmul in the StableHLO program."""
     text = jax.jit(function).lower(*args).as_text()
     return re.findall(r"dot_general.*?precision = \[(\w+), (\w+)\]", text)
 
@@ -55,11 +55,14 @@ def test_the_default_where_it_is_called_holds_for_all_products(route):
         assert set(precisions(pull, jnp.ones(()))) <= {("DEFAULT", "DEFAULT")}
 
 
-@pytest.mark.parametrize(("route", "dtype"), covering(ROUTES, [jnp.float32, jnp.bfloat16, jnp.float16]))
+@pytest.mark.parametrize(
+    ("route", "dtype"), covering(ROUTES, [jnp.float32, jnp.bfloat16, jnp.float16], quick=(0, 1, 2, 3))
+)
 def test_a_given_precision_holds_for_all_products(route, dtype):
     function, products = ROUTES[route]
     h, k = H.astype(dtype), K.astype(dtype)
-    for precision in ("highest", lax.Precision.HIGHEST, ("highest", "highest")):
+    given = ("highest", lax.Precision.HIGHEST, ("highest", "highest"))
+    for precision in given if dtype == jnp.float32 else given[:1]:
         found = precisions(jax.grad(lambda h, k, p=precision: function(h, k, precision=p), (0, 1)), h, k)
         assert found == [("HIGHEST", "HIGHEST")] * products
     assert set(precisions(jax.grad(function, (0, 1)), h, k)) == {("DEFAULT", "DEFAULT")}

@@ -33,12 +33,13 @@ def searched(x, y, weights=None):
 @pytest.mark.parametrize("weights", [None, W], ids=["plain", "weighted"])
 @pytest.mark.parametrize("factor", [0.02, 0.3, 1.0, 12.0])
 def test_as_scipy(factor, weights):
-    """From the temperature 0.1 on to 60 and beyond the bracket, which ends it."""
+    """Temperatures from 0.1 to 60."""
     x = (X * factor).astype(np.float32)
     expected = searched(x, Y, weights)
     assert 0.02 < expected < 99
-    np.testing.assert_allclose(fit_temperature(x, Y, weights), expected, rtol=1e-5)
-    s = softjax.statistics(x / fit_temperature(x, Y, weights), Y)
+    fitted = fit_temperature(x, Y, weights)
+    np.testing.assert_allclose(fitted, expected, rtol=1e-5)
+    s = softjax.statistics(x / fitted, Y)
     w = 1 if weights is None else weights
     np.testing.assert_allclose((s.cross_entropy * w).sum(), (s.entropy * w).sum(), rtol=1e-4)
 
@@ -96,15 +97,11 @@ def test_the_ends_of_the_bracket():
 def test_one_where_nothing_depends_on_it():
     x, y = cases.logits(5), cases.class_ids(5)
     nothing = jnp.full_like(x, jnp.nan)
-    for case in (
-        (x * 0 + 7, y),
-        (x[:, :1], y * 0),
-        (x, y, jnp.zeros(11)),
-        (nothing, y - 100, jnp.zeros(11, bool)),
-        (x[:0], y[:0]),
-    ):
+    for case in ((x[:, :1], y * 0), (x[:0], y[:0]), (nothing, y - 100, jnp.zeros(11, bool))):
         assert fit_temperature(*case) == 1
-    assert fit_temperature(x.at[:, 0].set(-jnp.inf), y * 0) == 1
+    logits = jnp.stack([x * 0 + 7, x, x.at[:, 0].set(-jnp.inf)])
+    weights = jnp.ones((3, 11)).at[1].set(0)
+    np.testing.assert_array_equal(jax.vmap(fit_temperature)(logits, jnp.stack([y, y, y * 0]), weights), 1)
 
 
 def test_samples_of_weight_0_may_hold_anything():
@@ -134,14 +131,20 @@ def test_it_is_a_constant_to_derivatives():
     assert not gradient.any()
 
 
-@pytest.mark.parametrize(("gap", "miss"), [(1.0, 1e-3), (0.7, 1e-30), (500.0, 1e-3), (1000.0, 1e-30), (20.0, 0.3)])
-def test_few_steps(gap, miss, monkeypatch):
-    """Also where nearly all is right, and Newton's own steps would be of 1 / gap each."""
+def test_few_steps(monkeypatch):
+    """Also where nearly all samples are right, and each step of plain Newton would be 1 / gap."""
+    gap, miss = np.array([[1.0, 1e-3], [0.7, 1e-30], [500.0, 1e-3], [1000.0, 1e-30], [20.0, 0.3]]).T
     states, run = [], jax.lax.while_loop
-    monkeypatch.setattr(jax.lax, "while_loop", lambda *args: states.append(run(*args)) or states[0])
-    fitted = temperature._fit.__wrapped__(jnp.array([[gap, 0.0]]), jnp.array([[1 - miss, miss]]), None)
-    np.testing.assert_allclose(fitted, gap / (np.log1p(-miss) - np.log(miss)), rtol=1e-5)
-    assert states[0].steps < 25
+    monkeypatch.setattr(jax.lax, "while_loop", lambda *args: states.append(run(*args)) or states[-1])
+
+    @jax.jit
+    def fit(x, p):
+        return temperature._fit.__wrapped__(x, p, None), states[-1].steps
+
+    for g, m in zip(gap, miss, strict=True):
+        fitted, steps = fit(jnp.array([[g, 0.0]], jnp.float32), jnp.array([[1 - m, m]], jnp.float32))
+        np.testing.assert_allclose(fitted, g / (np.log1p(-m) - np.log(m)), rtol=1e-5)
+        assert steps < 25
 
 
 def test_refused_arguments():

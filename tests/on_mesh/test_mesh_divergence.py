@@ -1,4 +1,4 @@
-"""Divergences where samples and classes are split, of logits and of two layers."""
+"""Divergences of logits and of two layers, with sharded samples and classes."""
 
 from functools import partial
 
@@ -9,6 +9,7 @@ import pytest
 import worlds
 from covering import covering
 from jax.sharding import PartitionSpec as P
+from programs import vjp
 from test_mesh_layer import close, run
 from worlds import CLASSES, NAMES, SAMPLES
 
@@ -47,9 +48,9 @@ def test_every_kind(world, kind, reduction, fused):
     out = worlds.ROWS if reduction == "none" else P()
     g = cases.cotangent(SAMPLES) if reduction == "none" else jnp.asarray(1.0)
     value, gradients = run(world, (2, 4), partial(function, **NAMES), arrays, specs, out, moving, g)
-    expected, pull = jax.vjp(lambda *a: function(*a, *arrays[len(moving) :]), *arrays[: len(moving)])
+    expected, theirs = vjp(lambda *a: function(*a, *arrays[len(moving) :]), arrays[: len(moving)], g)
     close(value, expected)
-    close(list(gradients), list(pull(g)), 2e-5)
+    close(list(gradients), list(theirs), 2e-5)
 
 
 @pytest.mark.parametrize("world", ["shard_map"])
@@ -66,7 +67,7 @@ def test_a_teacher_of_which_each_device_has_all_classes_is_refused(world):
 
 @pytest.mark.parametrize("spec", [P("data"), P()])
 def test_a_teacher_that_lies_otherwise(spec):
-    """Under Explicit axes the compiler splits a call on logits by their types, whatever the teacher's are."""
+    """Under Explicit axes a call on logits is sharded by their types, whatever the types of the teacher are."""
     x, y = (cases.logits(CLASSES, samples=SAMPLES, seed=seed) for seed in (0, 1))
 
     def loss(x, y, temperature):
@@ -74,7 +75,7 @@ def test_a_teacher_that_lies_otherwise(spec):
 
     with jax.set_mesh(worlds.mesh_of((2, 4), "Explicit")):
         arrays = jax.device_put(x, worlds.LOGITS), jax.device_put(y, spec), jnp.float32(2)
-        value, gradients = jax.value_and_grad(loss, (0, 2))(*arrays)
-    expected, theirs = jax.value_and_grad(loss, (0, 2))(x, y, jnp.float32(2))
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 2)))(*arrays)
+    expected, theirs = jax.jit(jax.value_and_grad(loss, (0, 2)))(x, y, jnp.float32(2))
     close(value, expected)
     close(gradients, theirs)

@@ -1,4 +1,4 @@
-"""A few classes of each sample where the classes are split: sparse labels, log-probabilities, the most probable."""
+"""A few classes of each sample under sharded classes: sparse labels, log-probabilities, the top k."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ import pytest
 import worlds
 from covering import covering, slow
 from jax.sharding import PartitionSpec as P
+from programs import vjp
 from test_mesh_layer import close, run
 from worlds import CLASSES, NAMES, SAMPLES
 
@@ -47,8 +48,8 @@ def test_sparse_labels(world, reduction, k, fused):
     named, moving = partial(function, **NAMES), range(1, len(arrays))
     value, gradients = run(world, (2, 4), named, [labels.ids, *arrays], [ROWS2, *specs], out, moving, g)
     arrays[-2] = every
-    expected, pull = jax.vjp(lambda *a: function(None, *a), *arrays)
-    theirs = list(pull(g)[:-1])
+    expected, theirs = vjp(lambda *a: function(None, *a), arrays, g)
+    theirs = list(theirs[:-1])
     theirs[-1] = few.at(np.asarray(theirs[-1]), labels.ids)
     close(value, expected)
     close(list(gradients), theirs, 2e-5)
@@ -66,23 +67,23 @@ def test_log_probabilities(world, k):
 
     arrays, specs = [ids, hidden, kernel, bias], [ROWS2, *LAYER]
     value, gradients = run(world, (2, 4), partial(linear, **NAMES), arrays, specs, ROWS2, (1, 2, 3), g)
-    expected, pull = jax.vjp(lambda *a: linear(ids, *a), hidden, kernel, bias)
+    expected, theirs = vjp(lambda *a: linear(ids, *a), (hidden, kernel, bias), g)
     close(value, expected)
-    close(list(gradients), list(pull(g)), 2e-5)
+    close(list(gradients), list(theirs), 2e-5)
     x = hidden @ kernel + bias[None]
 
     def dense(ids, x):
         return softjax.log_probabilities(x, ids, axis_name="classes")
 
     value, (dx,) = run(world, (2, 4), dense, [ids, x], [ROWS2, worlds.LOGITS], ROWS2, (1,), g)
-    expected, pull = jax.vjp(lambda x: softjax.log_probabilities(x, ids), x)
+    expected, (theirs,) = vjp(lambda x: softjax.log_probabilities(x, ids), (x,), g)
     close(value, expected)
-    close(dx, pull(g)[0], 2e-5)
+    close(dx, theirs, 2e-5)
 
 
 @pytest.mark.parametrize(("world", "k"), covering(worlds.WORLDS, [5, 24, 1], quick=(1, 3)))
 def test_top_k(world, k):
-    """More of them than one device has, equal ones among them."""
+    """Also more classes than one device has, and equal probabilities."""
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
     kernel = kernel.at[:, 17].set(kernel[:, 2]).at[:, 3].set(kernel[:, 2])
     bias = bias.at[17].set(bias[2]).at[3].set(bias[2])
@@ -94,15 +95,15 @@ def test_top_k(world, k):
     g = jnp.asarray(np.random.default_rng(0).normal(size=(SAMPLES, k, 2)), jnp.float32)
     out = P("data", None, None)
     value, gradients = run(world, (2, 4), partial(top, **NAMES), [hidden, kernel, bias], LAYER, out, g=g)
-    expected, pull = jax.vjp(top, hidden, kernel, bias)
+    expected, theirs = vjp(top, (hidden, kernel, bias), g)
     np.testing.assert_array_equal(value[..., 0], expected[..., 0])
     close(value, expected)
-    close(list(gradients), list(pull(g)), 2e-5)
+    close(list(gradients), list(theirs), 2e-5)
 
 
 @pytest.mark.parametrize("world", ["Auto", "shard_map"])
 def test_of_the_top_k_each_device_gives_its_own_alone(world):
-    """What goes from one device to another for the ids: k of each, not the logits."""
+    """For the ids, each device sends its own top k, not its logits."""
     hidden, kernel, _ = cases.layer(CLASSES * 8, samples=SAMPLES)
     specs = LAYER[:2]
     f = worlds.split(world, (2, 4), lambda h, w: softjax.linear_top_k(h, w, 2, block_size=4, **NAMES).ids, specs, ROWS2)

@@ -1,4 +1,4 @@
-"""The last layer split over samples and classes, in every world, against the float64 oracle."""
+"""The last layer sharded over samples and classes, in every world, against the float64 oracle."""
 
 import cases
 import jax
@@ -22,7 +22,7 @@ def example(dtype=jnp.float32, spread=3.0):
 
 
 def run(world, shape, loss, arrays, specs=SPECS, out=worlds.SAME, moving=(0, 1, 2), g=None):
-    """The value of a loss and its gradients from the cotangent g, by one program."""
+    """The value of a loss and its gradients for the cotangent g, by one program."""
     f = worlds.split(world, shape, loss, specs, out)
     with worlds.context(world, shape):
         arrays = worlds.placed(world, shape, arrays, specs)
@@ -103,7 +103,7 @@ def policy_gradient(s, advantage):
 
 @pytest.mark.parametrize(("world", "route"), covering(worlds.WORLDS, ["loss", "statistics"], quick=(0, 3)))
 def test_a_loss_of_the_statistics(world, route):
-    """By the hidden vectors, the kernel, the bias, the weights, the row argument and what the loss closes over."""
+    """Gradients by the hidden states, kernel, bias, weights, row argument and an array that the loss closes over."""
     h, k, b, y, w = example()
     advantages, scale = cases.cotangent(SAMPLES), jnp.asarray(1.3)
 
@@ -175,7 +175,7 @@ def test_forward_mode(world, reduction):
 
 @pytest.mark.parametrize("world", worlds.FEW)
 def test_a_bias_of_minus_infinity_fills_up(world):
-    """19 classes over four devices, to which five are added: the last device holds one that exists."""
+    """19 classes padded to 24 on four devices: one class of the last device exists."""
     h, k, b, y, w = example()
     exist, y = jnp.arange(CLASSES) < 19, y % 19
 

@@ -1,5 +1,8 @@
-"""What a layout moves, read from the compiled program: a kernel that is split along its features, too, is gathered once
-a call, and its gradient reduce-scattered once to where the kernel lies. Classes are never gathered."""
+"""The communication of each layout, read from the compiled program.
+
+A kernel that is also sharded along its features is gathered once per call. Its gradient is reduce-scattered once, to
+the sharding of the kernel. Classes are never gathered.
+"""
 
 import re
 from functools import partial
@@ -19,7 +22,7 @@ import softjax
 
 SAMPLES, FEATURES, CLASSES, ROWS = 64, 32, 48, 4
 THREE, TWO = {"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 4, "tensor": 2}
-# the mesh, where the hidden vectors and the kernel lie, and the names of the axes
+# the mesh, the specs of the hidden states and of the kernel, and the axis names
 LAYOUTS = {
     "fsdp": (TWO, P("fsdp", None), P("fsdp", None), {"batch_axis_name": "fsdp"}),
     "fsdp and tensor": (TWO, P("fsdp", None), P("fsdp", "tensor"), {"axis_name": "tensor", "batch_axis_name": "fsdp"}),
@@ -29,6 +32,13 @@ LAYOUTS = {
         P("fsdp", "tensor"),
         {"axis_name": "tensor", "batch_axis_name": ("data", "fsdp")},
     ),
+}
+# where the hidden states and the kernel lie, known to the compiler by their types alone
+BY_TYPES = {
+    "row-parallel": (P("fsdp", "tensor"), P("tensor", None)),
+    "sequence-parallel": (P(("fsdp", "tensor"), None), P(None, "tensor")),
+    "tensor-parallel": (P("fsdp", None), P(None, "tensor")),
+    "features alone": (P(None, "fsdp"), P("fsdp", "tensor")),
 }
 MODES = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}
 KINDS = [("explicit", "mean"), ("auto", "none"), ("explicit", "none"), ("auto", "mean")]
@@ -40,7 +50,7 @@ def problem():
 
 
 def moved(text):
-    """(what, elements, in a loop) of each collective operation that moves more than numbers of rows."""
+    """(operation, elements, in a loop) of each collective that moves more than a few values per sample."""
     found, inside = [], ""
     for line in text.splitlines():
         if re.match(r"^(ENTRY )?%?\S+ .*\{$", line):
@@ -113,17 +123,9 @@ def test_a_kernel_gathered_in_a_shard_map_of_the_caller(reduction):
     assert not any(what == "all-reduce" and n >= FEATURES * CLASSES // 2 for what, n, _ in collectives)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize(
-    ("hidden_at", "kernel_at"),
-    [
-        (P("fsdp", "tensor"), P("tensor", None)),  # row-parallel
-        (P(("fsdp", "tensor"), None), P(None, "tensor")),  # sequence-parallel
-        (P("fsdp", None), P(None, "tensor")),  # tensor-parallel
-        (P(None, "fsdp"), P("fsdp", "tensor")),  # features alone
-    ],
-)
-def test_other_layouts_by_their_types(hidden_at, kernel_at, reduction):
+@pytest.mark.parametrize(("layout", "reduction"), covering(BY_TYPES, ["mean", "none"]))
+def test_other_layouts_by_their_types(layout, reduction):
+    hidden_at, kernel_at = BY_TYPES[layout]
     mesh, arrays = placed(TWO, "explicit", hidden_at, kernel_at)
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(partial(loss, reduction=reduction), (0, 1))).lower(*arrays).compile()
@@ -132,7 +134,7 @@ def test_other_layouts_by_their_types(hidden_at, kernel_at, reduction):
     assert [g.sharding.spec for g in gradients] == [a.sharding.spec for a in arrays[:2]]
     collectives = moved(compiled.as_text())
     assert not any(in_a_loop for *_, in_a_loop in collectives)
-    # hidden vectors may be gathered, a kernel's classes never
+    # hidden states may be gathered, the classes of a kernel never
     local = FEATURES * CLASSES // (2 if kernel_at[1] else 1)
     assert all(elements in (local, SAMPLES * FEATURES) or elements < local for _, elements, _ in collectives)
 
@@ -150,6 +152,6 @@ def test_every_mode_of_a_kernel_split_along_features(mode):
         moved = jax.jit(lambda k: jax.jvp(lambda k: loss(h, k, y, "mean", **names), (k,), (jnp.sin(k),))[1])(k)
     h, k, y = problem()
     plain = lambda k: softjax.cross_entropy(h @ k, y)  # noqa: E731
-    expected = along(k, plain)
+    expected, tangent = jax.jit(lambda k: (along(k, plain), jax.jvp(plain, (k,), (jnp.sin(k),))[1]))(k)
     np.testing.assert_allclose(fused, expected, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(moved, jax.jvp(plain, (k,), (jnp.sin(k),))[1], rtol=1e-5)
+    np.testing.assert_allclose(moved, tangent, rtol=1e-5)
