@@ -1,8 +1,9 @@
 """Train CLIP: match images with their texts against all other pairs of all devices (InfoNCE).
 
 Use this for contrastive learning with a large global batch. `softjax.linear_cross_entropy` takes the text embeddings as
-the kernel of the image embeddings, and the reverse. The `[pairs, pairs]` similarities are never materialised. The
-shardings of the arrays tell softjax that the pairs lie on all devices.
+the kernel for the images, and the image embeddings as the kernel for the texts. Each of the two losses costs three
+matmuls with its gradients. The `[pairs, pairs]` similarities are never materialised. softjax reads from the arrays how
+the pairs are sharded over devices.
 
 Source: Radford et al. 2021, arXiv:2103.00020.
 """

@@ -61,9 +61,9 @@ def log_probability(params, tokens: jax.Array, is_answer: jax.Array) -> jax.Arra
 
 
 def loss_fn(params, tokens: jax.Array, is_answer: jax.Array, reference: jax.Array):
-    """Returns the mean of −ln σ(reward of the chosen − reward of the rejected), and the accuracy of the preference.
+    """Returns the mean of −ln σ(chosen reward − rejected reward), and how often the chosen reward is the larger one.
 
-    The reward is β (ln π − ln π_ref). `reference` is ln π_ref, of the model before fine-tuning.
+    The reward of an answer is β (ln π − ln π_ref). `reference` is ln π_ref, from the model before fine-tuning.
     """
     rewards = BETA * (log_probability(params, tokens, is_answer) - reference)
     margin = rewards[CHOSEN] - rewards[REJECTED]

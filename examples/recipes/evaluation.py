@@ -1,8 +1,8 @@
 """Evaluate a classifier over batches: perplexity, accuracy, calibration, and temperature scaling.
 
-Use this for exact metrics of a test set that does not fit into one batch. `softjax.statistics` computes what the
-metrics need in one call. Weighted sums and a `Calibration` add up over batches, means do not.
-`softjax.metrics.fit_temperature` finds the temperature T with the lowest cross-entropy of logits / T.
+Use this for exact metrics on a test set that does not fit into one batch. `softjax.statistics` computes everything that
+the metrics need, in nats. Weighted sums and a `Calibration` add up over batches; means do not.
+`softjax.metrics.fit_temperature` finds the temperature T that minimises the cross-entropy of logits / T.
 
 Source: Guo et al. 2017, arXiv:1706.04599.
 """
@@ -37,6 +37,7 @@ def batch_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array):
     return {
         "weight": jnp.sum(weights),
         "nats": jnp.sum(weights * statistics.cross_entropy),
+        # `label_rank` counts the classes that rank above the label.
         "correct": jnp.sum(weights, where=statistics.label_rank == 0),
         "top 3": jnp.sum(weights, where=statistics.label_rank < 3),
         "calibration": softjax.metrics.calibration(statistics, weights=weights),
@@ -51,15 +52,15 @@ def evaluate(name: str, logits: jax.Array, labels: jax.Array):
     padded_logits = jnp.pad(logits, ((0, padding), (0, 0))).reshape(-1, BATCH, CLASSES)
     padded_labels = jnp.pad(labels, (0, padding)).reshape(-1, BATCH)
 
-    totals = batch_sums(padded_logits[0], padded_labels[0], padded_weights[0])
-    for i in range(1, len(padded_labels)):
-        sums = batch_sums(padded_logits[i], padded_labels[i], padded_weights[i])
-        totals = jax.tree.map(jnp.add, totals, sums)
+    sums = batch_sums(padded_logits[0], padded_labels[0], padded_weights[0])
+    for batch in range(1, len(padded_labels)):
+        further_sums = batch_sums(padded_logits[batch], padded_labels[batch], padded_weights[batch])
+        sums = jax.tree.map(jnp.add, sums, further_sums)
 
-    perplexity = jnp.exp(totals["nats"] / totals["weight"])
-    accuracy = totals["correct"] / totals["weight"]
-    top_3_accuracy = totals["top 3"] / totals["weight"]
-    calibration_error = totals["calibration"].expected_error()
+    perplexity = jnp.exp(sums["nats"] / sums["weight"])
+    accuracy = sums["correct"] / sums["weight"]
+    top_3_accuracy = sums["top 3"] / sums["weight"]
+    calibration_error = sums["calibration"].expected_error()
     print(
         f"{name}: perplexity {perplexity:.3f}, accuracy {accuracy:.1%}, top-3 accuracy {top_3_accuracy:.1%}, "
         f"expected calibration error {calibration_error:.1%}"

@@ -44,7 +44,7 @@ targets = (5 * inputs + 3) % VOCABULARY
 
 model = LanguageModel(VOCABULARY, FEATURES)
 params = model.init(jax.random.key(1), inputs)["params"]
-apply_hidden_states = nn.apply(LanguageModel.hidden_states, model)  # `model.apply` of another method than `__call__`
+apply_hidden_states = nn.apply(LanguageModel.hidden_states, model)  # like `model.apply`
 
 
 def loss_fn(params, inputs: jax.Array, targets: jax.Array) -> jax.Array:

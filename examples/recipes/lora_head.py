@@ -1,8 +1,8 @@
 """Train a LoRA adapter of the last layer without forming the merged kernel or the logits.
 
-Use this to fine-tune a frozen kernel W with two small matrices B and A. The merged kernel W + s B A would round small
-updates away in bfloat16. Here `softjax.linear_cross_entropy` sees more features and a kernel with as many more rows:
-hidden @ (W + s B A) = concat(hidden, s hidden @ B) @ concat(W, A).
+Use this to fine-tune a frozen kernel W with two small matrices B and A. The merged kernel W + s B A would lose small
+updates to rounding in bfloat16. Instead, append the adapter to the inputs of `softjax.linear_cross_entropy`, because
+hidden @ (W + s B A) = concat(hidden, s hidden @ B) @ concat(W, A). Value and gradients cost three matmuls.
 
 Source: Hu et al. 2021, arXiv:2106.09685.
 """
@@ -28,7 +28,7 @@ hidden = jax.random.normal(keys[1], (SAMPLES, FEATURES)).astype(jnp.bfloat16)
 difference = 0.3 * jax.random.normal(keys[2], (FEATURES, 4)) @ jax.random.normal(keys[3], (4, CLASSES))
 labels = jnp.argmax(hidden.astype(jnp.float32) @ (kernel.astype(jnp.float32) + difference), axis=-1)
 
-# The trained adapter, in float32. A is 0 at first, so that training starts from W.
+# The adapter is trained in float32. A starts at 0, so training starts from W.
 adapter = {
     "B": jax.random.normal(keys[4], (FEATURES, RANK)) / math.sqrt(FEATURES),
     "A": jnp.zeros((RANK, CLASSES)),

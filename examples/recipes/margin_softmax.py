@@ -1,11 +1,11 @@
 """Train embeddings of faces, speakers or products with ArcFace: softmax with an angular margin.
 
-Use this when new classes are recognised later by the angle between embeddings. Features and class vectors have length
-1, so a logit is scale · cos θ; ArcFace changes the label's logit to scale · cos(θ + margin).
-`softjax.losses.angular_margin` is this loss as a function of the row statistics. `softjax.linear_loss` computes it in
-three matmuls without materialising the logits.
+Use this when embeddings of classes unseen in training will be compared by their angle. Embeddings and class vectors
+have length 1, so a logit is scale · cos θ. ArcFace changes the label's logit to scale · cos(θ + margin).
+`softjax.losses.angular_margin` computes this loss from row statistics. `softjax.linear_loss` applies it to a layer in
+three matmuls, gradients included, without materialising the logits.
 
-Sources: Deng et al. 2019, arXiv:1801.07698. `additive_margin` is CosFace, arXiv:1801.09414.
+Source: Deng et al. 2019, arXiv:1801.07698. Use `additive_margin` for CosFace (Wang et al. 2018, arXiv:1801.09414).
 """
 
 import jax
@@ -68,6 +68,7 @@ def train_step(params, opt_state, inputs, labels, margin):
     return params, opt_state, loss
 
 
+@jax.jit
 def mean_angles(params, inputs: jax.Array, labels: jax.Array):
     """Returns the mean angle to the own class and to the nearest other class, in degrees."""
     cosines = embed(params, inputs) @ normalize(params["classes"], axis=0)

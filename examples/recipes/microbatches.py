@@ -1,9 +1,9 @@
 """Accumulate gradients over microbatches, and average the loss over all tokens of the batch.
 
-Use this when a batch does not fit into memory and its microbatches hold different numbers of tokens. The mean of the
-microbatches' means would give tokens of short sequences a larger weight. Here `softjax.linear_cross_entropy` with
-`reduction="sum"` returns the sum of each microbatch, in three matmuls with its gradients. Value and gradient are then
-those of the batch in one piece.
+Use this when a batch does not fit into memory and its microbatches hold different numbers of tokens. A mean of
+microbatch means would give tokens of short sequences a larger weight. Instead, `softjax.linear_cross_entropy` with
+`reduction="sum"` returns the sum over each microbatch, in three matmuls with its gradients. Loss and gradients then
+equal those of the batch in one piece.
 """
 
 import math
@@ -38,15 +38,15 @@ def count_tokens(labels: jax.Array) -> jax.Array:
 
 
 def loss_fn(params, inputs: jax.Array, labels: jax.Array, tokens_in_batch: jax.Array) -> jax.Array:
-    """Returns what these samples add to the mean over `tokens_in_batch` tokens, in nats.
+    """Returns the contribution of these samples to the mean over `tokens_in_batch` tokens, in nats.
 
     The default base of `linear_cross_entropy`, 10, would give hartleys.
     """
     hidden = jax.nn.gelu(inputs @ params["layer"])
-    total = softjax.linear_cross_entropy(
+    summed_nats = softjax.linear_cross_entropy(
         hidden, params["head"], labels, weights=labels != IGNORED, reduction="sum", base=math.e
     )
-    return total / tokens_in_batch
+    return summed_nats / tokens_in_batch
 
 
 def accumulated_value_and_grad(params, inputs: jax.Array, labels: jax.Array):
@@ -55,12 +55,12 @@ def accumulated_value_and_grad(params, inputs: jax.Array, labels: jax.Array):
 
     def add_microbatch(accumulated, microbatch):
         microbatch_inputs, microbatch_labels = microbatch
-        value_and_grad = jax.value_and_grad(loss_fn)(params, microbatch_inputs, microbatch_labels, tokens_in_batch)
-        return jax.tree.map(jnp.add, accumulated, value_and_grad), None
+        contribution = jax.value_and_grad(loss_fn)(params, microbatch_inputs, microbatch_labels, tokens_in_batch)
+        return jax.tree.map(jnp.add, accumulated, contribution), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    value_and_grad, _ = jax.lax.scan(add_microbatch, zeros, (inputs, labels))
-    return value_and_grad
+    loss_and_gradients, _ = jax.lax.scan(add_microbatch, zeros, (inputs, labels))
+    return loss_and_gradients
 
 
 optimiser = optax.adam(learning_rate=1e-2)
@@ -79,7 +79,9 @@ def train_step(params, opt_state, inputs, labels):
 def compare(params, inputs, labels):
     """Returns the loss of the batch in one piece, and the mean of the microbatches' means."""
     in_one_piece = loss_fn(params, inputs, labels, count_tokens(labels))
-    means = [loss_fn(params, inputs[i], labels[i], count_tokens(labels[i])) for i in range(len(labels))]
+    means = []
+    for microbatch_inputs, microbatch_labels in zip(inputs, labels, strict=True):
+        means.append(loss_fn(params, microbatch_inputs, microbatch_labels, count_tokens(microbatch_labels)))
     return in_one_piece, sum(means) / len(means)
 
 

@@ -1,8 +1,8 @@
 """Train a language model that predicts the next three tokens at each position, with three heads over one last layer.
 
-Use this for speculative decoding or for a denser training signal. The hidden states of all heads are stacked, so that
-one call of `softjax.linear_loss` uses the shared kernel once. It returns the weighted loss and the loss of each head in
-three matmuls, without materialising the logits.
+Use this for speculative decoding or for a denser training signal. The hidden states of all heads are stacked, so one
+call of `softjax.linear_loss` handles all heads. It returns the weighted loss, and the cross-entropy of each token as a
+metric. With the gradients that takes three matmuls, and the logits are never materialised.
 
 Sources: Gloeckle et al. 2024, arXiv:2404.19737; DeepSeek-V3, arXiv:2412.19437.
 """
@@ -39,8 +39,9 @@ def token_loss(statistics: softjax.Statistics):
 def loss_fn(params, tokens: jax.Array):
     """Returns Σ_k λ_k · (mean cross-entropy of head k), and these means. λ is `HEAD_WEIGHTS`."""
     trunk = params["embedding"][tokens]
-    heads_output = jnp.einsum("btf,kfg->kbtg", trunk, params["heads"])
-    hidden = trunk[None, :, :, :] + jax.nn.gelu(heads_output)  # [heads, batch, positions, features]
+    # Letters of the einsum: h heads, b batch, t positions, f and g features.
+    head_outputs = jnp.einsum("btf,hfg->hbtg", trunk, params["heads"])
+    hidden = trunk[None, :, :, :] + jax.nn.gelu(head_outputs)
 
     # The labels of a head are the tokens, shifted to the left. No label remains at the end of a sequence.
     labels_by_head = []

@@ -50,7 +50,6 @@ def rollout(params, key):
     # The reward is the fraction of positions with the token that the prompt asks for, its id + 1.
     rewards = jnp.mean((tokens == prompt_ids[:, None] + 1) & mask, axis=1)
     advantages = jax.nn.standardize(rewards.reshape(PROMPTS, COMPLETIONS), axis=1, epsilon=1e-8)
-
     batch = {
         "tokens": tokens,
         "mask": mask,
@@ -71,6 +70,7 @@ def token_loss(statistics: softjax.Statistics, advantage: jax.Array, old_log_pro
 def loss_fn(params, batch):
     """Returns the mean loss over all tokens, and the mean of each metric."""
     hidden, mask = hidden_states(params), batch["mask"]
+    # The tokens are the labels. `linear_loss` passes the other two arrays on to `token_loss`.
     token_arrays = batch["tokens"], batch["advantages"], batch["old_log_probabilities"]
     loss, token_metrics = softjax.linear_loss(
         token_loss, hidden, params["head"], *token_arrays, weights=mask, reduction="mean", has_aux=True

@@ -1,8 +1,7 @@
-"""Pack documents of different lengths into rows, and keep the loss of each document by itself.
+"""Pack several documents into one row, with the same loss as one document per row.
 
-Use this to train on short documents without wasting positions on padding. `softjax.softmax` restricts attention to a
-token's own document through `where`. `softjax.linear_cross_entropy` gets weight 0 where the next token belongs to
-another document. So packing changes neither the loss nor the gradients.
+Use this to train on short documents with little padding. `softjax.softmax` masks attention between documents with
+`where`. `softjax.linear_cross_entropy` takes weight 0 for the last token of each document, and for padding.
 
 Source: Krell et al. 2021, arXiv:2107.02027.
 """
@@ -51,9 +50,10 @@ def to_arrays(rows: list[list[Document]]) -> dict[str, jax.Array]:
 
 # Synthetic data: 40 documents of 2 to 32 tokens, which count upwards in steps of 1, 2 or 3.
 documents = []
-for i in range(40):
-    length, first_token, step = 2 + 11 * i % 31, 7 * i, 1 + i % 3
-    documents.append([(first_token + step * position) % VOCABULARY for position in range(length)])
+for number in range(40):
+    length = 2 + (11 * number) % 31
+    stride = 1 + number % 3
+    documents.append([(7 * number + stride * position) % VOCABULARY for position in range(length)])
 packed = to_arrays(assign_rows(documents))
 unpacked = to_arrays([[document] for document in documents])
 print(f"{len(packed['tokens'])} packed rows instead of {len(unpacked['tokens'])}")
@@ -76,7 +76,7 @@ def loss_fn(params, batch: dict[str, jax.Array]) -> jax.Array:
     causal = jnp.tri(LENGTH, dtype=bool)[None, :, :]
     attention = softjax.softmax(query @ key.mT / math.sqrt(FEATURES), where=same_document & causal)
     hidden = embedded + attention @ value
-    # The last token of a document has no label, nor has padding.
+    # The last token of a document and padding have no label.
     has_label = (documents[:, :-1] == documents[:, 1:]) & (documents[:, 1:] > 0)
     return softjax.linear_cross_entropy(hidden[:, :-1], params["head"], tokens[:, 1:], weights=has_label, base=math.e)
 
@@ -97,4 +97,4 @@ for step in range(61):
     unpacked_loss = evaluate(params, unpacked)
     params, opt_state, loss = train_step(params, opt_state, packed)
     if step % 20 == 0:
-        print(f"step {step:2}: loss {loss:.4f} nats per token, one document per row {unpacked_loss:.4f}")
+        print(f"step {step:2}: loss {loss:.4f} nats per token, one document per row {unpacked_loss:.4f} nats per token")

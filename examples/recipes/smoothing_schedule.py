@@ -1,6 +1,6 @@
 """Lower label smoothing during training by a schedule, without compiling again.
 
-Use this when smoothing should limit confidence early, while the final probabilities should not be smoothed.
+Use this to limit confidence early in training, yet finish with probabilities that are not smoothed.
 `softjax.linear_cross_entropy` accepts a traced `label_smoothing`, so ε can follow any optax schedule. The target is
 (1 − ε) · one-hot + ε / classes. Smoothing needs no further matmul: value and gradients still cost three.
 

@@ -2,7 +2,8 @@
 
 Use this when one matrix embeds the tokens and predicts the next one. Pass `embedding.T` to
 `softjax.linear_cross_entropy`: `jit` does not copy the transpose, and JAX adds up the gradients of both uses. The
-program compares temporary memory with the unfused baseline. Both take three matmuls of the last layer.
+program compares temporary memory with the unfused baseline. Both take three matmuls of the last layer for value and
+gradients.
 
 Source: Press and Wolf 2017, arXiv:1608.05859.
 """
@@ -35,7 +36,7 @@ def hidden_states(params, tokens: jax.Array) -> jax.Array:
     return embedded + jax.nn.gelu(embedded @ params["expand"]) @ params["project"]
 
 
-def loss_fn(params, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+def fused_loss_fn(params, inputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the mean cross-entropy in nats per token. The default base, 10, would give hartleys."""
     kernel = params["embedding"].T  # [features, classes]
     return softjax.linear_cross_entropy(hidden_states(params, inputs), kernel, targets, base=math.e)
@@ -58,12 +59,12 @@ def train_step(params, opt_state, inputs, targets, loss_fn):
     return params, opt_state, loss
 
 
-for name, loss_function in (("fused", loss_fn), ("unfused", unfused_loss_fn)):
+for name, loss_fn in (("fused", fused_loss_fn), ("unfused", unfused_loss_fn)):
     params = initial_params
     opt_state = optimiser.init(params)
 
     # Compile ahead of time, because a compiled function reports its temporary memory.
-    compiled_step = train_step.lower(params, opt_state, inputs, targets, loss_function).compile()
+    compiled_step = train_step.lower(params, opt_state, inputs, targets, loss_fn).compile()
     memory = compiled_step.memory_analysis()
     assert memory is not None, "this backend does not report memory"
     megabytes = memory.temp_size_in_bytes / 1e6
