@@ -12,6 +12,7 @@ from softjax._linear.layer import Layer, Parameters
 from softjax._mesh.axes import AxisNames, ClassAxis, varying_like, with_same_varying_axes
 from softjax._rows.block import Block, RowRule, make_block, with_target_varying
 from softjax._rows.edges import zero_ignored
+from softjax._xla.transpose import with_transpose
 
 
 class ChunkConfig(NamedTuple):
@@ -91,12 +92,12 @@ def _guard_tangent(array, active):
 
 @_guard_tangent.defjvp
 def _guard_tangent_jvp(primals, tangents):
-    # The tangent, and in reverse mode the cotangent, with non-finite values of ignored rows replaced by 0. This map is
-    # not linear to JAX, so it is given by hand as the solution of t = tangent, in both directions.
-    def zeroed(_: Any, tangent: Array) -> Array:
+    # The tangent, and in reverse mode the cotangent, with non-finite values of ignored rows replaced by 0. JAX does not
+    # take this map for linear, so its transpose is given by hand: itself.
+    def zeroed(tangent: Array) -> Array:
         return zero_ignored(tangent, primals[1])
 
-    return _guard_tangent(*primals), lax.custom_linear_solve(lambda t: t, tangents[0], zeroed, zeroed)
+    return _guard_tangent(*primals), with_transpose(zeroed, zeroed, tangents[0])
 
 
 class CompensatedSum(NamedTuple):

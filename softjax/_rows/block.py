@@ -135,15 +135,6 @@ apply_rule = with_forward_mode(_apply)
 """`apply_rule(rule, block)`: the values of each row, in every mode of differentiation."""
 
 
-def in_cache(forward: Callable[[Block], tuple[Any, Any]], block: Block) -> tuple[Any, Any]:
-    """`forward(block)`; on one CPU a few rows at a time, so that what each pass reads stays in cache."""
-
-    def few_rows(x: Array, block: Block) -> tuple[None, tuple[Any, Any]]:
-        return None, forward(block._replace(logits=x))
-
-    return one_cpu.scan_rows(block.classes, few_rows, block)[1]
-
-
 def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | None, active: Array | None) -> Block:
     """The block of one device's logits."""
     logits = compute_gradient_once(logits)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from softjax._args.labels import Teacher
 from softjax._args.types import Array, Bool, Float
-from softjax._rows.block import Block, RowRule, in_cache
+from softjax._rows.block import Block, RowRule
 from softjax._rows.edges import scale_or_zero, zero_infinite
 from softjax._rows.log_sum import LogSum, below_peak, exp_below_peak, log_sum
 from softjax._xla import one_cpu
@@ -145,10 +145,6 @@ class DivergenceResiduals(NamedTuple):
 def divergence_forward(
     kind: Callable[..., ClassTerms], block: Block
 ) -> tuple[Float[Array, "*rows"], DivergenceResiduals]:
-    return in_cache(partial(_forward, kind), block)
-
-
-def _forward(kind: Callable[..., ClassTerms], block: Block) -> tuple[Float[Array, "*rows"], DivergenceResiduals]:
     classes = block.classes
     residuals = barrier_unless_one_cpu(_log_sums(block), block.logits)
     student, teacher = _softmaxes(block, residuals)
@@ -223,7 +219,7 @@ def divergence_backward(
 ) -> Block:
     classes = block.classes
     d = jnp.expand_dims(cotangent, classes.axis)
-    dx, parameters = one_cpu.scan_rows(classes, partial(divergence_derivatives, kind), block, residuals)
+    dx, parameters = one_cpu.scan_rows(partial(divergence_derivatives, kind), block, residuals)
     dparameters = jax.tree.map(lambda derivative: classes.divide_cotangent(d * derivative), parameters)
     return block.cotangent(dx * d, Teacher(None, *dparameters))
 
@@ -257,7 +253,9 @@ def class_derivative(row: RowSoftmax, other: RowSoftmax, f: Array | None, means:
 
 
 DIVERGENCES = {
-    kind.__name__: RowRule(partial(divergence_forward, kind), partial(divergence_backward, kind))
+    kind.__name__: RowRule(
+        partial(one_cpu.in_cache, partial(divergence_forward, kind)), partial(divergence_backward, kind)
+    )
     for kind in (forward_kl, reverse_kl, jensen_shannon)
 }
 """The row rule of each kind."""

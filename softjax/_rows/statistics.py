@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 
 from softjax._args.types import Array, Bool, Float, Integer
-from softjax._rows.block import Block, RowRule, in_cache
-from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, mean_below_peak
+from softjax._rows.block import Block, RowRule
+from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_below_peak
 from softjax._rows.target import RowResiduals, measure_row, target_derivatives, target_vjp
+from softjax._xla import one_cpu
 from softjax._xla.barrier import barrier, barrier_unless_one_cpu
 
 
@@ -106,7 +107,7 @@ class Residuals(NamedTuple):
 
 def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
     classes, x = block.classes, block.wide_logits()
-    target, row = measure_row(block, x)
+    target, row = measure_row(block, x, log_sum(classes, block.logits, block.exists))
     s = barrier_unless_one_cpu(row.log_sum, x)
     squeezed = LogSum(*map(classes.squeeze, s))
     e, count = exp_below_peak(classes, x, s, row.dropped), block.num_classes()
@@ -173,7 +174,7 @@ def _product_or_none(derivative: Array | None, cotangent: Array | None) -> Array
 
 
 STATISTICS = RowRule(statistics_forward, statistics_backward)
-STATISTICS_IN_CACHE = RowRule(partial(in_cache, statistics_forward), statistics_backward)
+STATISTICS_IN_CACHE = RowRule(partial(one_cpu.in_cache, statistics_forward), statistics_backward)
 """The same, a few rows at a time on one CPU. It is faster where many values are read, each in a pass of its own: in
 chunks of a linear layer, and in eager calls."""
 

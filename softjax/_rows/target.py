@@ -21,7 +21,7 @@ from softjax._args.types import Array, Bool, Float, Integer
 from softjax._mesh.axes import ClassAxis, axis_size, psum, varying_like
 from softjax._rows.block import Block
 from softjax._rows.edges import nan_where, zero_ignored
-from softjax._rows.log_sum import LogSum, below_peak, exp_below_peak, log_sum, minus_peak
+from softjax._rows.log_sum import LogSum, below_peak, exp_below_peak, minus_peak
 from softjax._xla import one_cpu
 from softjax._xla.gather import add_at_classes
 
@@ -61,9 +61,8 @@ class RowResiduals(NamedTuple):
     """x_y of a class id; (P, P without the peak's classes) of a distribution; or `FewClasses`."""
 
 
-def measure_row(block: Block, x: Array) -> tuple[TargetStatistics, RowResiduals]:
+def measure_row(block: Block, x: Array, s: LogSum) -> tuple[TargetStatistics, RowResiduals]:
     """The values that depend on the target, and the residuals of the row; `x` are the block's wide logits."""
-    s = log_sum(block.classes, block.logits, block.exists)
     measure = {ClassIds: _measure_id, Distribution: _measure_distribution}.get(type(block.target), _measure_few)
     statistics, target = measure(block, x, s)
     # A non-finite logit shows in the peak or in the rest.

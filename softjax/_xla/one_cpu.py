@@ -160,7 +160,7 @@ _CACHE_BYTES = 2**21
 """The bytes of logits in one step of `scan_rows`: enough work for two cores, and they stay in cache."""
 
 
-def scan_rows(classes: Any, function: Callable[..., Any], block: Any, *row_arrays: Any) -> tuple[Any, Any]:
+def scan_rows(function: Callable[..., Any], block: Any, *row_arrays: Any) -> tuple[Any, Any]:
     """`function(logits, block, *row_arrays)`, for a few rows at a time.
 
     Equals: `function(block.logits, block._replace(logits=None), *row_arrays)`.
@@ -169,13 +169,12 @@ def scan_rows(classes: Any, function: Callable[..., Any], block: Any, *row_array
     block's size to memory. The arrays of a few rows stay in cache.
 
     Args:
-        classes: the `ClassAxis`. If the classes are not the last axis, all rows are taken at once.
         function: returns what replaces the logits (None for nothing), and a pytree of values of each row.
-        block: the `Block`.
+        block: the `Block`. If its classes are not the last axis, all rows are taken at once.
         row_arrays: pytrees of arrays `[rows, …]`, or `[1, …]` for all rows.
     """
     x, row_inputs = block.logits, (block._replace(logits=None), *row_arrays)
-    step_rows = _rows_per_step(x) if classes.axis == -1 else None
+    step_rows = _rows_per_step(block)
     if step_rows is None:
         return function(x, *row_inputs)
     rows, (leaves, structure) = x.shape[0], jax.tree.flatten(row_inputs)
@@ -192,24 +191,27 @@ def scan_rows(classes: Any, function: Callable[..., Any], block: Any, *row_array
     return x.reshape((rows, -1)), jax.tree.map(lambda a: a.reshape((rows, *a.shape[2:])), values)
 
 
-def in_cache(values: Callable[[Any, Any], Any], classes: Any, block: Any) -> Any:
-    """`values(classes, block)`, a pytree of values of each row, for a few rows at a time (`scan_rows`).
+def in_cache(forward: Callable[[Any], Any], block: Any) -> Any:
+    """`forward(block)`, a pytree of values of each row, for a few rows at a time (`scan_rows`).
 
-    Equals: `values(classes, block)`.
+    Equals: `forward(block)`.
     """
+    if _rows_per_step(block) is None:
+        return forward(block)
 
     def without_new_logits(x: Array, block: Any) -> tuple[None, Any]:
-        return None, values(classes, block._replace(logits=x))
+        return None, forward(block._replace(logits=x))
 
-    return scan_rows(classes, without_new_logits, block)[1]
+    return scan_rows(without_new_logits, block)[1]
 
 
-def _rows_per_step(x: Array) -> int | None:
+def _rows_per_step(block: Any) -> int | None:
     """How many rows `scan_rows` takes at a time, a divisor of all rows; None to take all at once.
 
     At least two: for an axis of one row XLA may choose another layout, and copy the block.
     """
-    if not (has_static_shape(x) and x.ndim == 2 and x.dtype.itemsize >= 4 and on_one_cpu(x)):
+    x, is_last = block.logits, block.classes.axis == -1
+    if not (is_last and has_static_shape(x) and x.ndim == 2 and x.dtype.itemsize >= 4 and on_one_cpu(x)):
         return None
     most = max(2, _CACHE_BYTES // max(x.shape[1] * x.dtype.itemsize, 1))
     divisors = (n for n in range(2, min(most, x.shape[0]) + 1) if x.shape[0] % n == 0)
