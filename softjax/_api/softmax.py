@@ -47,7 +47,7 @@ def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = Non
         return _over_several_axes(softmax, logits, axis, where, axis_name)
     logits, axis = arrays.logits(logits, axis)
     exist = arrays.where(where, logits)
-    return _sharded(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis)), logits, exist)
+    return _softmax_or_log(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis)), logits, exist)
 
 
 def log_softmax(
@@ -87,52 +87,53 @@ def log_softmax(
     if isinstance(axis, (tuple, list)):
         return _over_several_axes(partial(log_softmax, base=base), logits, axis, where, axis_name)
     logits, axis = arrays.logits(logits, axis)
-    base, exist = options.base(base), arrays.where(where, logits)
-    return _sharded(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis), base), logits, exist)
+    base, exists = options.base(base), arrays.where(where, logits)
+    return _softmax_or_log(_SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis), base), logits, exists)
 
 
 def _over_several_axes(function, logits, axis, where, axis_name):
-    """`function` of the logits with these axes put together as their last one."""
+    """`function` over several class axes, which are merged into the last axis."""
     if axis_name is not None:
         raise ValueError(f"`axis` must be one axis where `axis_name` splits it, got {tuple(axis)}.")
     logits = arrays.floating("logits", logits)
     axes, mask = arrays.axes("logits", logits, axis), arrays.where(where, logits)
     last = tuple(range(-len(axes), 0))
 
-    def flat(array: Array) -> Array:
+    def merge(array: Array) -> Array:
         moved = jnp.moveaxis(array, axes, last)
         return moved.reshape((*moved.shape[: -len(axes)], -1))
 
-    exist = None if mask is None else flat(jnp.broadcast_to(mask, logits.shape))
+    exists = None if mask is None else merge(jnp.broadcast_to(mask, logits.shape))
     shape = jnp.moveaxis(logits, axes, last).shape
-    return jnp.moveaxis(function(flat(logits), where=exist).reshape(shape), last, axes)
+    return jnp.moveaxis(function(merge(logits), where=exists).reshape(shape), last, axes)
 
 
 class _SoftmaxConfig(NamedTuple):
+    """The static part of a call."""
+
     axis: int
     split: Split
     base: float | None = None
-    """That of log_b q, None for q."""
+    """The base of log_b q; None for q itself."""
 
 
 @partial(jax.jit, static_argnums=0)
-def _sharded(static, logits, where):
-    specs = [static.split.logits_spec(array, static.axis) for array in (logits, where)]
-    return static.split.shard_map(partial(_local_softmax, static), specs, specs[0])(logits, where)
+def _softmax_or_log(config, logits, where):
+    specs = [config.split.logits_spec(array, config.axis) for array in (logits, where)]
+    return config.split.shard_map(partial(_local, config), specs, specs[0])(logits, where)
 
 
-def _local_softmax(static, logits, where):
-    axis, split, base = static
-    (x, where), _ = with_same_varying_axes(
-        split.class_names, tuple(split.gather_classes(a, axis) for a in (logits, where))
-    )
+def _local(config, logits, where):
+    axis, split, base = config
+    gathered = tuple(split.gather_classes(array, axis) for array in (logits, where))
+    (x, where), _ = with_same_varying_axes(split.class_names, gathered)
     classes = ClassAxis(axis, split.class_names)
     if where is not None:
         x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
-    number = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
+    result = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
     if where is not None:
-        number = jnp.where(where, number, 0 if base is None else -jnp.inf)  # a constant, to every derivative
-    return split.slice_classes(number.astype(logits.dtype), axis)
+        result = jnp.where(where, result, 0 if base is None else -jnp.inf)  # a constant, without a derivative
+    return split.slice_classes(result.astype(logits.dtype), axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -147,17 +148,15 @@ def _softmax_forward(classes, x):
 
 def _softmax_backward(classes, residuals, g):
     # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx_j = q_j (g_j − Σ_i q_i g_i)
-    # and for a class alone at the peak q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels
+    # For a dominant class q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels.
     x, s = residuals
     e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, alone = e / s.mass, s.is_dominant(one_cpu.widen(x))
-    apart = g * s.one_minus_q(e) - classes.sum_keepdims(jnp.where(alone, 0, q * g))
-    return ((q * jnp.where(alone, apart, g - classes.sum_keepdims(q * g))).astype(x.dtype),)
+    q, is_dominant = e / s.mass, s.is_dominant(one_cpu.widen(x))
+    for_dominant = g * s.one_minus_q(e) - classes.sum_keepdims(jnp.where(is_dominant, 0, q * g))
+    return ((q * jnp.where(is_dominant, for_dominant, g - classes.sum_keepdims(q * g))).astype(x.dtype),)
 
 
 _softmax.defvjp(opaque_to_remat(_softmax_forward), _softmax_backward)
-
-
 _probabilities = with_forward_mode(_softmax)
 
 
@@ -173,15 +172,13 @@ def _log_softmax_forward(classes, x):
 
 def _log_softmax_backward(classes, residuals, g):
     # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx_j = g_j − q_j Σ_i g_i
-    # and for a class alone at the peak g_j (1 − q_j) − q_j Σ_{i≠j} g_i
+    # For a dominant class g_j (1 − q_j) − q_j Σ_{i≠j} g_i, in which nothing cancels.
     x, s = residuals
     e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, alone = e / s.mass, s.is_dominant(one_cpu.widen(x))
-    apart = g * s.one_minus_q(e) - q * classes.sum_keepdims(jnp.where(alone, 0, g))
-    return (jnp.where(alone, apart, g - q * classes.sum_keepdims(g)).astype(x.dtype),)
+    q, is_dominant = e / s.mass, s.is_dominant(one_cpu.widen(x))
+    for_dominant = g * s.one_minus_q(e) - q * classes.sum_keepdims(jnp.where(is_dominant, 0, g))
+    return (jnp.where(is_dominant, for_dominant, g - q * classes.sum_keepdims(g)).astype(x.dtype),)
 
 
 _log_softmax.defvjp(opaque_to_remat(_log_softmax_forward), _log_softmax_backward)
-
-
 _log_probabilities = with_forward_mode(_log_softmax)

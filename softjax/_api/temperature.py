@@ -18,10 +18,7 @@ from softjax._rows.statistics import STATISTICS
 from softjax._xla import one_cpu
 
 _LAST_AXIS = ClassAxis(-1)
-
-
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
-"""Of the temperature, and of its inverse."""
 
 
 def fit_temperature(
@@ -65,69 +62,76 @@ def fit_temperature(
 @jax.jit
 def _fit(logits, labels, weights):
     x, labels, weights = lax.stop_gradient((one_cpu.widen(logits), labels, weights))
-    # The loss is that of the differences, which keep their digits where the logits are large.
-    slopes = partial(_derivatives_by_inverse, x - jnp.max(x, -1, keepdims=True), labels, weights)
-    ends = lax.map(slopes, jnp.asarray([1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE], x.dtype))
-    low, high = ends.slope
-    root = _newton_root(slopes, (low < 0) & (high > 0), x.dtype)
-    root = jnp.where(high <= 0, 1 / MIN_TEMPERATURE, jnp.where(low >= 0, 1 / MAX_TEMPERATURE, root))
-    root = jnp.where(ends.varied.any(), root, 1)
+    # x_j − max x keeps its digits where the logits are large.
+    derivatives = partial(_derivatives_by_inverse, x - jnp.max(x, -1, keepdims=True), labels, weights)
+    ends = lax.map(derivatives, jnp.asarray([1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE], x.dtype))
+    at_low, at_high = ends.first
+    root = _newton_root(derivatives, (at_low < 0) & (at_high > 0), x.dtype)
+    root = jnp.where(at_high <= 0, 1 / MIN_TEMPERATURE, jnp.where(at_low >= 0, 1 / MAX_TEMPERATURE, root))
+    root = jnp.where(ends.depends.any(), root, 1)
     return nan_where(jnp.isnan(ends.loss).any(), 1 / root)
 
 
 class _Derivatives(NamedTuple):
-    """Of β = 1/T: the sum of the losses, its first and second derivatives, and whether any depends on it."""
+    """The sum of the losses as a function of the inverse temperature β = 1/T."""
 
     loss: Any
-    slope: Any
-    curvature: Any
-    varied: Any
+    first: Any
+    second: Any
+    depends: Any
+    """Whether the loss of any sample depends on β."""
 
 
-def _derivatives_by_inverse(below, labels, weights, beta):
-    dropped = below == -jnp.inf
-    finite = jnp.where(dropped, 0, below)
+def _derivatives_by_inverse(below_max, labels, weights, beta):
+    no_logit = below_max == -jnp.inf
+    finite = jnp.where(no_logit, 0, below_max)
 
     def sums(beta):
-        x = jnp.where(dropped, -jnp.inf, finite * beta)
+        x = jnp.where(no_logit, -jnp.inf, finite * beta)
         target = target_from_labels(labels, x.shape[-1], -1)
         s = apply_rule(STATISTICS, make_block(_LAST_AXIS, x, target, None, None)).statistics
         w = jnp.ones_like(s.entropy) if weights is None else weights.astype(s.entropy.dtype)
-        counted = (w != 0) & (s.cross_entropy != jnp.inf)
-        h, entropy = (jnp.sum(w * jnp.where(counted, n, 0)).astype(beta.dtype) for n in (s.cross_entropy, s.entropy))
-        return (h, entropy), jnp.any(counted & jnp.any(finite < 0, -1))
+        counts = (w != 0) & (s.cross_entropy != jnp.inf)
 
-    # ∂h/∂β = Σ_j q_j x_j − x_y, ∂²h/∂β² = Var_q x, and ∂H/∂β = −β Var_q x, so that first derivatives are enough.
-    (loss, _), (slope, spread), varied = jax.jvp(sums, (beta,), (jnp.ones_like(beta),), has_aux=True)
-    return _Derivatives(loss, slope, -spread / beta, varied)
+        def weighted_sum(values):
+            return jnp.sum(w * jnp.where(counts, values, 0)).astype(beta.dtype)
+
+        depends = jnp.any(counts & jnp.any(finite < 0, -1))
+        return (weighted_sum(s.cross_entropy), weighted_sum(s.entropy)), depends
+
+    # ∂h/∂β = Σ_j q_j x_j − x_y, ∂²h/∂β² = Var_q x, and ∂H/∂β = −β Var_q x: first derivatives of h and H are enough.
+    (loss, _), (first, entropy_derivative), depends = jax.jvp(sums, (beta,), (jnp.ones_like(beta),), has_aux=True)
+    return _Derivatives(loss, first, -entropy_derivative / beta, depends)
 
 
 class _NewtonState(NamedTuple):
     beta: Any
     low: Any
     high: Any
-    moved: Any
+    last_step: Any
     steps: Any
 
 
-def _newton_root(slopes, inside, dtype):
-    """Where the slope is 0, by Newton's steps; by bisection of ln β where these leave the bracket or do not shrink."""
-    enough = jnp.finfo(dtype).eps ** 0.5 / 16  # the step after one so small is of the size of a rounding
+def _newton_root(derivatives, has_root, dtype):
+    """The root of the first derivative, by Newton's method.
 
-    def going(state):
-        return inside & (state.moved > enough * state.beta) & (state.steps < 100)
+    It bisects ln β instead where a Newton step leaves the bracket, or is not half as long as the step before.
+    """
+    tolerance = jnp.finfo(dtype).eps ** 0.5 / 16  # after so small a step, the next one is as small as a rounding error
+
+    def unfinished(state):
+        return has_root & (state.last_step > tolerance * state.beta) & (state.steps < 100)
 
     def step(state):
-        beta, low, high, moved, steps = state
-        at = slopes(beta)
-        low, high = jnp.where(at.slope < 0, beta, low), jnp.where(at.slope < 0, high, beta)
-        newton = beta - at.slope / at.curvature
-        good = (low <= newton) & (newton <= high) & (jnp.abs(newton - beta) < moved / 2)
-        after = jnp.where(good, newton, jnp.sqrt(low * high))
-        return _NewtonState(after, low, high, jnp.abs(after - beta), steps + 1)
+        beta, low, high, last_step, steps = state
+        at_beta = derivatives(beta)
+        low, high = jnp.where(at_beta.first < 0, beta, low), jnp.where(at_beta.first < 0, high, beta)
+        newton = beta - at_beta.first / at_beta.second
+        is_good = (low <= newton) & (newton <= high) & (jnp.abs(newton - beta) < last_step / 2)
+        following = jnp.where(is_good, newton, jnp.sqrt(low * high))
+        return _NewtonState(following, low, high, jnp.abs(following - beta), steps + 1)
 
-    # As `inside` varies over a mesh, so does all that depends on it.
-    one, low, high = (
-        varying_like(jnp.asarray(number, dtype), inside) for number in (1, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE)
-    )
-    return lax.while_loop(going, step, _NewtonState(one, low, high, high, 0)).beta
+    # The state varies over the same mesh axes as `has_root`.
+    start = (jnp.asarray(value, dtype) for value in (1, 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE))
+    beta, low, high = (varying_like(value, has_root) for value in start)
+    return lax.while_loop(unfinished, step, _NewtonState(beta, low, high, high, 0)).beta
