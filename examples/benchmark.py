@@ -1,14 +1,14 @@
-"""softjax timed against the libraries and the code that do the same.
+"""Time softjax against optax, torch, hand-written losses and other fused losses.
 
-    python examples/benchmark.py                                   # as in configs/benchmark.toml; some minutes
-    python examples/benchmark.py --rounds 3 --shapes 64 5          # any of its settings changed
-    python examples/benchmark.py --part linear --rounds 3          # the last layer and its loss without the logits
-    python examples/benchmark.py --part distil --rounds 3          # a student's last layer beside its teacher's
-    python examples/benchmark.py --markdown examples/results/core-cpu.json  # tables of an earlier run
-    python examples/benchmark.py --markdown examples/results       # results/README.md, from all files of that folder
+    python examples/benchmark.py                              # the settings of configs/benchmark.toml; some minutes
+    python examples/benchmark.py --rounds 3 --shapes 64 5     # override any setting
+    python examples/benchmark.py --part linear --rounds 3     # the last layer fused with its loss
+    python examples/benchmark.py --part distil --rounds 3     # the fused divergence of a student from its teacher
+    python examples/benchmark.py --markdown examples/results/core-cpu.json   # print the tables of an earlier run
+    python examples/benchmark.py --markdown examples/results  # print results/README.md from all files of that folder
 
-Each library is called as its users call it, for the mean loss of integer labels: softjax to base 10, the others in
-nats. Three libraries compute one loss; torch takes part where it is installed and has the device that JAX runs on.
+Each library is called as its users call it, for the mean loss of integer labels. softjax's default base is 10, the
+others compute nats. torch is included if it is installed and supports the device that JAX uses.
 """
 
 from common import program
@@ -39,6 +39,7 @@ REPORTS = {"core": core_report, "distil": divergence_report}
 
 
 def run(part: str, config: Config, console: Console) -> dict[str, Any]:
+    """Times all problems of a part, and returns the results file."""
     problems = core_problems(config) if part == "core" else linear_cases.problems(part, config)
     columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.description}"), console=console) as progress:
@@ -49,29 +50,36 @@ def run(part: str, config: Config, console: Console) -> dict[str, Any]:
             cases.append(CASES[part](shape, dtype, config, functools.partial(progress.advance, bar)))
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key != "output"}
     results = {"machine": machine.describe(PACKAGES), "part": part, "settings": settings, "cases": cases}
-    return results | ({"peak_resident_bytes": linear_cases.peak_resident(config)} if part == "linear" else {})
+    if part == "linear":
+        results["peak_resident_bytes"] = linear_cases.peak_resident_bytes(config)
+    return results
 
 
 def as_json(results: dict[str, Any]) -> bytes:
-    """Five digits are more than any timing has, and each list of numbers is one line."""
-    text = json.dumps(_rounded(results), indent=1, ensure_ascii=False)
-    return (re.sub(r"\[\s+([^][{}\"]*?)\s+\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n").encode()
+    """JSON with floats of five digits, more than any timing is reliable to, and one line per list of numbers."""
+    text = json.dumps(_round_floats(results), indent=1, ensure_ascii=False)
+    return (re.sub(r"\[\s+([^][{}\"]*?)\s+\]", lambda match: f"[{' '.join(match[1].split())}]", text) + "\n").encode()
 
 
-def _rounded(value: Any) -> Any:
+def _round_floats(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: _round_floats(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
+        return [_round_floats(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def load(path: Path) -> dict[str, Any]:
+    """Reads a results file.
+
+    Raises:
+      WrongInput: if its tables cannot be printed.
+    """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         markdown(results)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WrongInput(f"{path} is no results file of this program: {error!r}") from error
+        raise WrongInput(f"{path} is not a results file of this program: {error!r}") from error
     return results
 
 
@@ -80,6 +88,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
+    """Writes the results file and its figure, and prints the tables."""
     part = results["part"]
     name = f"{part}-{results['machine']['platform']}"
     contents = {f"{name}.json": as_json(results)}
@@ -88,7 +97,7 @@ def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
     for file, content in contents.items():
         program.write(folder / file, content)
     if part == "core":
-        console.print(core_report.table(results))
+        console.print(core_report.terminal_table(results))
     else:
         print(markdown(results))
     console.print(*(f"Wrote {folder / file}" for file in contents), sep="\n")
@@ -98,7 +107,7 @@ def publish(results: dict[str, Any], folder: Path, console: Console) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
     if options.markdown:
-        print(page.page(options.markdown) if options.markdown.is_dir() else markdown(load(options.markdown)))
+        print(page.render(options.markdown) if options.markdown.is_dir() else markdown(load(options.markdown)))
         return
     program.make_writable(options.settings.output)
     console = Console()

@@ -1,10 +1,12 @@
-"""Train the language model by each route of its loss on the same batches: the curves, and a step's time and memory.
+"""Train the language model with each route of its loss, and compare loss curves, time per step and memory.
 
     python examples/compare_lm_routes.py                             # configs/lm.toml and configs/lm-large.toml
     python examples/compare_lm_routes.py --configs configs/lm.toml --rounds 50
 
-Writes lm-routes-<platform>.json and .png, and prints the table of results/README.md. Each round times one step of each
-route, in an order drawn anew. Memory is what the compiled step needs beside its arguments and its results.
+All routes see the same batches. Each round times one step of each route, in a random order. Temporary memory is what
+the compiled step needs in addition to its arguments and results.
+
+Writes lm-routes-<platform>.json and .png, and prints the table of results/README.md.
 """
 
 from common import program
@@ -33,20 +35,21 @@ from language_model.training import CompiledStep
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Train the language model by each route of its loss on the same batches."""
+    """Train the language model with each route of its loss, on the same batches."""
 
     configs: tuple[Path, ...] = (settings.CONFIGS / "lm.toml", settings.CONFIGS / "lm-large.toml")
-    """Settings of `train_lm.py`; their `loss` and `steps` do not matter."""
+    """Settings files of `train_lm.py`. Their `loss` and `steps` are not used."""
     rounds: int = 20
-    """Steps of each route that are timed; two go before them."""
+    """Timed steps of each route. Two more steps run first, untimed."""
     output: Path = Path(__file__).resolve().parent / "results"
-    """Folder of the two files."""
+    """Folder for the two files."""
 
     def __post_init__(self) -> None:
         settings.check(self, {"rounds": settings.COUNT})
 
 
 def compare(config: Config, rounds: int) -> dict[str, Any]:
+    """Trains with every route, and returns the entry of this configuration in the results file."""
     corpus = data.load(config)
     batches = Batches(corpus, config)
     programs = {
@@ -59,7 +62,7 @@ def compare(config: Config, rounds: int) -> dict[str, Any]:
         name: {
             "seconds": timings[name].median,
             "quartiles": timings[name].quartiles,
-            "fused_as_a_share": dataclasses.asdict(ratio(timings["fused"], timings[name])),
+            "fused_ratio": dataclasses.asdict(ratio(timings["fused"], timings[name])),
             "temporary_bytes": program.temporary_bytes,
             "losses": np.asarray(program.state.curves["loss"]).tolist(),
         }
@@ -78,16 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = settings.read(path, Config)
         with config.on_mesh():
             cases.append(compare(config, options.rounds))
-    where = machine.describe(("jax", "jaxlib", "optax", "equinox", "numpy"))
-    results = {"rounds": options.rounds, "machine": where, "cases": cases}
+    packages = ("jax", "jaxlib", "optax", "equinox", "numpy")
+    results = {"rounds": options.rounds, "machine": machine.describe(packages), "cases": cases}
     path = options.output / f"lm-routes-{jax.default_backend()}"
     program.write(path.with_suffix(".json"), (json.dumps(results, indent=1) + "\n").encode())
     program.write(path.with_suffix(".png"), routes_report.draw(cases))
     print(routes_report.table(cases))
-    apart = ", ".join(
-        f"{routes_report.largest_difference(case):.1e} at {case['vocabulary']:,} entries" for case in cases
+    differences = ", ".join(
+        f"{routes_report.largest_difference(case):.1e} with vocabulary {case['vocabulary']:,}" for case in cases
     )
-    print(f"\nThe curves lie at most this far apart, relatively: {apart}.\nResults: {path}.json and .png")
+    print(f"\nLargest relative difference between the loss curves: {differences}.\nResults: {path}.json and .png")
 
 
 if __name__ == "__main__":

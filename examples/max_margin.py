@@ -1,10 +1,12 @@
-"""How far gradient descent can raise the margin of a classifier, by the gradients of softjax, optax and torch.
+"""Compare how far gradient descent raises the margin of a classifier with the gradients of softjax, optax and torch.
 
     python examples/max_margin.py                               # the digits 0 to 4
     python examples/max_margin.py --classes 3 --output runs/margin
 
-All digits are told apart by the first thousand steps. From then on normalised gradient descent raises the margin, and
-the gradient is that of confident samples alone. Where 1 + Σ rounds to 1 it has 0 at the label, and the margin falls.
+The classifier separates all digits after about 1,000 steps. From then on, normalised gradient descent raises the
+margin, and only confident samples contribute to the gradient. Where 1 + Σ rounds to 1, an inexact gradient is 0 at the
+label, and the margin falls.
+
 Writes max-margin.json and max-margin.png.
 """
 
@@ -28,25 +30,26 @@ from classifier import digits
 from common import settings
 from common.program import WrongInput
 from margin import figure
-from margin.descent import Samples, Schedule, contenders, curves, hard_margin
+from margin.descent import Samples, Schedule, contenders, hard_margin, measure_curves
 
 NAME = "max-margin"
-EXACT = ("softjax", "float64")  # the run that the others are to be level with
+REFERENCE = ("softjax", "float64")  # the table compares the other runs with this one
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How far gradient descent can raise the margin of a classifier, by the gradients of softjax, optax and torch."""
+    """Compare the margins that gradient descent reaches with the gradients of softjax, optax and torch."""
 
     classes: int = 5
-    """Digits 0 to classes-1 are told apart, 3 to 10 of them."""
+    """Number of classes, 3 to 10: the digits 0 to classes − 1."""
     rate: float = 0.02
-    """The length of each step."""
+    """Length of each step."""
     steps: int = 32_000
+    """Number of steps."""
     every: int = 100
-    """Steps from one record to the next."""
+    """Steps between two records. It must divide `steps`."""
     output: Path = Path(__file__).resolve().parent / "results"
-    """Folder of the two files."""
+    """Folder for the two files."""
 
     def __post_init__(self) -> None:
         settings.check(self, {"classes": (lambda v: 3 <= v <= 10, "from 3 to 10"), "rate": settings.POSITIVE})
@@ -55,12 +58,13 @@ class Options:
 
 
 def compare(options: Options, console: Console) -> dict[str, Any]:
+    """Runs every contender and returns the results file."""
     samples = Samples(*digits.whole(options.classes), options.classes)
     schedule = Schedule(options.rate, options.steps, options.every)
     runs = []
     for library, dtype, descend in contenders():
         with console.status(f"{library} {dtype}"):
-            runs.append({"library": library, "dtype": dtype, **curves(descend, samples, schedule)})
+            runs.append({"library": library, "dtype": dtype, **measure_curves(descend, samples, schedule)})
     return {
         "settings": {"classes": options.classes, **schedule._asdict()},
         "machine": machine.describe(("jax", "jaxlib", "optax", "torch", "scikit-learn", "numpy")),
@@ -71,24 +75,25 @@ def compare(options: Options, console: Console) -> dict[str, Any]:
     }
 
 
-def table_of(results: dict[str, Any]) -> Table:
+def build_table(results: dict[str, Any]) -> Table:
+    """One row per run: its largest margin, its last margin, and the step where it falls 1 % behind the reference."""
     steps, hard = results["steps"], results["hard_margin"]
-    exact = next(np.array(run["margin"]) for run in results["runs"] if (run["library"], run["dtype"]) == EXACT)
-    table = Table(title=f"Margins; the hard margin is {hard:.5f}")
+    reference = next(np.array(run["margin"]) for run in results["runs"] if (run["library"], run["dtype"]) == REFERENCE)
+    table = Table(title=f"Margins. The hard margin is {hard:.5f}.")
     table.add_column(no_wrap=True)
-    for column in ("largest", "at step", "at gap", "at the end", "1 % behind from", "time"):
+    for column in ("largest", "at step", "at gap", "last", "1 % behind\nfrom step", "time"):
         table.add_column(column, justify="right")
     for run in results["runs"]:
         margins = np.array(run["margin"])
-        best, level = int(np.argmax(margins)), np.flatnonzero(margins >= exact - 0.01 * abs(exact))
-        behind = int(level[-1]) + 1 if len(level) else 0  # the record after the last that is level
+        best, level = int(np.argmax(margins)), np.flatnonzero(margins >= reference - 0.01 * abs(reference))
+        first_behind = int(level[-1]) + 1 if len(level) else 0
         table.add_row(
             f"{run['library']} {run['dtype']}",
             f"{margins[best]:.5f}",
             f"{steps[best]:,}",
             f"{run['gap'][best]:.1f}",
             f"{margins[-1]:.5f}",
-            f"{steps[behind]:,}" if behind < len(steps) else "",
+            f"{steps[first_behind]:,}" if first_behind < len(steps) else "",
             f"{run['seconds']:.1f} s",
         )
     return table
@@ -104,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = options.output / NAME
     program.write(path.with_suffix(".json"), (json.dumps(results) + "\n").encode())
     program.write(path.with_suffix(".png"), picture)
-    console.print(table_of(results))
+    console.print(build_table(results))
     print(f"Results: {path}.json and .png")
 
 

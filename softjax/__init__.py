@@ -7,35 +7,60 @@
 >>> print(softjax.cross_entropy(logits, labels, base=math.e).round(5), "nats")
 0.13288 nats
 
-**Confident rows are exact.** Where one logit stands far above the others, 1 + Σ rounds to 1, and a loss that is made
-with it is 0. Here nothing is added to what would swallow it.
+The `linear_*` functions fuse the last linear layer with the loss: the logits are never materialised. Functions with
+an argument `axis_name` also take logits or kernels whose class dimension is sharded over a device mesh.
+
+**Units.** Functions with an argument `base` default to base 10. `base=math.e` gives nats, as optax and torch do.
+
+    hartleys by default (`base=10.0`; 2 gives bits)      nats
+    ---------------------------------------------------  ---------------------------------------
+    cross_entropy, linear_cross_entropy                  statistics, linear_statistics
+    log_probabilities, linear_log_probabilities          linear_loss (`row_loss` reads nats)
+    divergence, linear_divergence                        losses
+    log_softmax, linear_top_k                            metrics
+    distribution_cross_entropy
+
+**Confident rows are exact.** Where one logit x_k stands far above the others, 1 + Σ_{j≠k} exp(x_j − x_k) rounds to 1.
+A loss computed from this sum is 0. softjax keeps the sum over the other classes apart from the 1, with all its digits.
 
 >>> loss, gradient = jax.value_and_grad(softjax.cross_entropy)(jnp.array([40.0, 0.0, 0.0]), jnp.array(0), base=math.e)
 >>> print(f"{loss:.2e}", *(f"{g:.2e}" for g in gradient))
 8.50e-18 -8.50e-18 4.25e-18 4.25e-18
 
-**Types.** float16, bfloat16 and float32 are accumulated in float32, float64 in float64; float8 is refused. Losses and
-statistics come back in that type, gradients in the type of their argument, `softmax` and `log_softmax` in the type of
-the logits. Nothing depends on `jax_numpy_dtype_promotion` or `jax_numpy_rank_promotion`.
+**Dtypes.** Nothing depends on `jax_numpy_dtype_promotion` or `jax_numpy_rank_promotion`.
+
+- Inputs of float16, bfloat16 and float32 accumulate in float32, float64 in float64. float8 raises a TypeError.
+- Losses and statistics have the accumulation dtype. `softmax` and `log_softmax` have the dtype of the logits.
+- A gradient has the dtype of its argument.
 
 >>> half = logits.astype(jnp.bfloat16)
 >>> print(softjax.cross_entropy(half, labels).dtype, jax.grad(softjax.cross_entropy)(half, labels).dtype)
 float32 bfloat16
 
-**Edges.** A sample of weight 0 may hold anything, and has loss and gradient 0. If every weight is 0, or there are no
-samples, the mean is 0.
+**Edge cases.** A masked class is one that `where` leaves out. It behaves as if it were deleted. The gradient is with
+respect to the logits, with q = softmax(x) and p the label's distribution.
+
+    row                                        loss     gradient
+    -----------------------------------------  -------  ------------------------------------
+    weight 0, whatever the row holds           0        0; not in the divisor of a mean
+    no class exists (all masked)               0        0; not in the divisor of a mean
+    class id out of range                      NaN      0; `validate_labels` names the label
+    class id of a class with logit −inf        +inf     q − p, finite
+    class id of a masked class                 +inf     0 at masked classes, q elsewhere
+    distribution with mass at a masked class   finite   0 there; the mass is ignored
+    distribution with mass at a logit of −inf  +inf     q Σ_j p_j − p
+    another class has logit −inf               finite   0 there
+    another class has logit +inf               +inf     may be NaN there
+    every logit −inf, or any NaN               NaN      NaN
+
+A mean is 0 if every weight is 0, or if there are no samples. With label smoothing every existing class has mass, so any
+logit of −inf makes the loss +inf.
 
 >>> ignored = jnp.array([[jnp.nan, jnp.inf], [2.0, 0.0]]), jnp.array([-100, 1])
 >>> value_and_grad = jax.value_and_grad(softjax.cross_entropy)
 >>> value, gradient = value_and_grad(*ignored, base=math.e, weights=ignored[1] >= 0)
 >>> print(value.round(4), *gradient.round(4).tolist()[0])
 2.1269 0.0 0.0
-
-A class id out of range has loss NaN and gradient 0; `validate_labels` names it. A label whose class has logit −inf has
-loss +inf and a finite gradient; any other class of −inf takes no part. Classes that `where` leaves out are as if they
-had been deleted: their probability and gradient are 0, and a label there has loss +inf. +inf at another class makes the
-loss +inf, a NaN anywhere makes it NaN. A row in which no class exists has loss 0, and is not counted.
-
 >>> x = jnp.array([0.0, -jnp.inf, 1.0])
 >>> loss, gradient = value_and_grad(x, jnp.array(1), base=math.e)
 >>> print(loss, *gradient.round(4))

@@ -1,18 +1,21 @@
-"""Losses beyond the cross-entropy, each a function of the `Statistics` of its samples, in nats.
+"""Losses beyond the cross-entropy: functions of `Statistics`, one value per sample, in nats.
 
-They are arithmetic on numbers that there is one of for each sample. So one line serves dense, fused and sharded logits:
+Each loss works on dense, fused and sharded logits alike, because it reads only the row statistics.
 
 >>> import jax.numpy as jnp, softjax
 >>> logits, labels = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
 >>> print(jnp.mean(softjax.losses.focal(softjax.statistics(logits, labels))).round(4))
 0.3518
->>> hidden, kernel = logits, jnp.eye(2)  # of logits that are never held
+
+`linear_loss` fuses the same loss with the last linear layer. The logits are never materialised.
+
+>>> hidden, kernel = logits, jnp.eye(2)
 >>> print(softjax.linear_loss(softjax.losses.focal, hidden, kernel, labels, reduction="mean").round(4))
 0.3518
 
-All are exact for confident rows, where 1 − q_y is taken from h = −ln q_y and not from a rounded q_y. A sample whose
-label is no class has loss NaN and gradient 0. Parameters may be traced scalars, for schedules and for derivatives by
-them; the value of a traced one is not checked.
+All losses are exact for confident rows: they compute 1 − q_y from h = −ln q_y, not from a rounded q_y. A class id out
+of range has loss NaN and zero gradient. Parameters may be traced scalars, for schedules and for derivatives with
+respect to them. The value of a traced parameter is not checked.
 """
 
 import jax
@@ -27,16 +30,17 @@ __all__ = ["additive_margin", "angular_margin", "focal", "generalized", "poly"]
 
 
 def focal(s: StatisticsArgument, gamma: ArrayLike = 2.0) -> Float[Array, "*samples"]:
-    """(1 − q_y)^γ h with h = −ln q_y: the cross-entropy, in which samples that are right already count less.
+    """The focal loss, (1 − q_y)^γ h with h = −ln q_y.
 
-    For classes of very different frequency, as the background in object detection. γ = 0 is the cross-entropy itself.
+    It gives less weight to samples that are already classified well. Use it for classes of very different frequency,
+    such as the background in object detection. γ = 0 is the cross-entropy.
 
     Args:
-        s: `Statistics` of any shape.
+        s: `Statistics` of any shape, from `statistics` or `linear_statistics`, or of one sample in `linear_loss`.
         gamma: γ ≥ 0, a number or a traced scalar.
 
     Returns:
-        One number for each sample, in nats, of the shape and dtype of `s`.
+        One loss per sample, in nats, of the shape of `s` and the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `gamma` is not a real number.
@@ -54,16 +58,17 @@ def focal(s: StatisticsArgument, gamma: ArrayLike = 2.0) -> Float[Array, "*sampl
 
 
 def poly(s: StatisticsArgument, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
-    """h + ε (1 − q_y) with h = −ln q_y: Poly-1, the cross-entropy with another weight 1 + ε of its leading term.
+    """The Poly-1 loss, h + ε (1 − q_y) with h = −ln q_y.
 
-    h = Σ_k (1 − q_y)^k / k. A positive ε pulls harder on samples that are nearly right, a negative one less.
+    The cross-entropy is the series h = Σ_k (1 − q_y)^k / k. Poly-1 changes the weight of its first term to 1 + ε. A
+    positive ε strengthens the gradient of samples that are nearly right. A negative ε weakens it.
 
     Args:
-        s: `Statistics` of any shape.
-        epsilon: ε, a number or a traced scalar; from −1 on the loss is at least 0.
+        s: as in `focal`.
+        epsilon: ε, a number or a traced scalar. For ε ≥ −1 the loss is at least 0.
 
     Returns:
-        One number for each sample, in nats, of the shape and dtype of `s`.
+        One loss per sample, in nats, of the shape of `s` and the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `epsilon` is not a real number.
@@ -79,21 +84,22 @@ def poly(s: StatisticsArgument, epsilon: ArrayLike = 1.0) -> Float[Array, "*samp
     h = check_statistics(s).cross_entropy
     epsilon = options.real("epsilon", epsilon, h.dtype)
     x = jnp.where(jnp.isnan(h), 0, h)
-    # (1 + ε) m + (h − m) with m = 1 − q_y: two numbers that are at least 0 for ε ≥ −1, so that nothing cancels near −1
-    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _one_minus_q(x) + _excess(x))
+    # (1 + ε) m + (h − m) with m = 1 − q_y. Both terms are at least 0 for ε ≥ −1, so nothing cancels near ε = −1.
+    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _one_minus_q(x) + _higher_order_terms(x))
 
 
 def generalized(s: StatisticsArgument, exponent: ArrayLike = 0.7) -> Float[Array, "*samples"]:
-    """(1 − q_y^r) / r: between the cross-entropy (r → 0) and the absolute error 1 − q_y (r = 1).
+    """The generalized cross-entropy, (1 − q_y^r) / r.
 
-    For noisy labels: it is bounded by 1/r, so that a wrong label cannot outweigh many right ones.
+    It lies between the cross-entropy (r → 0) and the absolute error 1 − q_y (r = 1). Use it for noisy labels: it is at
+    most 1/r, so one wrong label cannot outweigh many right ones.
 
     Args:
-        s: `Statistics` of any shape.
+        s: as in `focal`.
         exponent: r > 0, a number or a traced scalar.
 
     Returns:
-        One number for each sample, in nats, of the shape and dtype of `s`.
+        One loss per sample, in nats, of the shape of `s` and the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `exponent` is not a real number.
@@ -111,20 +117,21 @@ def generalized(s: StatisticsArgument, exponent: ArrayLike = 0.7) -> Float[Array
 
 
 def additive_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
-    """The cross-entropy of logits scale · cos θ whose label has scale · (cos θ − margin): CosFace.
+    """The CosFace loss: the cross-entropy after the label's cosine is lowered from cos θ to cos θ − margin.
 
-    For embeddings that are to be told apart by their angle, as in the recognition of faces and speakers: features and
-    class vectors have length 1, so that the logits are scale · cos θ already. The softmax is that of the shifted
-    logits, h' = ln(1 + (1 − q_y)/q_y · exp(scale · margin)), without their being computed anew.
+        h' = ln(1 + (1 − q_y) / q_y · exp(scale · margin))
+
+    Use it for embeddings that are compared by angle, as in face and speaker recognition. Embeddings and class vectors
+    must have length 1, and the logits must be scale · cos θ. The loss follows from q_y; the softmax is not recomputed.
 
     Args:
-        s: `Statistics` of any shape, of class ids.
-        margin: ≥ 0, a number or a traced scalar; 0.35 in the paper.
-        scale: > 0, a number or a traced scalar, of the logits; 64 in the paper. By derivatives with respect to it the
-            logits stay as they are.
+        s: as in `focal`, of class ids.
+        margin: at least 0, a number or a traced scalar; 0.35 in the paper.
+        scale: the factor of the logits, > 0, a number or a traced scalar; 64 in the paper. A derivative with respect to
+            it treats the logits as constant.
 
     Returns:
-        One number for each sample, in nats, of the shape and dtype of `s`.
+        One loss per sample, in nats, of the shape of `s` and the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or a parameter is not a real number.
@@ -139,24 +146,23 @@ def additive_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) 
     [0.2633 2.1269]
     """
     h = check_statistics(s).cross_entropy
-    margin, scale = _margin_and_scale(margin, scale, h.dtype)
+    margin, scale = _check_margin_and_scale(margin, scale, h.dtype)
     return margins.lower_label(h, scale * margin)
 
 
 def angular_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -> Float[Array, "*samples"]:
-    """The cross-entropy of logits scale · cos θ whose label has scale · cos(min(θ + margin, π)): ArcFace.
+    """The ArcFace loss: the cross-entropy after the label's cosine is lowered from cos θ to cos(min(θ + margin, π)).
 
-    As `additive_margin`, with the margin in radians of the angle. cos θ is the label's logit / scale, clipped to
-    [−1, 1]; its slope, in which 1 / sin θ stands, is that of max(sin θ, 1e-3).
+    Use it as `additive_margin`, with the margin as an angle. cos θ is the label's logit / scale, clipped to [−1, 1].
+    The derivative contains 1 / sin θ. It is computed as 1 / max(sin θ, 1e-3), so it stays finite.
 
     Args:
-        s: `Statistics` of any shape, of class ids.
-        margin: ≥ 0, in radians, a number or a traced scalar; 0.5 in the paper.
-        scale: > 0, a number or a traced scalar, of the logits; 64 in the paper. By derivatives with respect to it the
-            logits stay as they are.
+        s: as in `focal`, of class ids.
+        margin: at least 0, in radians, a number or a traced scalar; 0.5 in the paper.
+        scale: as in `additive_margin`; 64 in the paper.
 
     Returns:
-        One number for each sample, in nats, of the shape and dtype of `s`.
+        One loss per sample, in nats, of the shape of `s` and the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or a parameter is not a real number.
@@ -171,17 +177,20 @@ def angular_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -
     [0.2113 3.1944]
     """
     h, a = check_statistics(s).cross_entropy, s.label_logit
-    margin, scale = _margin_and_scale(margin, scale, h.dtype)
+    margin, scale = _check_margin_and_scale(margin, scale, h.dtype)
     return margins.lower_label(h, margins.angular_drop(jnp.where(jnp.isfinite(a), a, 0), margin, scale))
 
 
 def _one_minus_q(h):
-    """1 − q = 1 − e^−h"""
+    """1 − q_y = 1 − e^−h"""
     return -jnp.expm1(-h)
 
 
-def _bounded(h):
-    """h where e^−h is not 0, in place of NaN too: of a label that is no class any slope will do, for h's own is 0."""
+def _clip_large(h):
+    """min(h, 1e4), which keeps derivatives finite: e^−1e4 is 0.
+
+    NaN, from a class id out of range, becomes 1e4, too. Any finite value will do there, because ∂h/∂x is 0.
+    """
     return jnp.where(h < 1e4, h, 1e4)
 
 
@@ -195,33 +204,33 @@ def _focal(h, gamma):
 def _focal_jvp(primals, tangents):
     # with m = 1 − e^−h: ∂/∂h m^γ h = m^γ (1 + γ h e^−h / m)    ∂/∂γ m^γ h = m^γ h ln m
     (h, gamma), (dh, dgamma) = primals, tangents
-    x = _bounded(h)
+    x = _clip_large(h)
     power, log_m = _power_of_one_minus_q(x, gamma)
     return _focal(h, gamma), power * (1 + gamma * (x * jnp.exp(-x - log_m))) * dh + power * (x * log_m) * dgamma
 
 
 def _power_of_one_minus_q(h, gamma):
-    """(1 − e^−h)^γ, in which 0^0 is 1, and ln(1 − e^−h), finite at h = 0 too, as are their derivatives."""
-    least = jnp.finfo(h.dtype).tiny
-    log_m = jax.nn.log1mexp(jnp.where(h > least, h, least))
+    """(1 − e^−h)^γ, with 0^0 = 1, and ln(1 − e^−h). Both are finite at h = 0, and so are their derivatives."""
+    tiny = jnp.finfo(h.dtype).tiny
+    log_m = jax.nn.log1mexp(jnp.where(h > tiny, h, tiny))
     return jnp.where((h <= 0) & (gamma > 0), 0, jnp.exp(gamma * log_m)), log_m
 
 
 @jax.custom_jvp
-def _excess(h):
-    """h − (1 − e^−h) = h²/2 − h³/6 + …"""
+def _higher_order_terms(h):
+    """h − (1 − e^−h) = h²/2 − h³/6 + …: the terms of h = Σ_k (1 − q_y)^k / k after the first."""
     series = jnp.ones_like(h)
     for k in range(16, 2, -1):
         series = 1 - h / k * series
     return jnp.where(h < 0.5, h * h / 2 * series, h + jnp.expm1(-h))
 
 
-_excess.defjvps(lambda dh, _, h: _one_minus_q(h) * dh)
+_higher_order_terms.defjvps(lambda dh, _, h: _one_minus_q(h) * dh)
 
 
 @jax.custom_jvp
 def _generalized(h, r):
-    """(1 − e^−rh) / r, which is h where r h is so small that it might underflow."""
+    """(1 − e^−rh) / r, or h where r h is so small that it may underflow."""
     return jnp.where(r * h < 1e-20, h, _one_minus_q(r * h) / r)
 
 
@@ -229,11 +238,11 @@ def _generalized(h, r):
 def _generalized_jvp(primals, tangents):
     # with u = r h: ∂/∂h = e^−u    ∂/∂r = (u e^−u − (1 − e^−u)) / r², at small u [(u − m) − u m] / r² with m = 1 − e^−u
     (h, r), (dh, dr) = primals, tangents
-    u = _bounded(r * jnp.where(h < 1e30, h, 1e30))
+    u = _clip_large(r * jnp.where(h < 1e30, h, 1e30))
     q, m = jnp.exp(-u), _one_minus_q(u)
-    by_r = jnp.where(u < 1, _excess(u) - u * m, u * q - m) / r / r
-    return _generalized(h, r), q * dh + by_r * dr
+    d_exponent = jnp.where(u < 1, _higher_order_terms(u) - u * m, u * q - m) / r / r
+    return _generalized(h, r), q * dh + d_exponent * dr
 
 
-def _margin_and_scale(margin, scale, dtype):
+def _check_margin_and_scale(margin, scale, dtype):
     return options.nonnegative("margin", margin, dtype), options.positive("scale", scale, dtype)

@@ -1,9 +1,13 @@
-"""What is measured beside the loss: functions of the `Statistics` of samples.
+"""Metrics that are reported beside the loss: functions of `Statistics`.
 
-Each is a weighted mean over all samples of `s`, 0 if every weight is 0, and a finished number: batches are combined by
-their weights, perplexities through the mean of their logarithms. Only `Calibration` adds up. Of arrays that are split
-over a mesh, under `jit`, they are those of all samples; inside of `shard_map` those of one device. A sample of weight 0
-takes no part, whatever it holds, nor does one in which no class exists. A label out of range is a miss.
+Each metric is a weighted mean over all samples of `s`, 0 if every weight is 0. Combine the means of several batches by
+the weights of the batches; combine perplexities through their logarithms. Only `Calibration` adds up over batches.
+
+Samples of weight 0 are ignored, whatever they hold. So are samples in which no class exists. A class id out of range
+counts as a wrong prediction.
+
+Under `jit`, with arrays sharded over a mesh, a metric covers all samples. Inside a `shard_map` it covers the samples of
+one device.
 """
 
 import operator
@@ -34,14 +38,16 @@ __all__ = [
 
 
 def accuracy(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """The share of samples whose label is the prediction, the first of equal logits.
+    """The accuracy: the fraction of samples whose label is the prediction.
+
+    Of equal largest logits, the prediction is the smallest class id.
 
     Args:
-        s: `Statistics` of any shape.
+        s: `Statistics` of any shape, from `statistics` or `linear_statistics`.
         weights: boolean or real, broadcastable to the samples.
 
     Returns:
-        A scalar in [0, 1], of the dtype of `s`.
+        A scalar in [0, 1], of the dtype of `s.cross_entropy`.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `weights` are not boolean or real.
@@ -56,18 +62,20 @@ def accuracy(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[A
 
 
 def top_k_accuracy(s: StatisticsArgument, k: Count, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """The share of samples whose label is among the k largest logits, of equal ones the first.
+    """The top-k accuracy: the fraction of samples whose label is among the k largest logits.
+
+    Equal logits are ranked by class id, the smaller id first.
 
     Args:
-        s: `Statistics` of any shape.
+        s: as in `accuracy`.
         k: an integer of at least 1.
-        weights: boolean or real, broadcastable to the samples.
+        weights: as in `accuracy`.
 
     Returns:
-        A scalar in [0, 1], of the dtype of `s`.
+        A scalar in [0, 1], of the dtype of `s.cross_entropy`.
 
     Raises:
-        TypeError: `s` is not `Statistics`, `k` is no integer, or `weights` are not boolean or real.
+        TypeError: `s` is not `Statistics`, `k` is not an integer, or `weights` are not boolean or real.
         ValueError: `k` is less than 1, or `weights` do not broadcast to the samples.
 
     >>> import jax.numpy as jnp, softjax
@@ -80,15 +88,18 @@ def top_k_accuracy(s: StatisticsArgument, k: Count, weights: ArrayLike | None = 
 
 
 def perplexity(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """exp of the mean cross-entropy: as many equally likely classes would be as hard to guess.
+    """The perplexity, exp of the mean cross-entropy in nats.
+
+    A uniform guess among this many classes has the same cross-entropy. To combine batches, take the weighted mean of
+    the logarithms.
 
     Args:
-        s: `Statistics` of any shape.
-        weights: boolean or real, broadcastable to the samples.
+        s: as in `accuracy`.
+        weights: as in `accuracy`.
 
     Returns:
-        A scalar of at least 1, of the dtype of `s`; 1 if every weight is 0, NaN if a label of other weight is out of
-        range. Batches are combined by the weighted mean of its logarithm.
+        A scalar of at least 1, of the dtype of `s.cross_entropy`. It is 1 if every weight is 0, and NaN if a class id
+        of non-zero weight is out of range.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `weights` are not boolean or real.
@@ -104,16 +115,17 @@ def perplexity(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float
 
 
 def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """The mean of Σ_j (q_j − [j = y])² = 1 − 2 q_y + Σ_j q_j², of class ids.
+    """The Brier score of class ids, the mean of Σ_j (q_j − [j = y])² = 1 − 2 q_y + Σ_j q_j².
 
-    Of two classes it is twice the binary score of scikit-learn.
+    It measures accuracy and calibration together; 0 is best. For two classes it is twice the binary score of
+    scikit-learn.
 
     Args:
-        s: `Statistics` of any shape, of class ids.
-        weights: boolean or real, broadcastable to the samples.
+        s: as in `accuracy`, of class ids.
+        weights: as in `accuracy`.
 
     Returns:
-        A scalar in [0, 2], of the dtype of `s`; NaN if a label whose weight is not 0 is out of range.
+        A scalar in [0, 2], of the dtype of `s.cross_entropy`; NaN if a class id of non-zero weight is out of range.
 
     Raises:
         TypeError: `s` is not `Statistics`, or `weights` are not boolean or real.
@@ -127,38 +139,43 @@ def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Floa
     0.5487
     """
     s = check_statistics(s)
-    q, others = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
-    # (1 − q)² + Σ_{j≠y} q_j². The first is exact. The second is at most as much, and S − q² but for a rounding of S
-    # beside 1: of a sample that is so sure as to be lost in it, (1 − q)² < 1e-7, the score is right to a factor of 2.
-    return _weighted_mean(others**2 + jnp.clip(s.collision - q**2, 0, others**2), s, weights)
+    q, one_minus_q = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
+    # The score is (1 − q_y)² + Σ_{j≠y} q_j². The first term is exact. The second is S − q_y², and at most (1 − q_y)².
+    # S is rounded beside 1, so the second term is lost where (1 − q_y)² < 1e-7: there the score is right to a factor 2.
+    return _weighted_mean(one_minus_q**2 + jnp.clip(s.collision - q**2, 0, one_minus_q**2), s, weights)
 
 
 class Curve(NamedTuple):
-    """What `Calibration` holds of each bin, `[..., bins]`."""
+    """A reliability diagram: one value per bin of a `Calibration`, each `[..., bins]`.
+
+    Attributes:
+        confidence: the mean confidence; NaN where the bin is empty.
+        accuracy: the accuracy; NaN where the bin is empty.
+        share: the fraction of the total weight; 0 where the bin is empty.
+    """
 
     confidence: Array
-    """The mean confidence; NaN where the bin is empty"""
     accuracy: Array
-    """The share of hits; NaN where the bin is empty"""
     share: Array
-    """Of all weight; 0 where the bin is empty"""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["weight", "confidence", "correct"], meta_fields=[])
 @dataclass(frozen=True)
 class Calibration:
-    """How often predictions of about the same confidence are right: sums over the samples of each bin, `[..., bins]`.
+    """Sums over the samples of each confidence bin, each `[..., bins]`, as `calibration` returns them.
 
-    It adds up over batches: by `+` and `sum`, in a `scan`, over devices by `jax.lax.psum`. Axes before that of the bins
-    are those of a `vmap` or a `scan`.
+    Instances add up: over batches by `+` and `sum`, in a `scan`, over devices by `jax.lax.psum`. Axes before the bins
+    come from a `vmap` or a `scan`.
+
+    Attributes:
+        weight: Σ w.
+        confidence: Σ w · confidence.
+        correct: Σ w · [the prediction is the label].
     """
 
     weight: Any
-    """Σ w"""
     confidence: Any
-    """Σ w · confidence"""
     correct: Any
-    """Σ w · hit"""
 
     def __add__(self, other: "Calibration") -> "Calibration":
         if not isinstance(other, Calibration):
@@ -169,39 +186,45 @@ class Calibration:
         return jax.tree.map(operator.add, self, other)
 
     def __radd__(self, start: int) -> "Calibration":
-        return self if isinstance(start, int) and start == 0 else NotImplemented  # `sum` starts with 0
+        return self if isinstance(start, int) and start == 0 else NotImplemented  # `sum` starts from 0
 
     def expected_error(self) -> Array:
-        """Σ_bins share · |accuracy − confidence|, 0 if every weight is 0."""
-        total = jnp.sum(self.weight, -1)
-        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total, 0)
+        """The expected calibration error, Σ_bins share · |accuracy − confidence|.
+
+        `share` is the bin's fraction of the total weight. The error is 0 if every weight is 0.
+        """
+        total_weight = jnp.sum(self.weight, -1)
+        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total_weight)
 
     def maximum_error(self) -> Array:
-        """The largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
-        return jnp.max(_ratio(jnp.abs(self.correct - self.confidence), self.weight, 0), -1)
+        """The maximum calibration error: the largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
+        return jnp.max(_ratio(jnp.abs(self.correct - self.confidence), self.weight), -1)
 
     def curve(self) -> Curve:
-        """Of each bin the mean confidence, the accuracy and the share of weight, for a reliability diagram."""
+        """The mean confidence, the accuracy and the fraction of the weight in each bin, for a reliability diagram."""
         empty = jnp.asarray(self.weight) == 0
-        confidence, hits = (nan_where(empty, _ratio(n, self.weight, 0)) for n in (self.confidence, self.correct))
-        return Curve(confidence, hits, _ratio(self.weight, jnp.sum(self.weight, -1, keepdims=True), 0))
+        confidence, accuracy = (nan_where(empty, _ratio(sums, self.weight)) for sums in (self.confidence, self.correct))
+        return Curve(confidence, accuracy, _ratio(self.weight, jnp.sum(self.weight, -1, keepdims=True)))
 
 
 def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | None = None) -> Calibration:
-    """How often the predictions of each confidence q_prediction = exp(−peak_entropy) are right.
+    """The calibration of the predictions, in bins of the confidence q_prediction = exp(−peak_entropy).
+
+    It compares confidence with accuracy: of predictions with confidence 0.8, a calibrated classifier has 80 % right.
 
     Args:
-        s: `Statistics` of any shape.
-        bins: how many bins of equal width share [0, 1]. A confidence in (i/bins, (i+1)/bins] is of bin i, and 0 of the
-            first; one within 8 ulp above an edge is taken for the edge, which 1/2 of two equal logits may round past.
-        weights: boolean or real, broadcastable to the samples.
+        s: as in `accuracy`.
+        bins: the number of bins, of equal width, that divide [0, 1]. Bin i holds confidences in (i/bins, (i+1)/bins]; a
+            confidence of 0 belongs to bin 0. A confidence at most 8 ulp above an edge counts as the edge: rounding may
+            lift the 1/2 of two equal logits above it.
+        weights: as in `accuracy`.
 
     Returns:
-        `Calibration`, to be added up and then asked for `expected_error()`, `maximum_error()` or `curve()`; inside of
-        `shard_map` `jax.lax.psum(calibration(s), "data")` is that of all samples.
+        `Calibration`, with `expected_error()`, `maximum_error()` and `curve()`. Add those of several batches first.
+        Inside a `shard_map`, `jax.lax.psum(calibration(s), "data")` covers all samples.
 
     Raises:
-        TypeError: `s` is not `Statistics`, `bins` is no integer, or `weights` are not boolean or real.
+        TypeError: `s` is not `Statistics`, `bins` is not an integer, or `weights` are not boolean or real.
         ValueError: `bins` is less than 1, or `weights` do not broadcast to the samples.
 
     Source: Guo et al. 2017, arXiv:1706.04599.
@@ -214,30 +237,31 @@ def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | No
     """
     s, bins = check_statistics(s), arrays.positive_integer("bins", bins)
     w = _active_weights(weights, s)
-    confidence, hit = jnp.exp(-s.peak_entropy), _is_in_top_k(s, 1)
-    upwards = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1
-    bin_of = jnp.where(confidence > 0, upwards, 0).astype(jnp.int32)  # NaN shows in the first
-    in_bin = jax.nn.one_hot(jnp.clip(bin_of, 0, bins - 1), bins, dtype=bool)
-    numbers = (w, w * jnp.where(w == 0, 0, confidence), w * hit.astype(w.dtype))
-    samples = tuple(range(w.ndim))
-    return Calibration(*(jnp.sum(jnp.where(in_bin, n[..., None], 0), samples) for n in numbers))
+    confidence, correct = jnp.exp(-s.peak_entropy), _is_in_top_k(s, 1)
+    index = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1
+    index = jnp.where(confidence > 0, index, 0).astype(jnp.int32)  # a NaN confidence goes to bin 0, where it shows
+    in_bin = jax.nn.one_hot(jnp.clip(index, 0, bins - 1), bins, dtype=bool)
+    terms = (w, w * jnp.where(w == 0, 0, confidence), w * correct.astype(w.dtype))
+    sample_axes = tuple(range(w.ndim))
+    return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), sample_axes) for term in terms))
 
 
 def _is_in_top_k(s, k):
-    """Whether the label is among the k largest logits; −1 is the rank of none, 2³¹ − 1 of one that is left out."""
+    """Whether the label is among the k largest logits. Ranks −1 (no valid label) and 2³¹ − 1 (masked) are not."""
     return (s.label_rank >= 0) & (s.label_rank < min(k, 2**31 - 1))
 
 
-def _weighted_mean(number, s, weights):
-    return reduce(number.astype(s.cross_entropy.dtype), _active_weights(weights, s), "mean")
+def _weighted_mean(values, s, weights):
+    return reduce(values.astype(s.cross_entropy.dtype), _active_weights(weights, s), "mean")
 
 
-def _ratio(number, weight, empty):
-    return jnp.where(weight == 0, empty, number / jnp.where(weight == 0, 1, weight))
+def _ratio(numerator, weight):
+    """numerator / weight, 0 where the weight is 0."""
+    return jnp.where(weight == 0, 0, numerator / jnp.where(weight == 0, 1, weight))
 
 
 def _active_weights(value: Any, s: Statistics) -> Float[Array, "*samples"]:
-    """The weight of each sample, 1 for None. A row in which no class exists is not counted."""
+    """The weight of each sample, 1 for None, and 0 for a row in which no class exists."""
     h = s.cross_entropy
     weights = arrays.weights(value, h.shape)
     weights = jnp.ones_like(h) if weights is None else jnp.broadcast_to(weights, h.shape).astype(h.dtype)

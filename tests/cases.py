@@ -33,6 +33,11 @@ def weights(samples=SAMPLES, seed=0):
     return jnp.asarray(w, jnp.float32)
 
 
+def real(statistics):
+    """The statistics that have a derivative, by name; a new one is among them at once."""
+    return {name: value for name, value in statistics._asdict().items() if jnp.issubdtype(value.dtype, jnp.floating)}
+
+
 def layer(classes, features=13, samples=SAMPLES, spread=1.0, dtype=jnp.float32, seed=0):
     """Hidden states, kernel and bias; their logits have about this spread."""
     rng = np.random.default_rng([seed, 5, classes, samples])

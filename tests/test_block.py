@@ -24,7 +24,7 @@ def test_harmless():
 
 def test_numbers_of_rows_that_are_not_counted_are_finite(route):
     block = make_block(LAST, X, IDS, None, jnp.array([[True], [False]]))
-    numbers = block.zero_ignored(LAST, (jnp.array([jnp.inf, jnp.nan]), jnp.array([1, 2])))
+    numbers = block.zero_ignored((jnp.array([jnp.inf, jnp.nan]), jnp.array([1, 2])))
     np.testing.assert_array_equal(numbers[0], [jnp.inf, 0])
     np.testing.assert_array_equal(numbers[1], [1, 2])
     dropped = jnp.array([[False], [True]])
@@ -33,18 +33,18 @@ def test_numbers_of_rows_that_are_not_counted_are_finite(route):
 
 def test_the_label_and_its_rank(route):
     block = make_block(LAST, X, IDS, None, None)
-    np.testing.assert_array_equal(block.logits_at(LAST, IDS.ids)[:, 0], [3, np.nan])
-    np.testing.assert_array_equal(block.rank(LAST, X, IDS.ids)[:, 0], [1, -1])
-    assert (block.num_classes(LAST) == 4).all()
+    np.testing.assert_array_equal(block.logits_at(IDS.ids)[:, 0], [3, np.nan])
+    np.testing.assert_array_equal(block.rank(X, IDS.ids)[:, 0], [1, -1])
+    assert (block.num_classes() == 4).all()
 
 
 def test_of_the_classes_that_exist(route):
     exists = jnp.array([[True, False, True, True]])
     block = make_block(LAST, X, ClassIds(jnp.array([[1], [3]])), exists, None)
-    np.testing.assert_array_equal(block.logits_at(LAST, block.target.ids)[:, 0], [-jnp.inf, 1])
-    np.testing.assert_array_equal(block.rank(LAST, X, block.target.ids)[:1, 0], [NO_CLASS])
-    np.testing.assert_array_equal(block.num_classes(LAST)[:, 0], [3, 3])
-    np.testing.assert_array_equal(block.zero_missing(X)[0], [1, 0, 3, 2])
+    np.testing.assert_array_equal(block.logits_at(block.target.ids)[:, 0], [-jnp.inf, 1])
+    np.testing.assert_array_equal(block.rank(X, block.target.ids)[:1, 0], [NO_CLASS])
+    np.testing.assert_array_equal(block.num_classes()[:, 0], [3, 3])
+    np.testing.assert_array_equal(block.zero_masked(X)[0], [1, 0, 3, 2])
     p = Distribution(jnp.array([[0.25] * 4, [jnp.nan] * 4]))
     soft = make_block(LAST, X, p, exists, jnp.array([[True], [False]]))
     np.testing.assert_array_equal(soft.wide_probabilities(), [[0.25, 0, 0.25, 0.25], [0] * 4])
@@ -54,6 +54,6 @@ def test_of_the_classes_that_exist(route):
 def test_a_block_that_begins_elsewhere(first, route):
     block = make_block(LAST, X, IDS, None, None)._replace(first_id=None if first is None else jnp.int32(first))
     ids = IDS.ids + (first or 0)
-    np.testing.assert_array_equal(block.logits_at(LAST, ids)[:, 0], [3, np.nan])
-    assert block.logits_at(LAST, jnp.full((2, 1), (first or 0) + 4)).tolist() == [[0], [0]]
-    assert block.first_equal(LAST, X, jnp.full((2, 1), 3.0)).tolist() == [[1 + (first or 0)], [-1]]
+    np.testing.assert_array_equal(block.logits_at(ids)[:, 0], [3, np.nan])
+    assert block.logits_at(jnp.full((2, 1), (first or 0) + 4)).tolist() == [[0], [0]]
+    assert block.first_equal(X, jnp.full((2, 1), 3.0)).tolist() == [[1 + (first or 0)], [-1]]

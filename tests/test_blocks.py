@@ -28,14 +28,14 @@ from softjax._linear import chunks
     ],
 )
 def test_the_rule(samples, features, classes, platform, rows):
-    assert chunks.chunk_size(samples, features, classes, 4, platform) == rows
+    assert chunks.default_chunk_size(samples, features, classes, 4, platform) == rows
 
 
 def test_the_rule_is_sound_everywhere():
     rng = np.random.default_rng(0)
     for samples, features, classes in rng.integers(1, 10**6, (200, 3)):
         for platform in ("cpu", "gpu", "tpu"):
-            rows = chunks.chunk_size(int(samples), int(features), int(classes), 4, platform)
+            rows = chunks.default_chunk_size(int(samples), int(features), int(classes), 4, platform)
             assert 1 <= rows <= samples
             least, target = (512, 2**24) if platform == "cpu" else (1024, 2**31)
             one = 2 * samples <= features

@@ -224,8 +224,9 @@ def test_no_class_exists_in_softmax_and_statistics():
     constants = {"log_normalizer": -INF, "max_logit": -INF, "prediction": -1, "label_rank": -1}
     for name, number in stats._asdict().items():
         assert number == constants.get(name, 0), name
-    for gradient in jax.jacobian(lambda x: softjax.statistics(x, jnp.array(0), where=where)[:8])(x):
-        assert not gradient.any()
+    gradients = jax.jacobian(lambda x: cases.real(softjax.statistics(x, jnp.array(0), where=where)))(x)
+    for name, gradient in gradients.items():
+        assert not gradient.any(), name
 
 
 @ONE_HOT

@@ -10,7 +10,7 @@ import pytest
 from covering import covering, slow
 
 import softjax
-from softjax._linear import closures
+from softjax._linear import row_losses
 
 C = 9
 HIDDEN, KERNEL, BIAS = cases.layer(C, spread=3.0)
@@ -205,7 +205,7 @@ SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 def test_closed_over_arrays_become_arguments():
     t = jnp.arange(3.0)
-    function, closed_over = closures.hoist_closure(lambda x, y: {"a": x * t.sum(), "b": y}, SCALAR, SCALAR)
+    function, closed_over = row_losses.hoist_closure(lambda x, y: {"a": x * t.sum(), "b": y}, SCALAR, SCALAR)
     assert len(closed_over) == 1
     assert function(closed_over, 2.0, 5.0) == {"a": 6.0, "b": 5.0}
     assert function((2 * t,), 2.0, 5.0)["a"] == 12
@@ -214,7 +214,7 @@ def test_closed_over_arrays_become_arguments():
 
 def test_tracers_too():
     def f(t):
-        function, closed_over = closures.hoist_closure(lambda x: x * t, SCALAR)
+        function, closed_over = row_losses.hoist_closure(lambda x: x * t, SCALAR)
         return function(closed_over, 3.0)
 
     assert jax.jit(jax.grad(f))(2.0) == 3

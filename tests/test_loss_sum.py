@@ -25,7 +25,7 @@ def policy_gradient(stats, advantage, old, *, clip=0.2, bonus=0.01):
 def on_logits(row_loss, hidden, kernel, *row_args, weights=None):
     x = hidden @ kernel + BIAS[None]
     log_q, z, a = jax.nn.log_softmax(x), jax.nn.logsumexp(x, -1), x[jnp.arange(len(x)), LABELS]
-    stats = softjax.Statistics(
+    stats = softjax.statistics(x, LABELS)._replace(
         log_normalizer=z,
         label_logit=a,
         mean_logit=x.mean(-1),

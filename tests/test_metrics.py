@@ -113,8 +113,9 @@ def test_calibrations_that_do_not_add():
 
 def of(peak_entropy):
     number = jnp.asarray(peak_entropy, jnp.float32)
-    none, rank = jnp.zeros_like(number), jnp.zeros(number.shape, jnp.int32)
-    return softjax.Statistics(*[none] * 8, rank, rank)._replace(peak_entropy=number)
+    rank = jnp.zeros(number.shape, jnp.int32)
+    unread = dict.fromkeys(softjax.Statistics._fields, jnp.zeros_like(number))
+    return softjax.Statistics(**unread | {"peak_entropy": number, "prediction": rank, "label_rank": rank})
 
 
 EQUAL = softjax.statistics(

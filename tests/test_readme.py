@@ -1,6 +1,9 @@
-"""The README's examples run, and its table of other libraries' calls says what is so."""
+"""The README: its code runs, its comments and tables are true, its figures are those of the results page."""
 
+import inspect
 import math
+import re
+from pathlib import Path
 
 import cases
 import jax
@@ -19,6 +22,64 @@ def test_python_blocks_run():
     assert readme.BLOCKS
     for block in readme.BLOCKS:
         exec(block, {})
+
+
+def test_the_first_example_gives_what_its_comments_say():
+    scope = {}
+    exec(readme.BLOCKS[0], scope)
+    for name in ("loss", "nats"):
+        (printed,) = re.findall(rf"^{name} = .*# (\S+) ", readme.BLOCKS[0], re.MULTILINE)
+        assert f"{scope[name]:.4f}" == printed
+    softmax = np.exp([-20.0, -10, -5, -2, 0]) / np.exp([-20.0, -10, -5, -2, 0]).sum()
+    close(scope["gradient"][0], softmax - np.eye(5)[4])
+    close(scope["masked"], scope["loss"])
+
+
+def test_the_warning_names_every_function_that_defaults_to_base_10():
+    (warning,) = re.findall(r"\*\*Base 10 .*", readme.TEXT)
+    functions = {name: getattr(softjax, name) for name in softjax.__all__ if inspect.isfunction(getattr(softjax, name))}
+    with_base = {name for name, function in functions.items() if "base" in inspect.signature(function).parameters}
+    assert set(re.findall(r"`(\w+)`", warning)) == with_base
+
+
+def test_it_can_be_read_in_minutes():
+    assert len(readme.TEXT.split()) <= 2000
+
+
+def test_links_lead_somewhere():
+    files, anchors = readme.links()
+    assert len(files) > 20
+    assert [path for path in files if path.startswith("examples/") and not (readme.ROOT / path).exists()] == []
+    headings = re.findall(r"^#+ (.*)$", readme.TEXT, re.MULTILINE)
+    assert anchors <= {heading.lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("section", ["Why softjax?", "The last layer", "Distillation", "Speed"])
+def test_every_figure_stands_in_the_results(section):
+    page = (readme.ROOT / "examples" / "results" / "README.md").read_text(encoding="utf8")
+    figures = re.findall(r"\d+\.\d+(?![\de])|\d+(?= [GMk]B)", readme.prose(section))
+    assert figures
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}", page)] == []
+
+
+def test_every_recipe_is_in_the_table_of_tasks():
+    recipes = {path.name for path in (readme.ROOT / "examples" / "recipes").glob("*.py")}
+    assert {Path(path).name for path in readme.links()[0] if "/recipes/" in path} == recipes
+
+
+def test_a_lead_of_17_is_enough_for_others_to_give_nothing():
+    def log_softmax(x, y):
+        return -jax.nn.log_softmax(x)[y]
+
+    x, y = jnp.array([17.0, 0, 0]), jnp.array(0)
+    for loss in (log_softmax, optax.softmax_cross_entropy_with_integer_labels):
+        value, gradient = jax.value_and_grad(loss)(x, y)
+        assert (value, gradient[0]) == (0, 0)
+    x = jnp.array([20.0, 0, 0])
+    value, gradient = jax.value_and_grad(nats)(x, y)
+    hessian = jax.hessian(nats)(x, y)
+    assert [f"{number:.1e}" for number in (value, gradient[0], hessian[0, 0])] == ["4.1e-09", "-4.1e-09", "4.1e-09"]
+    assert jax.hessian(log_softmax)(x, y)[0, 0] == 0
 
 
 def nats(*args, **options):
@@ -42,7 +103,7 @@ def test_coming_from_optax():
 
 
 def test_coming_from_keras():
-    # Its default reduction divides by the number of samples, and sample_weight does not change that.
+    # Keras divides by the number of samples by default, also with sample_weight.
     losses = np.asarray(nats(X, Y, reduction="none"))
     close(nats(X, Y, weights=W, reduction="sum") / Y.size, (losses * np.asarray(W)).sum() / len(losses))
     one_hot = jax.nn.one_hot(Y, 5)
@@ -63,5 +124,12 @@ def test_coming_from_torch():
     )
     close(nats(X, Y, label_smoothing=0.1, reduction="none"), f(x, y, label_smoothing=0.1, reduction="none"))
     close(nats(X, P), f(x, p))
+    log_q, log_p = (torch.log_softmax(torch.tensor(np.asarray(a)), -1) for a in (X, jnp.log(P)))
+    kl = torch.nn.functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    close(softjax.divergence(X, jnp.log(P), base=math.e), kl)
+    lead = torch.tensor([[17.0, 0, 0]], requires_grad=True)
+    assert f(lead, torch.tensor([0])) == 0
+    f(lead, torch.tensor([0])).backward()
+    assert lead.grad[0, 0] == 0
     image, ids = np.random.default_rng(0).normal(size=(2, 5, 3, 4)).astype(np.float32), np.zeros((2, 3, 4), np.int32)
     close(nats(image, ids, axis=1), f(torch.tensor(image), torch.tensor(ids).long()))

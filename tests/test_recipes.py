@@ -1,305 +1,349 @@
-"""Each recipe, copied to an empty folder and run there: what it prints is so, and its loss is that of the plain way."""
+"""Recipes: each runs alone in an empty folder, prints true results, and has the loss of a formula on dense logits."""
 
 import os
 import subprocess
 import sys
 
-import copied
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from copied import falls, nats, same_with_gradient
+from copied import (
+    EXAMPLES,
+    assert_loss_falls,
+    assert_same_value_and_gradient,
+    dense_nats,
+    imported_packages,
+    line_count,
+    printed_numbers,
+    random_like,
+    run_alone,
+)
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-RECIPES = sorted((copied.EXAMPLES / "recipes").glob("*.py"))
-BESIDE = {"equinox_head": {"equinox"}, "flax_linen_head": {"flax"}, "flax_nnx_head": {"flax"}}
-LN256 = np.log(256)
+RECIPES = sorted((EXAMPLES / "recipes").glob("*.py"))
+FURTHER_PACKAGES = {"equinox_head": {"equinox"}, "flax_linen_head": {"flax"}, "flax_nnx_head": {"flax"}}
+LN_256 = np.log(256)  # nats of a guess among 256 classes
 
 
 @pytest.fixture
 def recipe(request, tmp_path):
-    """What the recipe that a test is named for prints, and the names that it leaves."""
+    """Runs the recipe that the test is named for. Returns its output and its module-level names."""
     name = request.node.originalname.removeprefix("test_")
-    return copied.run(copied.EXAMPLES / "recipes" / f"{name}.py", tmp_path)
+    return run_alone(EXAMPLES / "recipes" / f"{name}.py", tmp_path)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_can_be_pasted(path):
-    assert copied.lines(path) <= 60
-    libraries = copied.imported(path) - sys.stdlib_module_names
-    assert "softjax" in libraries
-    assert libraries <= {"jax", "optax", "softjax"} | BESIDE.get(path.stem, set())
+def test_a_recipe_can_be_copied(path):
+    assert line_count(path) <= 100
+    packages = imported_packages(path) - sys.stdlib_module_names
+    assert "softjax" in packages
+    assert packages <= {"jax", "optax", "softjax"} | FURTHER_PACKAGES.get(path.stem, set())
     assert f"test_{path.stem}" in globals()
 
 
 def test_flax_nnx_head(recipe):
-    printed, names = recipe
-    (losses, right), labels = copied.numbers(printed), names["targets"]
-    falls(losses, LN256, 0.02)
-    assert right == [1]
-    graph, state = nnx.split(nnx.clone(names["Model"](256, 64, rngs=nnx.Rngs(1))))
+    output, module = recipe
+    *training, accuracy = printed_numbers(output)
+    assert_loss_falls([loss for _, loss in training], LN_256, below=0.02)
+    assert accuracy == [1]
 
-    def ours(state):
-        return names["loss"](nnx.merge(graph, state), names["inputs"], labels)
+    def of_state(loss_fn):
+        return lambda state, inputs, targets: loss_fn(nnx.merge(graph, state), inputs, targets)
 
-    same_with_gradient(ours, lambda state: nats(nnx.merge(graph, state)(names["inputs"]), labels).mean(), state)
+    def dense_loss_fn(model, inputs, targets):
+        return dense_nats(model(inputs), targets).mean()
+
+    graph, state = nnx.split(module.LanguageModel(256, 64, rngs=nnx.Rngs(1)))
+    data = module.inputs, module.targets
+    assert_same_value_and_gradient(of_state(module.loss_fn), of_state(dense_loss_fn), state, *data)
 
 
 def test_flax_linen_head(recipe):
-    printed, names = recipe
-    falls(*copied.numbers(printed), LN256, 0.02)
-    params = names["model"].init(jax.random.key(2), names["inputs"])["params"]
+    output, module = recipe
+    assert_loss_falls([loss for _, loss in printed_numbers(output)], LN_256, below=0.02)
 
-    def plain(params, x, y):
-        return nats(names["model"].apply({"params": params}, x), y).mean()
+    def dense_loss_fn(params, inputs, targets):
+        return dense_nats(module.model.apply({"params": params}, inputs), targets).mean()
 
-    same_with_gradient(names["loss"], plain, params, names["inputs"], names["targets"])
+    params = random_like(module.params, seed=0, scale=0.2)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, params, module.inputs, module.targets)
 
 
 def test_equinox_head(recipe):
-    printed, names = recipe
-    falls(*copied.numbers(printed), LN256, 0.02)
+    output, module = recipe
+    assert_loss_falls([loss for _, loss in printed_numbers(output)], LN_256, below=0.02)
 
-    def plain(model, x, y):
-        return nats(jax.vmap(jax.vmap(lambda token: model.head(model.hidden(token))))(x), y).mean()
+    def dense_loss_fn(model, inputs, targets):
+        return dense_nats(jax.vmap(jax.vmap(model))(inputs), targets).mean()
 
-    model = names["Model"](256, 64, jax.random.key(2))
-    same_with_gradient(names["loss"], plain, model, names["inputs"], names["targets"])
+    model = random_like(module.model, seed=0, scale=0.2)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, model, module.inputs, module.targets)
 
 
 @pytest.mark.slow
 def test_tied_embeddings(recipe):
-    printed, names = recipe
-    (*ours, memory), (*plain, memory_of_logits) = copied.numbers(printed)
-    assert ours == plain
-    falls(ours, np.log(names["VOCABULARY"]), 6)
-    assert memory < memory_of_logits / 3
-    assert memory_of_logits > 2 * 4e-6 * names["inputs"].size * names["VOCABULARY"]  # logits and their gradient
+    output, module = recipe
+    (*fused_losses, fused_megabytes), (*unfused_losses, unfused_megabytes) = printed_numbers(output)
+    assert fused_losses == unfused_losses
+    assert_loss_falls(fused_losses, np.log(module.VOCABULARY), below=6)
+    logits_megabytes = 4e-6 * module.inputs.size * module.VOCABULARY
+    assert unfused_megabytes > 2 * logits_megabytes  # the logits and their gradient
+    assert fused_megabytes < unfused_megabytes / 3
 
 
 def test_microbatches(recipe):
-    printed, names = recipe
-    for _, loss, at_once, means in copied.numbers(printed):
-        assert loss == at_once
-        assert abs(loss - means) > 0.005
-    falls([line[1] for line in copied.numbers(printed)], LN256, 0.2)
+    output, module = recipe
+    _, accumulated, in_one_piece, mean_of_means = np.transpose(printed_numbers(output))
+    np.testing.assert_array_equal(accumulated, in_one_piece)
+    assert np.all(np.abs(accumulated - mean_of_means) > 0.005)
+    assert_loss_falls(accumulated, LN_256, below=0.2)
 
-    @jax.value_and_grad
-    def expected(params, x, labels):
-        losses = nats(jax.nn.gelu(x @ params["layer"]) @ params["head"], jnp.maximum(labels, 0))
-        return jnp.mean(losses, where=labels >= 0)
+    def dense_loss_fn(params, inputs, labels):
+        logits = jax.nn.gelu(inputs @ params["layer"]) @ params["head"]
+        return jnp.mean(dense_nats(logits, jnp.maximum(labels, 0)), where=labels >= 0)
 
-    args = names["params"], names["x"], names["labels"]
+    @jax.jit
+    def actual_and_expected(*args):
+        return module.accumulated_value_and_grad(*args), jax.value_and_grad(dense_loss_fn)(*args)
 
-    def close(a, b):
-        return np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-
-    jax.tree.map(close, names["accumulated"](*args), expected(*args))
+    actual, expected = actual_and_expected(module.params, module.inputs, module.labels)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-6), actual, expected)
 
 
 def test_policy_gradient(recipe):
-    printed, names = recipe
-    _, reward, entropy, _ = np.transpose(copied.numbers(printed))
-    assert reward[0] < 0.1 < 0.9 < reward[-1]
-    falls(entropy, np.log(names["VOCABULARY"]), 0.2)
+    output, module = recipe
+    _, reward, entropy, _ = np.transpose(printed_numbers(output))
+    assert reward[0] < 0.1
+    assert reward[-1] > 0.9
+    assert_loss_falls(entropy, np.log(module.VOCABULARY), below=0.2)
 
-    def expected(params, tokens, advantages, old, mask, clip=0.2):
-        log_q = jax.nn.log_softmax(names["hidden"](params) @ params["head"])
-        ratio = jnp.exp(jnp.take_along_axis(log_q, tokens[..., None], axis=-1)[..., 0] - old)
+    # The loss and the metrics, for a policy that differs from the one which sampled the tokens.
+    def dense_loss_fn(params, batch):
+        log_q = jax.nn.log_softmax(module.hidden_states(params) @ params["head"])
+        log_probabilities = jnp.take_along_axis(log_q, batch["tokens"][..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jnp.exp(log_q) * log_q, axis=-1)
-        gain = jnp.minimum(ratio * advantages, jnp.clip(ratio, 0.8, 1.2) * advantages)
+        ratio = jnp.exp(log_probabilities - batch["old_log_probabilities"])
+        surrogate = jnp.minimum(ratio * batch["advantages"], jnp.clip(ratio, 0.8, 1.2) * batch["advantages"])
         clipped = (ratio < 0.8) | (ratio > 1.2)
-        return jnp.mean(-gain - 0.01 * entropy, where=mask), [jnp.mean(a, where=mask) for a in (entropy, clipped)]
+        mask = batch["mask"]
+        metrics = {"entropy": jnp.mean(entropy, where=mask), "clipped": jnp.mean(clipped, where=mask)}
+        return jnp.mean(-surrogate - 0.01 * entropy, where=mask), metrics
 
-    params = {k: 0.3 * jax.random.normal(jax.random.key(9), a.shape) for k, a in names["params"].items()}
-    _, (tokens, advantages, old, mask) = names["rollout"](params, jax.random.key(0))
-    old = old + 0.3 * jax.random.normal(jax.random.key(1), old.shape)  # those of another policy
-    args = params, tokens, advantages, old, mask
-    actual, wanted = (jax.value_and_grad(f, has_aux=True)(*args) for f in (names["loss"], expected))
-    assert 0.2 < wanted[0][1][1] < 0.8
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), actual, wanted)
+    params = random_like(module.params, seed=0, scale=0.3)
+    _, batch = module.rollout(params, jax.random.key(0))
+    batch["old_log_probabilities"] += random_like(batch["old_log_probabilities"], seed=1, scale=0.3)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, params, batch, has_aux=True, rtol=1e-4, atol=1e-6)
+    assert 0.2 < module.evaluate(params, batch)[1]["clipped"] < 0.8
+
+    # The mask keeps each completion up to its first end-of-sequence token, and that token.
+    tokens, mask = np.asarray(batch["tokens"]), np.asarray(batch["mask"])
     assert 0 < np.mean(mask) < 1
-    for row, kept in zip(np.asarray(tokens), np.asarray(mask), strict=True):
-        end = (*row, names["EOS"]).index(names["EOS"])
-        assert kept.tolist() == [i <= end for i in range(names["LENGTH"])]
-    wants = np.asarray(tokens) == np.asarray(names["prompts"])[:, None] + 1
-    rewards = np.mean(wants & np.asarray(mask), 1).reshape(names["PROMPTS"], names["GROUP"])
-    shifted = rewards - rewards.mean(1, keepdims=True)
-    standard = shifted / np.sqrt(rewards.var(1, keepdims=True) + 1e-8)
-    np.testing.assert_allclose(advantages[:, 0].reshape(standard.shape), standard, rtol=2e-3, atol=1e-3)
+    for completion, kept in zip(tokens.tolist(), mask.tolist(), strict=True):
+        end = [*completion, module.END_OF_SEQUENCE].index(module.END_OF_SEQUENCE)
+        assert kept == [position <= end for position in range(module.LENGTH)]
+
+    # The advantages are the rewards, standardised within the completions of each prompt.
+    wanted = tokens == np.asarray(module.prompt_ids)[:, None] + 1
+    rewards = np.mean(wanted & mask, axis=1).reshape(module.PROMPTS, module.COMPLETIONS)
+    deviation = rewards - rewards.mean(axis=1, keepdims=True)
+    standardised = deviation / np.sqrt(rewards.var(axis=1, keepdims=True) + 1e-8)
+    advantages = batch["advantages"][:, 0].reshape(module.PROMPTS, module.COMPLETIONS)
+    np.testing.assert_allclose(advantages, standardised, rtol=2e-3, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_dpo(recipe):
-    printed, names = recipe
-    _, losses, preferred = np.transpose(copied.numbers(printed))
-    falls(losses, np.log(2), 0.1)
-    assert preferred[0] == 0  # equal to the reference, it prefers none
+    output, module = recipe
+    _, losses, preferred = np.transpose(printed_numbers(output))
+    assert_loss_falls(losses, np.log(2), below=0.1)
+    assert preferred[0] == 0  # the policy equals the reference: all margins are 0
     assert preferred[-1] == 1
 
-    def log_probability(params, tokens, mask):
-        x = params["embedding"][tokens[:, :-1]]
-        logits = (x + jax.nn.gelu(x @ params["layer"])) @ params["head"]
-        return jnp.sum(jnp.where(mask[:, 1:], -nats(logits, tokens[:, 1:]), 0), axis=1)
+    def dense_log_probability(params, tokens, is_answer):
+        embedded = params["embedding"][tokens[:, :-1]]
+        logits = (embedded + jax.nn.gelu(embedded @ params["layer"])) @ params["head"]
+        token_nats = dense_nats(logits, tokens[:, 1:])
+        return -jnp.sum(token_nats, axis=1, where=is_answer[:, 1:])
 
-    def expected(params, reference, tokens, mask):
-        chosen, rejected = (log_probability(params, tokens[i], mask[i]) - reference[i] for i in (0, 1))
-        return -jnp.mean(jax.nn.log_sigmoid(0.1 * (chosen - rejected)))
+    def dense_loss_fn(params, tokens, is_answer, reference):
+        chosen = dense_log_probability(params, tokens[0], is_answer[0]) - reference[0]
+        rejected = dense_log_probability(params, tokens[1], is_answer[1]) - reference[1]
+        preferred = jnp.mean(chosen > rejected)
+        return -jnp.mean(jax.nn.log_sigmoid(0.1 * (chosen - rejected))), preferred
 
-    tokens, mask = names["pairs"](jax.random.key(5), 7)
-    assert np.all(np.asarray(tokens[0, :, :4]) == np.asarray(tokens[1, :, :4]))  # the same prompts
-    assert len(set(mask.sum(axis=2).ravel().tolist())) > 2  # answers of unequal lengths
-    params = {
-        k: 0.5 * jax.random.normal(jax.random.key(i), a.shape) for i, (k, a) in enumerate(names["params"].items())
-    }
-    reference = jnp.stack([log_probability(params, tokens[i], mask[i]) for i in (0, 1)])
-    moved = jax.tree.map(lambda a: a + 0.1, params)
+    tokens, is_answer = module.make_pairs(jax.random.key(5))
+    np.testing.assert_array_equal(tokens[0, :, :4], tokens[1, :, :4])  # the same prompts
+    answer_lengths = np.sum(is_answer, axis=-1)
+    assert len(np.unique(answer_lengths)) > 2
 
-    def ours(*args):
-        return names["loss"](*args)[0]
-
-    same_with_gradient(ours, expected, moved, reference, tokens, mask, rtol=1e-4, atol=1e-5)
+    reference_params = random_like(module.params, seed=0, scale=0.5)
+    reference = jnp.stack([dense_log_probability(reference_params, tokens[i], is_answer[i]) for i in (0, 1)])
+    params = jax.tree.map(lambda array: array + 0.1, reference_params)
+    assert_same_value_and_gradient(
+        module.loss_fn, dense_loss_fn, params, tokens, is_answer, reference, has_aux=True, rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_clip(recipe, tmp_path):
-    printed, names = recipe
-    _, losses, temperatures = np.transpose(copied.numbers(printed))
-    assert losses[-1] < 0.2 < np.log(names["PAIRS"]) < losses[0]
+    output, module = recipe
+    _, losses, temperatures = np.transpose(printed_numbers(output))
+    assert losses[0] > np.log(module.PAIRS)
+    assert losses[-1] < 0.2
     np.testing.assert_allclose(temperatures[0], 0.07, rtol=0.02)
 
-    whole = NamedSharding(names["mesh"], P())
+    replicated = NamedSharding(module.mesh, P())
 
-    def expected(params, images, texts, labels):
-        images, texts = (jax.sharding.reshard(x, whole) for x in (images, texts))  # whole on each device
-        u, v = (
-            x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (images @ params["image"], texts @ params["text"])
-        )
-        logits = jnp.minimum(jnp.exp(params["log_scale"]), 100) * (u @ v.T)
-        each = jnp.diagonal(jax.nn.log_softmax(logits, axis=0)) + jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
-        return -jnp.mean(each) / 2
+    def normalize(embeddings):
+        return embeddings / jnp.linalg.norm(embeddings, axis=1, keepdims=True)
 
-    same_with_gradient(names["loss"], expected, names["params"], *names["batch"], rtol=1e-4)
-    untrained = {k: jax.random.normal(jax.random.key(8), a.shape) for k, a in names["params"].items()}
-    untrained["log_scale"] = jnp.array(4.7)  # beyond ln 100
-    same_with_gradient(names["loss"], expected, jax.device_put(untrained, whole), *names["batch"], rtol=1e-4, atol=1e-4)
+    def dense_loss_fn(params, images, texts, labels):
+        images, texts = jax.sharding.reshard(images, replicated), jax.sharding.reshard(texts, replicated)
+        cosines = normalize(images @ params["image"]) @ normalize(texts @ params["text"]).T
+        logits = jnp.minimum(jnp.exp(params["log_scale"]), 100) * cosines
+        image_to_text = -jnp.diagonal(jax.nn.log_softmax(logits, axis=1)).mean()
+        text_to_image = -jnp.diagonal(jax.nn.log_softmax(logits, axis=0)).mean()
+        return (image_to_text + text_to_image) / 2
 
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, module.params, *module.batch, rtol=1e-4)
+    untrained = random_like(module.params, seed=0, scale=1)
+    untrained["log_scale"] = jnp.array(4.7)  # above ln 100, where the scale is clipped
+    untrained = jax.device_put(untrained, replicated)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, untrained, *module.batch, rtol=1e-4, atol=1e-4)
+
+    # The same recipe on eight simulated devices.
     code = "names = __import__('runpy').run_path('clip.py'); print(len(names['batch'][0].devices()))"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    *on_eight, devices = copied.numbers(done.stdout)
-    assert devices == [8]
-    np.testing.assert_allclose(on_eight, copied.numbers(printed), rtol=0, atol=2e-3)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-2000:]
+    *on_eight_devices, device_count = printed_numbers(process.stdout)
+    assert device_count == [8]
+    np.testing.assert_allclose(on_eight_devices, printed_numbers(output), rtol=0, atol=2e-3)
 
 
 def test_multi_token_prediction(recipe):
-    printed, names = recipe
-    for _, loss, *heads in copied.numbers(printed):
-        np.testing.assert_allclose(loss, np.dot([1, 0.15, 0.15], heads), atol=2e-3)
-    falls([line[1] for line in copied.numbers(printed)], 1.3 * LN256, 0.05)
+    output, module = recipe
+    _, losses, *head_losses = np.transpose(printed_numbers(output))
+    np.testing.assert_allclose(losses, np.array([1, 0.15, 0.15]) @ head_losses, atol=2e-3)
+    assert_loss_falls(losses, 1.3 * LN_256, below=0.05)
 
-    def expected(params, tokens):
-        total, trunk = jnp.zeros(()), params["embedding"][tokens]
-        for k, share in ((1, 1.0), (2, 0.15), (3, 0.15)):
-            hidden = (trunk + jax.nn.gelu(trunk @ params["heads"][k - 1]))[:, :-k]
-            total += share * nats(hidden @ params["kernel"], tokens[:, k:]).mean()
-        return total
+    def dense_loss_fn(params, tokens):
+        trunk = params["embedding"][tokens]
+        head_losses = []
+        for head, shift in enumerate((1, 2, 3)):
+            hidden = trunk + jax.nn.gelu(trunk @ params["heads"][head])
+            head_losses.append(dense_nats(hidden[:, :-shift] @ params["kernel"], tokens[:, shift:]).mean())
+        return head_losses[0] + 0.15 * head_losses[1] + 0.15 * head_losses[2], jnp.stack(head_losses)
 
-    def ours(*args):
-        return names["loss"](*args)[0]
-
-    params = {k: 0.2 * jax.random.normal(jax.random.key(7), a.shape) for k, a in names["params"].items()}
-    same_with_gradient(ours, expected, params, names["tokens"])
+    params = random_like(module.params, seed=0, scale=0.2)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, params, module.tokens, has_aux=True)
 
 
 @pytest.mark.slow
 def test_lora_head(recipe):
-    printed, names = recipe
-    _, losses, merged = np.transpose(copied.numbers(printed))
-    np.testing.assert_allclose(losses, merged, atol=0.005)
-    args = names["kernel"], names["hidden"], names["labels"]
-    logits = names["hidden"].astype(jnp.float32) @ names["kernel"].astype(jnp.float32)
-    falls(losses, nats(logits, names["labels"]).mean(), 1)
-    kernel, hidden = (a.astype(jnp.float32) for a in args[:2])  # without the roundings of bfloat16
-    adapter = names["adapter"] | {"up": 0.1 * names["adapter"]["up"]}
-    same_with_gradient(names["loss"], names["merged"], adapter, kernel, hidden, args[2], rtol=1e-4, atol=1e-5)
+    output, module = recipe
+    _, losses, merged_losses = np.transpose(printed_numbers(output))
+    np.testing.assert_allclose(losses, merged_losses, atol=0.005)
+    kernel, hidden = module.kernel.astype(jnp.float32), module.hidden.astype(jnp.float32)
+    assert_loss_falls(losses, dense_nats(hidden @ kernel, module.labels).mean(), below=1)
+
+    def dense_loss_fn(adapter, kernel, hidden, labels):
+        merged_kernel = kernel + 2 * adapter["B"] @ adapter["A"]
+        return dense_nats(hidden @ merged_kernel, labels).mean()
+
+    # In float32, so that the rounding to bfloat16 does not hide an error.
+    adapter = random_like(module.adapter, seed=0, scale=0.1)
+    assert_same_value_and_gradient(
+        module.loss_fn, dense_loss_fn, adapter, kernel, hidden, module.labels, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_sequence_packing(recipe):
-    printed, names = recipe
-    (packed, apart), *steps = copied.numbers(printed)
-    assert packed < apart == len(names["documents"])
-    for _, loss, of_documents in steps:
-        np.testing.assert_allclose(loss, of_documents, atol=1.1e-4)
-    falls([line[1] for line in steps], np.log(names["VOCABULARY"]), 0.3)
-    w = {name: np.asarray(array, np.float64) for name, array in names["params"].items()}
-    losses = []
-    for document in names["documents"]:  # each by itself, and nothing after a token
-        x = w["embedding"][document] + w["position"][: len(document)]
-        scores = (x @ w["query"]) @ (x @ w["key"]).T / np.sqrt(x.shape[1])
-        attention = np.exp(scores) * np.tri(len(document))
-        hidden = x + attention / attention.sum(1, keepdims=True) @ (x @ w["value"])
-        logits = (hidden @ w["head"])[:-1]
-        losses.extend(np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), document[1:]])
-    np.testing.assert_allclose(names["loss"](names["params"], *names["batch"]), np.mean(losses), rtol=1e-5)
+    output, module = recipe
+    (packed_rows, unpacked_rows), *training = printed_numbers(output)
+    assert packed_rows < unpacked_rows == len(module.documents)
+    _, losses, unpacked_losses = np.transpose(training)
+    np.testing.assert_allclose(losses, unpacked_losses, atol=1.1e-4)
+    assert_loss_falls(losses, np.log(module.VOCABULARY), below=0.3)
+
+    # Each document by itself, in float64.
+    params = {name: np.asarray(array, np.float64) for name, array in module.params.items()}
+    token_nats = []
+    for document in module.documents:
+        embedded = params["embedding"][document] + params["position"][: len(document)]
+        query, key, value = np.split(embedded @ params["attention"], 3, axis=-1)
+        attention = np.exp(query @ key.T / np.sqrt(module.FEATURES)) * np.tri(len(document))
+        attention /= attention.sum(axis=1, keepdims=True)
+        logits = (embedded + attention @ value) @ params["head"]
+        label_logits = logits[np.arange(len(document) - 1), document[1:]]
+        token_nats.extend(np.log(np.sum(np.exp(logits[:-1]), axis=1)) - label_logits)
+    loss = module.evaluate(module.params, module.packed)
+    np.testing.assert_allclose(loss, np.mean(token_nats), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_margin_softmax(recipe):
-    printed, names = recipe
-    (_, own, other, _), (_, own_of_margin, _, apart_of_margin) = copied.numbers(printed)
-    assert own_of_margin < 0.8 * own
-    assert apart_of_margin > 1.2 * (other - own)
+    output, module = recipe
+    (_, own, other), (_, own_with_margin, other_with_margin) = printed_numbers(output)
+    assert own_with_margin < 0.8 * own
+    assert other_with_margin - own_with_margin > 1.2 * (other - own)
 
-    def expected(params, x, labels, margin):
-        kernel = params["kernel"] / jnp.linalg.norm(params["kernel"], axis=0, keepdims=True)
-        cosines = names["embed"](params, x) @ kernel
-        own = jax.nn.one_hot(labels, names["CLASSES"], dtype=bool)
-        return nats(64 * jnp.where(own, jnp.cos(jnp.arccos(cosines) + margin), cosines), labels).mean()
+    def dense_loss_fn(params, inputs, labels, margin):
+        class_vectors = params["classes"] / jnp.linalg.norm(params["classes"], axis=0, keepdims=True)
+        cosines = module.embed(params, inputs) @ class_vectors
+        is_own_class = jax.nn.one_hot(labels, module.CLASSES, dtype=bool)
+        logits = 64 * jnp.where(is_own_class, jnp.cos(jnp.arccos(cosines) + margin), cosines)
+        return dense_nats(logits, labels).mean()
 
-    same_with_gradient(names["loss"], expected, names["params"], *names["test"], 0.5, rtol=1e-4)
+    test_data = module.test_inputs, module.test_labels
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, module.params, *test_data, 0.5, rtol=1e-4)
 
 
 def test_smoothing_schedule(recipe):
-    printed, names = recipe
-    assert printed.count("compiled") == 1
-    first, *steps = printed.splitlines()
-    assert first == "compiled"
-    step, epsilon, losses, plain = np.transpose(copied.numbers("\n".join(steps)))
-    np.testing.assert_allclose(epsilon, 0.1 * (1 - np.clip((step - 10) / 50, 0, 1)), atol=6e-4)
-    assert np.all(losses[:-1] > plain[:-1])
-    assert losses[-1] == plain[-1]
-    falls(plain, np.log(10), 0.1)
+    output, module = recipe
+    first_line, *training = output.splitlines()
+    assert first_line == "compiling train_step"
+    assert output.count("compiling") == 1
+    step, smoothing, losses, unsmoothed_losses = np.transpose(printed_numbers("\n".join(training)))
+    np.testing.assert_allclose(smoothing, 0.1 * (1 - np.clip((step - 10) / 50, 0, 1)), atol=6e-4)
+    assert np.all(losses[:-1] > unsmoothed_losses[:-1])
+    assert losses[-1] == unsmoothed_losses[-1]
+    assert_loss_falls(unsmoothed_losses, np.log(10), below=0.1)
 
-    def expected(params, x, labels, epsilon):
-        target = optax.smooth_labels(jax.nn.one_hot(labels, 10), epsilon)
-        logits = jax.nn.gelu(x @ params["layer"]) @ params["head"]
+    def dense_loss_fn(params, inputs, labels, smoothing):
+        target = optax.smooth_labels(jax.nn.one_hot(labels, 10), smoothing)
+        logits = jax.nn.gelu(inputs @ params["layer"]) @ params["head"]
         return -jnp.sum(target * jax.nn.log_softmax(logits), axis=-1).mean()
 
-    same_with_gradient(names["loss"], expected, names["params"], names["x"], names["labels"], 0.13)
+    assert_same_value_and_gradient(module.loss_fn, dense_loss_fn, module.params, module.inputs, module.labels, 0.13)
 
 
 def test_evaluation(recipe):
-    printed, names = recipe
-    before, after = copied.numbers(printed)
-    logits, labels = np.asarray(names["logits"], np.float64), np.asarray(names["labels"])
-    assert len(labels) % names["BATCH"]  # the last batch is not full
-    for temperature, *shown in ([1, *before[1:]], [float(names["temperature"]), *after[1:]]):
+    output, module = recipe
+    before, after = printed_numbers(output)
+    logits, labels = np.asarray(module.test_logits, np.float64), np.asarray(module.test_labels)
+    assert len(labels) % module.BATCH != 0  # the last batch is padded
+
+    for temperature, (_, *printed) in ((1, before), (float(module.temperature), after)):
         q = np.exp(logits / temperature)
-        q /= q.sum(1, keepdims=True)
-        order, confidence = np.argsort(-q, axis=1), q.max(1)
-        hit, top = order[:, 0] == labels, (order[:, :3] == labels[:, None]).any(1)
-        bins = np.ceil(confidence * 15)
-        error = sum(abs(np.sum((hit - confidence)[bins == b])) for b in range(1, 16)) / len(labels)
-        of_label = q[np.arange(len(labels)), labels]
-        perplexity = np.exp(-np.log(of_label).mean())
-        np.testing.assert_allclose(shown, [perplexity, hit.mean(), 3, top.mean(), error], atol=1e-3)
-    np.testing.assert_allclose(names["temperature"], 4, rtol=0.1)  # the logits are four times too large
-    assert after[-1] < before[-1] / 4
+        q /= q.sum(axis=1, keepdims=True)
+        label_nats = -np.log(q[np.arange(len(labels)), labels])
+        ranking = np.argsort(-q, axis=1)
+        correct = ranking[:, 0] == labels
+        in_top_3 = np.any(ranking[:, :3] == labels[:, None], axis=1)
+        confidence = q.max(axis=1)
+        bin_number = np.ceil(confidence * 15)
+        bin_errors = [abs(np.sum((correct - confidence)[bin_number == number])) for number in range(1, 16)]
+        calibration_error = np.sum(bin_errors) / len(labels)
+        expected = [np.exp(label_nats.mean()), correct.mean(), 3, in_top_3.mean(), calibration_error]
+        np.testing.assert_allclose(printed, expected, atol=1e-3)
+
+    np.testing.assert_allclose(module.temperature, 4, rtol=0.1)  # the logits are four times too large
+    calibration_error_before, calibration_error_after = before[-1], after[-1]
+    assert calibration_error_after < calibration_error_before / 4

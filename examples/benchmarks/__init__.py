@@ -1,1 +1,1 @@
-"""The parts of `benchmark.py` and of the other programs that measure."""
+"""Modules of `benchmark.py` and of the other programs that measure."""

@@ -1,4 +1,4 @@
-"""What `benchmark.py` times: the mean cross-entropy of integer labels, each library called as its users call it."""
+"""`benchmark.py --part core`: the mean cross-entropy of integer labels, each library called as its users call it."""
 
 import dataclasses
 import importlib
@@ -18,12 +18,12 @@ from benchmarks.timing import Call
 
 
 class Contender(NamedTuple):
-    """One thing to time. `call` returns when its result is there."""
+    """One call to time. `call` returns when its result is ready."""
 
     library: str
     quantity: str
     call: Call
-    temporary_bytes: int | None = None  # what the compiler says it needs beside arguments and results
+    temporary_bytes: int | None = None  # the compiler's figure: memory in addition to arguments and results
 
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -39,26 +39,27 @@ def optax_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def contenders(logits: jax.Array, labels: jax.Array, torch_threads: int) -> Iterator[Contender]:
     for library, loss in {"softjax": softjax_loss, "optax": optax_loss}.items():
-        yield compiled(library, "value", loss, logits, labels)
-        yield compiled(library, "value and gradient", jax.value_and_grad(loss), logits, labels)
-        yield Contender(library, "eager value", blocking(loss, logits, labels))
-        yield Contender(library, "eager gradient", blocking(jax.grad(loss), logits, labels))
+        yield compile_contender(library, "value", loss, logits, labels)
+        yield compile_contender(library, "value and gradient", jax.value_and_grad(loss), logits, labels)
+        yield Contender(library, "eager value", blocking_call(loss, logits, labels))
+        yield Contender(library, "eager gradient", blocking_call(jax.grad(loss), logits, labels))
     yield from torch_contenders(logits, labels, torch_threads)
-    # The floor of the gradient, which has to read the logits and write as many numbers.
-    yield compiled("read and write", "pass", lambda x: x * 2, logits)
+    # The lower bound of the gradient: it has to read the logits and write an array of their size.
+    yield compile_contender("read and write", "pass", lambda x: x * 2, logits)
 
 
-def compiled(library: str, quantity: str, function: Callable[..., Any], *arrays: jax.Array) -> Contender:
+def compile_contender(library: str, quantity: str, function: Callable[..., Any], *arrays: jax.Array) -> Contender:
     jitted = jax.jit(function)
     memory = jitted.lower(*arrays).compile().memory_analysis()
-    return Contender(library, quantity, blocking(jitted, *arrays), getattr(memory, "temp_size_in_bytes", None))
+    return Contender(library, quantity, blocking_call(jitted, *arrays), getattr(memory, "temp_size_in_bytes", None))
 
 
-def blocking(function: Callable[..., Any], *arrays: jax.Array) -> Call:
+def blocking_call(function: Callable[..., Any], *arrays: jax.Array) -> Call:
     return lambda: jax.block_until_ready(function(*arrays))
 
 
 def torch_contenders(logits: jax.Array, labels: jax.Array, threads: int) -> Iterator[Contender]:
+    """torch's cross-entropy, if torch is installed and supports the device that JAX uses."""
     try:
         torch = importlib.import_module("torch")
     except ImportError:
@@ -87,7 +88,7 @@ def torch_contenders(logits: jax.Array, labels: jax.Array, threads: int) -> Iter
     yield Contender("torch", "value and gradient", value_and_gradient)
 
 
-def problem(rows: int, classes: int, dtype: str, seed: int) -> tuple[jax.Array, jax.Array]:
+def random_problem(rows: int, classes: int, dtype: str, seed: int) -> tuple[jax.Array, jax.Array]:
     generator = np.random.default_rng([seed, rows, classes])
     logits = generator.standard_normal((rows, classes), np.float32)
     labels = generator.integers(classes, size=rows, dtype=np.int32)
@@ -99,7 +100,8 @@ def core_problems(config: Config) -> list[tuple[tuple[int, int], str]]:
 
 
 def core_case(shape: tuple[int, int], dtype: str, config: Config, after_round: Callable[[], Any]) -> dict[str, Any]:
-    logits, labels = problem(*shape, dtype, config.seed)
+    """Times all contenders on one problem, and returns the problem's entry of the results file."""
+    logits, labels = random_problem(*shape, dtype, config.seed)
     entries = {(c.library, c.quantity): c for c in contenders(logits, labels, config.torch_threads)}
     timings = timing.interleaved(
         {name: entry.call for name, entry in entries.items()},
@@ -109,10 +111,11 @@ def core_case(shape: tuple[int, int], dtype: str, config: Config, after_round: C
         after_round=after_round,
     )
     losses = {library: float(c.call()) for (library, quantity), c in entries.items() if quantity == "value"}
-    losses["softjax"] *= math.log(10)
+    losses["softjax"] *= math.log(10)  # from base 10 to nats
     ratios = [
-        {"quantity": quantity, "to": library} | dataclasses.asdict(timing.ratio(timings["softjax", quantity], theirs))
-        for (library, quantity), theirs in timings.items()
+        {"quantity": quantity, "library": library}
+        | dataclasses.asdict(timing.ratio(timings["softjax", quantity], library_timing))
+        for (library, quantity), library_timing in timings.items()
         if library != "softjax" and ("softjax", quantity) in timings
     ]
     return {
@@ -120,18 +123,18 @@ def core_case(shape: tuple[int, int], dtype: str, config: Config, after_round: C
         "classes": shape[1],
         "dtype": dtype,
         "losses_in_nats": losses,
-        "timings": [timed(entries[name], timings[name]) for name in entries],
+        "timings": [timing_record(entries[name], timings[name]) for name in entries],
         "softjax_ratios": ratios,
     }
 
 
-def timed(contender: Contender, times: timing.Timing) -> dict[str, Any]:
+def timing_record(contender: Contender, measured: timing.Timing) -> dict[str, Any]:
     return {
         "library": contender.library,
         "quantity": contender.quantity,
-        "median": times.median,
-        "quartiles": times.quartiles,
-        "calls_a_round": times.calls,
-        "seconds": times.seconds,
+        "median": measured.median,
+        "quartiles": measured.quartiles,
+        "calls_per_round": measured.calls_per_round,
+        "seconds": measured.seconds,
         "temporary_bytes": contender.temporary_bytes,
     }

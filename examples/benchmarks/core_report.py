@@ -1,4 +1,4 @@
-"""The results of `benchmark.py` as a table of the terminal and as the tables of results/README.md."""
+"""Tables of `benchmark.py --part core`, for the terminal and for results/README.md; and how all tables write values."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,142 +10,152 @@ from rich.table import Table
 PASS = ("read and write", "pass")
 QUANTITIES = ("value", "value and gradient", "eager value", "eager gradient")
 _CAPTION = (
-    "Median of a call in ms ± half the distance of its quartiles; softjax's as a share of the others'; temporary "
-    "memory of the compiled call, softjax's and optax's."
+    "Median time per call ± half the interquartile range. ÷: softjax's time divided by the other's. "
+    "Memory: temporary memory of the compiled call."
 )
 
 
 class Case:
-    """One problem of a results file, its timings by library and quantity."""
+    """One problem of a results file, with its timings by library and quantity."""
 
     def __init__(self, case: dict[str, Any]):
         self.shape = f"{case['rows']} × {case['classes']}"
         self.classes = case["classes"]
         self.dtype = case["dtype"]
         self._timings = {(t["library"], t["quantity"]): t for t in case["timings"]}
-        self._ratios = {(r["to"], r["quantity"]): r for r in case["softjax_ratios"]}
+        self._ratios = {(r["library"], r["quantity"]): r for r in case["softjax_ratios"]}
 
     def timing(self, library: str, quantity: str) -> dict[str, Any] | None:
         return self._timings.get((library, quantity))
 
     def milliseconds(self, library: str, quantity: str) -> str:
-        found = self.timing(library, quantity)
-        return significant(1e3 * found["median"]) if found else ""
+        timing = self.timing(library, quantity)
+        return format_three_digits(1e3 * timing["median"]) if timing else ""
 
     def spread(self, library: str, quantity: str) -> str:
-        """Half the distance of the quartiles, as a share of the median."""
-        found = self.timing(library, quantity)
-        return f"±{(found['quartiles'][1] - found['quartiles'][0]) / found['median'] / 2:.0%}" if found else ""
+        """Half the interquartile range, relative to the median."""
+        timing = self.timing(library, quantity)
+        return format_spread(timing) if timing else ""
 
-    def ratio(self, library: str, quantity: str) -> str:
-        return f"{self.share(library, quantity):.2f}" if (library, quantity) in self._ratios else ""
+    def ratio(self, library: str, quantity: str) -> float:
+        """softjax's time divided by the library's."""
+        return self._ratios[library, quantity]["median_ratio"]
 
-    def share(self, library: str, quantity: str) -> float:
-        return self._ratios[library, quantity]["of_medians"]
+    def ratio_cell(self, library: str, quantity: str) -> str:
+        return f"{self.ratio(library, quantity):.2f}" if (library, quantity) in self._ratios else ""
 
-    def temporary(self, library: str, quantity: str) -> str:
-        found = self.timing(library, quantity)
-        number = found["temporary_bytes"] if found else None
-        return "" if number is None else size(number)
+    def temporary_memory(self, library: str, quantity: str) -> str:
+        timing = self.timing(library, quantity)
+        size = timing["temporary_bytes"] if timing else None
+        return "" if size is None else format_bytes(size)
 
     @property
-    def one_pass(self) -> str:
+    def pass_milliseconds(self) -> str:
+        """Time of one read and write of the logits."""
         return self.milliseconds(*PASS)
 
 
-def size(number: int) -> str:
-    power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if number >= 10**p), (0, "B"))
-    return f"{number / 10**power:.0f} {unit}"
+def format_bytes(size: int) -> str:
+    power, unit = next(((p, u) for p, u in ((9, "GB"), (6, "MB"), (3, "kB")) if size >= 10**p), (0, "B"))
+    return f"{size / 10**power:.0f} {unit}"
 
 
-def duration(seconds: float) -> str:
-    return f"{significant(seconds)} s" if seconds >= 0.1 else f"{significant(1e3 * seconds)} ms"
+def format_duration(seconds: float) -> str:
+    return f"{format_three_digits(seconds)} s" if seconds >= 0.1 else f"{format_three_digits(1e3 * seconds)} ms"
 
 
-def significant(number: float) -> str:
-    """Three digits or the whole number, and no exponent."""
-    if number == 0:
+def format_three_digits(value: float) -> str:
+    """Three significant digits, or all digits before the point. Never an exponent."""
+    if value == 0:
         return "0"
-    decimals = 2 - math.floor(math.log10(float(f"{number:.3g}")))
-    return f"{number:.{max(0, decimals)}f}"
+    decimals = 2 - math.floor(math.log10(float(f"{value:.3g}")))
+    return f"{value:.{max(0, decimals)}f}"
 
 
-def table(results: dict[str, Any]) -> Table:
-    """It fits a terminal of 80 columns."""
-    built = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption=_CAPTION, caption_justify="left")
-    built.add_column("", no_wrap=True)
-    for name in ("softjax", "optax", "torch", "÷ optax", "÷ torch", "memory", "optax's"):
-        built.add_column(name, justify="right", no_wrap=True)
+def format_spread(timing: dict[str, Any]) -> str:
+    """Half the interquartile range, relative to the median."""
+    low, high = timing["quartiles"]
+    return f"±{(high - low) / timing['median'] / 2:.0%}"
+
+
+def terminal_table(results: dict[str, Any]) -> Table:
+    """All timings, in at most 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, caption=_CAPTION, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    times, memory = (f"{name}\nms" for name in ("softjax", "optax", "torch")), ("softjax\nmemory", "optax\nmemory")
+    for name in (*times, "÷ optax", "÷ torch", *memory):
+        table.add_column(name, justify="right", no_wrap=True)
     for case in map(Case, results["cases"]):
-        built.add_row(case.shape, case.dtype, style="bold")
-        built.add_row(PASS[0], _with_spread(case, *PASS))
+        table.add_row(case.shape, case.dtype, style="bold")
+        table.add_row(PASS[0], _time_with_spread(case, *PASS))
         for quantity in QUANTITIES:
-            times = (_with_spread(case, library, quantity) for library in ("softjax", "optax", "torch"))
-            ratios = (case.ratio(library, quantity) for library in ("optax", "torch"))
-            sizes = (case.temporary(library, quantity) for library in ("softjax", "optax"))
-            built.add_row(quantity.replace(" and", ","), *times, *ratios, *sizes)
-        built.add_section()
-    return built
+            times = (_time_with_spread(case, library, quantity) for library in ("softjax", "optax", "torch"))
+            ratios = (case.ratio_cell(library, quantity) for library in ("optax", "torch"))
+            memory = (case.temporary_memory(library, quantity) for library in ("softjax", "optax"))
+            table.add_row(quantity.replace(" and", ","), *times, *ratios, *memory)
+        table.add_section()
+    return table
 
 
-def _with_spread(case: Case, library: str, quantity: str) -> str:
+def _time_with_spread(case: Case, library: str, quantity: str) -> str:
     return case.milliseconds(library, quantity) + case.spread(library, quantity)
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of results/README.md: compiled, then eager."""
+    """Caption and tables of results/README.md: compiled calls, then eager calls."""
     cases = [Case(case) for case in results["cases"]]
-    return "\n".join([_caption(results), "", *_compiled(cases), "", "Without `jax.jit`:", "", *_eager(cases)])
+    caption = f"{describe_run(results)}\n\n÷: softjax's time divided by the other's. Below 1, softjax is faster."
+    return "\n".join([caption, "", *_compiled_table(cases), "", "Without `jax.jit`:", "", *_eager_table(cases)])
 
 
-def _caption(results: dict[str, Any]) -> str:
-    return (
-        f"Medians of {results['settings']['rounds']} interleaved rounds in ms, and softjax's time as a share of "
-        f"the others' (below 1: softjax is faster). {where(results)}."
-    )
+def describe_run(results: dict[str, Any]) -> str:
+    """One sentence on the method, and one on the machine."""
+    return f"Median of {results['settings']['rounds']} interleaved rounds. Machine: {describe_machine(results)}."
 
 
-def where(results: dict[str, Any]) -> str:
+def describe_machine(results: dict[str, Any]) -> str:
+    """Device, cores, load, versions and date of a results file."""
     machine = results["machine"]
     device = machine["device"] if machine["platform"] != "cpu" else machine["processor"] or "CPU"
+    load = f"load {machine['load']:g} at the start" if machine.get("load") is not None else "load not recorded"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
-    load = f"; load {machine['load']:g} when it began" if machine.get("load") is not None else ""
-    return f"{device}, {machine['cpu_count']} CPU cores{load}; {versions}; {machine['date']}"
+    return f"{device}, {machine['cpu_count']} CPU cores, {load}; {versions}; {machine['date']}"
 
 
-def _compiled(cases: Sequence[Case]) -> Iterator[str]:
+def _compiled_table(cases: Sequence[Case]) -> Iterator[str]:
     quantities = QUANTITIES[:2]
-    yield from heading(
-        "rows × classes", "dtype", "value", "÷ optax", "÷ torch", "value and gradient", "÷ optax", "÷ torch",
-        "one read and write", "temporary memory", "optax's", words=2,
+    yield from table_head(
+        "rows × classes", "dtype", "value, ms", "÷ optax", "÷ torch", "value and gradient, ms", "÷ optax", "÷ torch",
+        "one read and write, ms", "temporary memory, softjax", "temporary memory, optax", text_columns=2,
     )  # fmt: skip
     for case in cases:
-        yield line(
+        yield table_row(
             case.shape,
             case.dtype,
-            *(cell for quantity in quantities for cell in _against(case, quantity, ("optax", "torch"))),
-            case.one_pass,
-            *(case.temporary(library, quantities[1]) for library in ("softjax", "optax")),
+            *(cell for quantity in quantities for cell in _time_and_ratios(case, quantity, ("optax", "torch"))),
+            case.pass_milliseconds,
+            *(case.temporary_memory(library, quantities[1]) for library in ("softjax", "optax")),
         )
 
 
-def _eager(cases: Sequence[Case]) -> Iterator[str]:
-    yield from heading("rows × classes", "dtype", "value", "÷ optax", "gradient", "÷ optax", words=2)
+def _eager_table(cases: Sequence[Case]) -> Iterator[str]:
+    yield from table_head("rows × classes", "dtype", "value, ms", "÷ optax", "gradient, ms", "÷ optax", text_columns=2)
     for case in cases:
-        yield line(case.shape, case.dtype, *(cell for q in QUANTITIES[2:] for cell in _against(case, q, ("optax",))))
+        cells = (cell for quantity in QUANTITIES[2:] for cell in _time_and_ratios(case, quantity, ("optax",)))
+        yield table_row(case.shape, case.dtype, *cells)
 
 
-def _against(case: Case, quantity: str, others: Sequence[str]) -> Iterator[str]:
+def _time_and_ratios(case: Case, quantity: str, libraries: Sequence[str]) -> Iterator[str]:
     yield case.milliseconds("softjax", quantity)
-    for library in others:
-        yield case.ratio(library, quantity)
+    for library in libraries:
+        yield case.ratio_cell(library, quantity)
 
 
-def heading(*names: str, words: int) -> Iterator[str]:
-    """The first rows of a table whose first columns hold words and whose others hold numbers."""
-    yield line(*names)
-    yield line(*("---" if i < words else "---:" for i in range(len(names))))
+def table_head(*names: str, text_columns: int) -> Iterator[str]:
+    """The first two lines of a Markdown table. The first `text_columns` align left, the others right."""
+    yield table_row(*names)
+    yield table_row(*("---" if i < text_columns else "---:" for i in range(len(names))))
 
 
-def line(*cells: str) -> str:
+def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,4 @@
-"""`benchmark.py --part distil`: a student's last layer that learns from its teacher's, timed and weighed."""
+"""`benchmark.py --part distil`: time and memory of a divergence from a teacher, fused with both last layers."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import softjax
-from benchmarks.linear_cases import AfterRound, described, timed
-from benchmarks.linear_contenders import Contender, compiled, on_torch, product
+from benchmarks.linear_cases import AfterRound, describe_problem, time_contenders
+from benchmarks.linear_contenders import Contender, compile_contender, import_torch, matmul
 from benchmarks.settings import Config
 
 Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jensen_shannon")
-OURS, PLAIN, TORCH, FLOOR = "softjax", "jax.nn on logits", "torch on logits", "four products"
+SOFTJAX, UNFUSED, UNFUSED_TORCH = "softjax", "unfused baseline (jax.nn)", "unfused baseline (torch)"
+MATMULS = "four matmuls"
 
 
 class Layers(NamedTuple):
@@ -26,14 +27,14 @@ class Layers(NamedTuple):
 
 
 def distil_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
-    layers = problem(*shape, dtype, config.seed)
+    layers = random_layers(*shape, dtype, config.seed)
     contenders = [*jax_contenders(layers), *torch_contenders(layers, config.torch_threads)]
-    timings = timed(contenders, config, after_round)
-    divergences = {c.name: float(c.call()[0]) for c in contenders if c.name != FLOOR}
-    return {**described(shape, dtype), "divergences_in_nats": divergences, "timings": timings}
+    timings = time_contenders(contenders, config, after_round)
+    divergences = {c.name: float(c.call()[0]) for c in contenders if c.name != MATMULS}
+    return {**describe_problem(shape, dtype), "divergences_in_nats": divergences, "timings": timings}
 
 
-def problem(samples: int, features: int, classes: int, dtype: str, seed: int) -> Layers:
+def random_layers(samples: int, features: int, classes: int, dtype: str, seed: int) -> Layers:
     generator = np.random.default_rng([seed, samples, features, classes])
 
     def normal(*lengths: int) -> jax.Array:
@@ -44,22 +45,22 @@ def problem(samples: int, features: int, classes: int, dtype: str, seed: int) ->
     return Layers(*(normal(*lengths) for lengths in shapes * 2))
 
 
-def ours(kind: Kind) -> Callable[..., jax.Array]:
+def softjax_divergence(kind: Kind) -> Callable[..., jax.Array]:
     return lambda *layers: softjax.linear_divergence(*layers, kind=kind, base=math.e)
 
 
-def plain(kind: str) -> Callable[..., jax.Array]:
-    """As it is written by hand."""
+def unfused_divergence(kind: str) -> Callable[..., jax.Array]:
+    """The unfused baseline: it materialises the logits of student and teacher."""
 
     def divergence(hidden: jax.Array, kernel: jax.Array, teacher_hidden: jax.Array, teacher_kernel: jax.Array) -> Any:
-        log_q = jax.nn.log_softmax(product(hidden, kernel, 1, 0))
-        log_p = jax.nn.log_softmax(product(teacher_hidden, teacher_kernel, 1, 0))
-        return jnp.mean(_by_hand(kind, log_q, log_p))
+        log_q = jax.nn.log_softmax(matmul(hidden, kernel, 1, 0))
+        log_p = jax.nn.log_softmax(matmul(teacher_hidden, teacher_kernel, 1, 0))
+        return jnp.mean(_row_divergences(kind, log_q, log_p))
 
     return divergence
 
 
-def _by_hand(kind: str, log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+def _row_divergences(kind: str, log_q: jax.Array, log_p: jax.Array) -> jax.Array:
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     if kind == "forward_kl":
         return jnp.sum(p * (log_p - log_q), -1)
@@ -69,22 +70,22 @@ def _by_hand(kind: str, log_q: jax.Array, log_p: jax.Array) -> jax.Array:
     return jnp.sum(p * (log_p - log_m) + q * (log_q - log_m), -1) / 2
 
 
-def four_products(hidden: jax.Array, kernel: jax.Array, teacher_hidden: jax.Array, teacher_kernel: jax.Array) -> Any:
-    """Both logits, and as if their sum were a gradient, those of the student's hidden vectors and of its kernel."""
-    x = (product(hidden, kernel, 1, 0) + product(teacher_hidden, teacher_kernel, 1, 0)).astype(hidden.dtype)
-    return product(x, kernel, 1, 1).astype(hidden.dtype), product(x, hidden, 0, 0).astype(kernel.dtype)
+def four_matmuls(hidden: jax.Array, kernel: jax.Array, teacher_hidden: jax.Array, teacher_kernel: jax.Array) -> Any:
+    """The lower bound: both logits, and the student's two gradient matmuls with their sum in place of a gradient."""
+    x = (matmul(hidden, kernel, 1, 0) + matmul(teacher_hidden, teacher_kernel, 1, 0)).astype(hidden.dtype)
+    return matmul(x, kernel, 1, 1).astype(hidden.dtype), matmul(x, hidden, 0, 0).astype(kernel.dtype)
 
 
 def jax_contenders(layers: Layers) -> Iterator[Contender]:
     for kind in KINDS:
-        for name, divergence in ((OURS, ours(kind)), (PLAIN, plain(kind))):
-            yield compiled(f"{name}, {kind}", jax.value_and_grad(divergence, (0, 1)), *layers)
-    yield compiled(FLOOR, four_products, *layers)
+        for name, divergence in ((SOFTJAX, softjax_divergence(kind)), (UNFUSED, unfused_divergence(kind))):
+            yield compile_contender(f"{name}, {kind}", jax.value_and_grad(divergence, (0, 1)), *layers)
+    yield compile_contender(MATMULS, four_matmuls, *layers)
 
 
 def torch_contenders(layers: Layers, threads: int) -> Iterator[Contender]:
-    """Forward and reverse KL by `kl_div`, as torch's users write them."""
-    torch = on_torch(layers.hidden.dtype, threads)
+    """Forward and reverse KL with `kl_div`, as torch's users write them."""
+    torch = import_torch(layers.hidden.dtype, threads)
     if torch is None:
         return
     hidden, kernel, *teacher = (torch.from_dlpack(array).detach().clone() for array in layers)
@@ -101,4 +102,4 @@ def torch_contenders(layers: Layers, threads: int) -> Iterator[Contender]:
         return value.detach(), gradients
 
     for kind in KINDS[:2]:
-        yield Contender(f"{TORCH}, {kind}", lambda kind=kind: call(kind))
+        yield Contender(f"{UNFUSED_TORCH}, {kind}", lambda kind=kind: call(kind))

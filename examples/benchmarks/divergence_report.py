@@ -1,33 +1,33 @@
-"""The results of `benchmark.py --part distil` as tables."""
+"""Tables of `benchmark.py --part distil`."""
 
 from typing import Any
 
-from benchmarks.core_report import duration, heading, line, size, where
-from benchmarks.divergence_cases import FLOOR, KINDS, OURS, PLAIN, TORCH
-from benchmarks.linear_report import by_name, ratio, shape
+from benchmarks.core_report import describe_run, format_bytes, format_duration, table_head, table_row
+from benchmarks.divergence_cases import KINDS, MATMULS, SOFTJAX, UNFUSED, UNFUSED_TORCH
+from benchmarks.linear_report import describe_shape, ratio_cell, timings_by_name
 
 
 def markdown(results: dict[str, Any]) -> str:
-    rounds = results["settings"]["rounds"]
-    rows = [f"Medians of {rounds} interleaved rounds, divergence and the student's gradients. {where(results)}.", ""]
-    rows += heading(
-        "samples × features × classes", "dtype", "kind", "softjax", "÷ plain", "÷ torch", "÷ four products", "memory",
-        "plain's", "÷ plain's", words=3,
+    lines = [f"Time of the divergence and the student's gradients. {describe_run(results)}", ""]
+    lines += table_head(
+        "samples × features × classes", "dtype", "kind", "softjax", "÷ unfused baseline", "÷ unfused baseline (torch)",
+        "÷ four matmuls", "temporary memory, softjax", "temporary memory, unfused baseline",
+        "memory ÷ unfused baseline", text_columns=3,
     )  # fmt: skip
     for case in results["cases"]:
-        found = by_name(case)
+        timings = timings_by_name(case)
         for kind in KINDS:
-            ours, plain = f"{OURS}, {kind}", f"{PLAIN}, {kind}"
-            memory = [found[name]["temporary_bytes"] for name in (ours, plain)]
-            rows.append(
-                line(
-                    shape(case),
+            ours, unfused = f"{SOFTJAX}, {kind}", f"{UNFUSED}, {kind}"
+            memory = [timings[name]["temporary_bytes"] for name in (ours, unfused)]
+            lines.append(
+                table_row(
+                    describe_shape(case),
                     case["dtype"],
                     kind,
-                    duration(found[ours]["median"]),
-                    *(ratio(found, ours, other) for other in (plain, f"{TORCH}, {kind}", FLOOR)),
-                    *map(size, memory),
+                    format_duration(timings[ours]["median"]),
+                    *(ratio_cell(timings, ours, name) for name in (unfused, f"{UNFUSED_TORCH}, {kind}", MATMULS)),
+                    *map(format_bytes, memory),
                     f"{memory[0] / memory[1]:.3f}",
                 )
             )
-    return "\n".join(rows)
+    return "\n".join(lines)

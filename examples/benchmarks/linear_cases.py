@@ -1,9 +1,9 @@
-"""`benchmark.py --part linear`, `growth` and `blocks`: the last layer and its loss, timed and weighed."""
+"""`benchmark.py --part linear`, `growth` and `chunks`: time and memory of the last layer and its loss."""
 
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what Ctrl-C means, the program tells that has started this one
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports Ctrl-C
 
 import functools
 import subprocess
@@ -17,64 +17,64 @@ import jax
 import softjax
 from benchmarks import timing
 from benchmarks.linear_contenders import (
-    FLOOR,
     IN_JAX,
-    OURS,
-    PLAIN,
+    MATMULS,
+    SOFTJAX,
+    UNFUSED,
     Contender,
-    compiled,
+    compile_contender,
     jax_contenders,
-    problem,
+    random_layer,
     torch_contenders,
 )
 from benchmarks.settings import Config
 
 AfterRound = Callable[[], Any]
-ARGUMENTS = "arguments alone"
+ARGUMENTS = "arguments only"
 
 
 def linear_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
-    layer = problem(*shape, dtype, config.seed)
+    layer = random_layer(*shape, dtype, config.seed)
     contenders = [*jax_contenders(layer), *torch_contenders(layer, config.torch_threads)]
-    timings = timed(contenders, config, after_round)
-    losses = {c.name: float(c.call()[0]) for c in contenders if "products" not in c.name}
-    return {**described(shape, dtype), "losses_in_nats": losses, "timings": timings}
+    timings = time_contenders(contenders, config, after_round)
+    losses = {c.name: float(c.call()[0]) for c in contenders if "matmuls" not in c.name}
+    return {**describe_problem(shape, dtype), "losses_in_nats": losses, "timings": timings}
 
 
 def growth_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
-    contenders = list(jax_contenders(problem(*shape, dtype, config.seed), (OURS, PLAIN, FLOOR)))
-    return {**described(shape, dtype), "timings": timed(contenders, config, after_round)}
+    contenders = list(jax_contenders(random_layer(*shape, dtype, config.seed), (SOFTJAX, UNFUSED, MATMULS)))
+    return {**describe_problem(shape, dtype), "timings": time_contenders(contenders, config, after_round)}
 
 
-def blocks_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
-    """Ours at each block size, and at the one that it chooses, beside the plain way."""
-    layer = problem(*shape, dtype, config.seed)
+def chunks_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
+    """softjax with each `block_size` and with the default, None, beside the unfused baseline."""
+    layer = random_layer(*shape, dtype, config.seed)
 
     def loss(hidden: Any, kernel: Any, labels: Any, *, block_size: int | None) -> Any:
         return softjax.linear_cross_entropy(hidden, kernel, labels, block_size=block_size)
 
-    contenders = [*jax_contenders(layer, (PLAIN, FLOOR))]
+    contenders = [*jax_contenders(layer, (UNFUSED, MATMULS))]
     for size in (None, *(size for size in config.block_sizes if size <= shape[0])):
         program = jax.value_and_grad(functools.partial(loss, block_size=size), (0, 1))
-        contenders.append(compiled(f"block_size={size}", program, *layer))
-    return {**described(shape, dtype), "timings": timed(contenders, config, after_round)}
+        contenders.append(compile_contender(f"block_size={size}", program, *layer))
+    return {**describe_problem(shape, dtype), "timings": time_contenders(contenders, config, after_round)}
 
 
-def described(shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
+def describe_problem(shape: tuple[int, int, int], dtype: str) -> dict[str, Any]:
     return dict(zip(("samples", "features", "classes"), shape, strict=True)) | {"dtype": dtype}
 
 
-def timed(contenders: list[Contender], config: Config, after_round: AfterRound) -> list[dict[str, Any]]:
+def time_contenders(contenders: list[Contender], config: Config, after_round: AfterRound) -> list[dict[str, Any]]:
     calls = {c.name: c.call for c in contenders}
-    times = timing.interleaved(
+    timings = timing.interleaved(
         calls, rounds=config.rounds, at_least=config.at_least_ms / 1e3, seed=config.seed, after_round=after_round
     )
     return [
         {
             "name": c.name,
-            "median": times[c.name].median,
-            "quartiles": times[c.name].quartiles,
-            "seconds": times[c.name].seconds,
+            "median": timings[c.name].median,
+            "quartiles": timings[c.name].quartiles,
+            "seconds": timings[c.name].seconds,
             "temporary_bytes": c.temporary_bytes,
             "compile_seconds": c.compile_seconds,
         }
@@ -83,44 +83,47 @@ def timed(contenders: list[Contender], config: Config, after_round: AfterRound) 
 
 
 def problems(part: str, config: Config) -> list[tuple[tuple[int, int, int], str]]:
-    """The shapes and dtypes of a part of the benchmark."""
+    """Shapes and dtypes of one part of the benchmark."""
     if part == "growth":
         features, samples, classes = config.growth_features, config.growth_samples, config.growth_classes
-        grown = [(n, features, classes[len(classes) // 2]) for n in samples]
-        grown += [(samples[0], features, c) for c in classes]
-        return [(shape, "float32") for shape in dict.fromkeys(grown)]
+        growing = [(n, features, classes[len(classes) // 2]) for n in samples]
+        growing += [(samples[0], features, c) for c in classes]
+        return [(shape, "float32") for shape in dict.fromkeys(growing)]
     if part == "distil":
         return [(shape, "float32") for shape in config.distil_shapes]
     shapes = [(shape, "float32") for shape in config.linear_shapes]
     return shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
 
 
-CASES = {"linear": linear_case, "growth": growth_case, "blocks": blocks_case}
+CASES = {"linear": linear_case, "growth": growth_case, "chunks": chunks_case}
 
 
-def peak_resident(config: Config) -> dict[str, int]:
-    """Bytes that a fresh process takes at its peak for one call of each contender at the first of the shapes."""
+def peak_resident_bytes(config: Config) -> dict[str, int]:
+    """Peak memory of a fresh process that calls one contender once on the first shape, by contender.
+
+    Only Linux on a CPU reports it. Elsewhere, the result is empty.
+    """
     peaks: dict[str, int] = {}
-    if jax.default_backend() != "cpu" or not Path("/proc/self/status").exists():  # Linux alone tells
+    if jax.default_backend() != "cpu" or not Path("/proc/self/status").exists():
         return peaks
     for name in (*IN_JAX, ARGUMENTS):
         command = [sys.executable, "-m", "benchmarks.linear_cases", name, *map(str, config.linear_shapes[0])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], check=True)
-        peak = done.stdout.split()[-1]
-        if peak != "None":  # it is installed
+        process = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], check=True)
+        peak = process.stdout.split()[-1]
+        if peak != "None":
             peaks[name] = int(peak)
     return peaks
 
 
-def one_call(name: str, shape: tuple[int, int, int]) -> int | None:
-    """The peak of this process after a call of the contender of this name, if it is installed."""
-    layer = jax.block_until_ready(problem(*shape, "float32", 0))
+def measure_peak(name: str, shape: tuple[int, int, int]) -> int | None:
+    """Peak memory of this process after one call of a contender. None if the contender is not installed."""
+    layer = jax.block_until_ready(random_layer(*shape, "float32", 0))
     if name != ARGUMENTS:
         contender = next(jax_contenders(layer, (name,)), None)
         if contender is None:
             return None
         contender.call()
-    # ru_maxrss would count what the parent had mapped when it started this process
+    # `ru_maxrss` would include the memory of the parent at the time of the fork.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -128,4 +131,4 @@ def one_call(name: str, shape: tuple[int, int, int]) -> int | None:
 if __name__ == "__main__":
     _, contender_name, *sizes = sys.argv
     samples_, features_, classes_ = map(int, sizes)
-    print(one_call(contender_name, (samples_, features_, classes_)))
+    print(measure_peak(contender_name, (samples_, features_, classes_)))

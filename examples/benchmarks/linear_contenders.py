@@ -1,4 +1,4 @@
-"""What `benchmark.py --part linear` times: loss and gradient of a last layer, each library called as its users do."""
+"""Contenders of `benchmark.py --part linear`: loss and gradients of a last layer, each library as its users call it."""
 
 import importlib
 import math
@@ -14,13 +14,19 @@ import optax
 import softjax
 from benchmarks.timing import Call
 
-OURS, NONE, PLAIN, FLOOR = "softjax", "softjax, none", "optax on logits", "three products"
-MAPPED, JAX_CCE, TOKAMAX = "lax.map, checkpoint", "jax-cce", "tokamax"
-IN_JAX = (OURS, NONE, PLAIN, MAPPED, JAX_CCE, TOKAMAX, FLOOR)
+SOFTJAX, UNREDUCED, UNFUSED = "softjax", "softjax, reduction=none", "unfused baseline (optax)"
+CHUNKED, JAX_CCE, TOKAMAX = "hand-written chunked loss", "jax-cce", "tokamax"
+MATMULS, MATMULS_TRANSPOSED = "three matmuls", "three matmuls, transposed"
+UNFUSED_TORCH, LINEAR_TORCH, MATMULS_TORCH = (
+    "unfused baseline (torch)",
+    "torch linear_cross_entropy",
+    "three matmuls (torch)",
+)
+IN_JAX = (SOFTJAX, UNREDUCED, UNFUSED, CHUNKED, JAX_CCE, TOKAMAX, MATMULS)
 
 
 class Contender(NamedTuple):
-    """One thing to time. `call` returns when its result, loss first, is there."""
+    """One call to time. `call` returns when its result is ready. The loss is its first result."""
 
     name: str
     call: Call
@@ -34,7 +40,7 @@ class Layer(NamedTuple):
     labels: jax.Array
 
 
-def problem(samples: int, features: int, classes: int, dtype: str, seed: int) -> Layer:
+def random_layer(samples: int, features: int, classes: int, dtype: str, seed: int) -> Layer:
     generator = np.random.default_rng([seed, samples, features, classes])
     hidden = generator.standard_normal((samples, features), np.float32)
     kernel = generator.standard_normal((features, classes), np.float32) / np.float32(math.sqrt(features))
@@ -42,60 +48,69 @@ def problem(samples: int, features: int, classes: int, dtype: str, seed: int) ->
     return Layer(jnp.asarray(hidden).astype(dtype), jnp.asarray(kernel).astype(dtype), jnp.asarray(labels))
 
 
-def product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
+def matmul(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
+    """Contracts axis `i` of `a` with axis `j` of `b`, in float32."""
     return jax.lax.dot_general(a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def ours(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+def softjax_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     return softjax.linear_cross_entropy(hidden, kernel, labels, base=math.e)
 
 
-def ours_none(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+def softjax_unreduced_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.mean(softjax.linear_cross_entropy(hidden, kernel, labels, base=math.e, reduction="none"))
 
 
-def plain(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
-    logits = product(hidden, kernel, 1, 0)
+def unfused_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """The unfused baseline: it materialises the logits."""
+    logits = matmul(hidden, kernel, 1, 0)
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def mapped(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
-    """What is written by hand: `lax.map` over chunks whose logits `jax.checkpoint` computes again."""
+def hand_written_chunked_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    """The usual hand-written loss: `lax.map` over chunks, and `jax.checkpoint` recomputes the logits of a chunk."""
     samples, features = hidden.shape
-    chunk = max(n for n in range(1, 257) if samples % n == 0)
+    size = max(n for n in range(1, 257) if samples % n == 0)
 
     @jax.checkpoint
-    def one(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = product(chunk[0], kernel, 1, 0)
+    def chunk_loss(chunk: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = matmul(chunk[0], kernel, 1, 0)
         return jnp.sum(optax.losses.softmax_cross_entropy_with_integer_labels(logits, chunk[1]))
 
-    return jnp.sum(jax.lax.map(one, (hidden.reshape(-1, chunk, features), labels.reshape(-1, chunk)))) / samples
+    chunks = hidden.reshape(-1, size, features), labels.reshape(-1, size)
+    return jnp.sum(jax.lax.map(chunk_loss, chunks)) / samples
 
 
-def three_products(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> Any:
-    """The logits, and as if they were their own gradient, the gradients of the hidden vectors and of the kernel."""
-    x = product(hidden, kernel, 1, 0).astype(hidden.dtype)
-    return product(x, kernel, 1, 1).astype(hidden.dtype), product(hidden, x, 0, 0).astype(kernel.dtype)
+def three_matmuls(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> Any:
+    """The lower bound: the logits, and the two gradient matmuls with the logits in place of their gradient."""
+    x = matmul(hidden, kernel, 1, 0).astype(hidden.dtype)
+    return matmul(x, kernel, 1, 1).astype(hidden.dtype), matmul(hidden, x, 0, 0).astype(kernel.dtype)
 
 
-def three_products_turned(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> Any:
-    """The same with the kernel's gradient as [classes, features], a product that XLA may compute faster."""
-    x = product(hidden, kernel, 1, 0).astype(hidden.dtype)
-    return product(x, kernel, 1, 1).astype(hidden.dtype), product(x, hidden, 0, 0).astype(kernel.dtype)
+def three_matmuls_transposed(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> Any:
+    """The same with a kernel gradient of layout [classes, features], which XLA may compute faster."""
+    x = matmul(hidden, kernel, 1, 0).astype(hidden.dtype)
+    return matmul(x, kernel, 1, 1).astype(hidden.dtype), matmul(x, hidden, 0, 0).astype(kernel.dtype)
 
 
-def jax_contenders(layer: Layer, only: tuple[str, ...] = ()) -> Iterator[Contender]:
-    losses: dict[str, Callable[..., Any]] = {OURS: ours, NONE: ours_none, PLAIN: plain, MAPPED: mapped}
-    losses |= {name: loss for name, loss in ((JAX_CCE, _jax_cce()), (TOKAMAX, _tokamax())) if loss}
+def jax_contenders(layer: Layer, names: tuple[str, ...] = ()) -> Iterator[Contender]:
+    """The contenders in JAX: those of `names`, or all that are installed."""
+    losses: dict[str, Callable[..., Any]] = {
+        SOFTJAX: softjax_loss,
+        UNREDUCED: softjax_unreduced_loss,
+        UNFUSED: unfused_loss,
+        CHUNKED: hand_written_chunked_loss,
+    }
+    losses |= {name: loss for name, loss in ((JAX_CCE, _jax_cce_loss()), (TOKAMAX, _tokamax_loss())) if loss}
     programs = {name: jax.value_and_grad(loss, (0, 1)) for name, loss in losses.items()}
-    programs |= {FLOOR: three_products, "three products, turned": three_products_turned}
+    programs |= {MATMULS: three_matmuls, MATMULS_TRANSPOSED: three_matmuls_transposed}
     for name, program in programs.items():
-        if not only or name in only:
+        if not names or name in names:
             arrays = layer._replace(kernel=layer.kernel.T) if name == JAX_CCE else layer
-            yield compiled(name, program, *arrays)
+            yield compile_contender(name, program, *arrays)
 
 
-def compiled(name: str, program: Callable[..., Any], *arrays: Any) -> Contender:
+def compile_contender(name: str, program: Callable[..., Any], *arrays: Any) -> Contender:
     lowered = jax.jit(program).lower(*arrays)
     start = time.perf_counter()
     executable = lowered.compile()
@@ -104,15 +119,15 @@ def compiled(name: str, program: Callable[..., Any], *arrays: Any) -> Contender:
     return Contender(name, lambda: jax.block_until_ready(executable(*arrays)), memory, seconds)
 
 
-def _jax_cce() -> Callable[..., jax.Array] | None:
-    library = _installed("jax_cce")
+def _jax_cce_loss() -> Callable[..., jax.Array] | None:
+    library = _import_if_usable("jax_cce")
     return library and (lambda hidden, kernel, labels: library.linear_cross_entropy(hidden, kernel, labels))
 
 
-def _tokamax() -> Callable[..., jax.Array] | None:
-    library = _installed("tokamax")
+def _tokamax_loss() -> Callable[..., jax.Array] | None:
+    library = _import_if_usable("tokamax")
     if library:
-        importlib.import_module("absl.flags").FLAGS([__name__])  # or it would read this program's options as its own
+        importlib.import_module("absl.flags").FLAGS([__name__])  # else it would parse this program's command line
     return library and (
         lambda hidden, kernel, labels: library.linear_softmax_cross_entropy_loss(
             hidden, labels, kernel, reduction="mean", implementation="xla"
@@ -120,28 +135,28 @@ def _tokamax() -> Callable[..., jax.Array] | None:
     )
 
 
-def _installed(name: str) -> Any:
+def _import_if_usable(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception:  # not installed, or not for these versions of what it needs
+    except Exception:  # not installed, or incompatible with the installed versions of its dependencies
         return None
 
 
-def on_torch(dtype: Any, threads: int) -> Any:
-    """torch, where it is installed and has the device that JAX runs on."""
-    torch = _installed("torch")
+def import_torch(dtype: Any, threads: int) -> Any:
+    """torch, if it is installed and supports the device that JAX uses; else None."""
+    torch = _import_if_usable("torch")
     on_gpu = jax.default_backend() == "gpu"
     if torch is None or (jax.default_backend() != "cpu" and not (on_gpu and torch.cuda.is_available())):
         return None
     if not on_gpu and dtype != jnp.float32:
-        return None  # on a CPU without instructions for it, a product that takes XLA 1 s takes torch 50
+        return None  # a bfloat16 matmul takes torch 50 s and XLA 1 s on a CPU without bfloat16 instructions
     torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high")  # on a GPU XLA, too, multiplies float32 as TF32 unless told otherwise
+    torch.set_float32_matmul_precision("high")  # XLA's default on a GPU: float32 matmuls in TF32
     return torch
 
 
 def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
-    torch = on_torch(layer.hidden.dtype, threads)
+    torch = import_torch(layer.hidden.dtype, threads)
     if torch is None:
         return
     wait = torch.cuda.synchronize if jax.default_backend() == "gpu" else lambda: None
@@ -150,7 +165,7 @@ def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
     kernel = torch.from_dlpack(layer.kernel).detach().T.contiguous().requires_grad_()
     labels = torch.from_dlpack(layer.labels).long()
 
-    def with_gradient(loss: Callable[[], Any]) -> Call:
+    def value_and_gradients(loss: Callable[[], Any]) -> Call:
         def call() -> Any:
             value = loss()
             gradients = torch.autograd.grad(value, (hidden, kernel))
@@ -159,15 +174,15 @@ def torch_contenders(layer: Layer, threads: int) -> Iterator[Contender]:
 
         return call
 
-    def products() -> Any:
+    def matmuls() -> Any:
         with torch.no_grad():
             x = hidden @ kernel.T
             gradients = x @ kernel, x.T @ hidden
             wait()
             return gradients
 
-    yield Contender("torch on logits", with_gradient(lambda: functional.cross_entropy(hidden @ kernel.T, labels)))
+    yield Contender(UNFUSED_TORCH, value_and_gradients(lambda: functional.cross_entropy(hidden @ kernel.T, labels)))
     if hasattr(functional, "linear_cross_entropy"):
         linear = functional.linear_cross_entropy
-        yield Contender("torch, linear", with_gradient(lambda: linear(hidden, kernel, labels)))
-    yield Contender("torch, three products", products)
+        yield Contender(LINEAR_TORCH, value_and_gradients(lambda: linear(hidden, kernel, labels)))
+    yield Contender(MATMULS_TORCH, matmuls)

@@ -1,4 +1,4 @@
-"""Where a measurement was made: what it cannot be compared without."""
+"""Describes the machine of a measurement. Times from different machines are not comparable."""
 
 import datetime
 import importlib.metadata
@@ -11,22 +11,22 @@ from typing import Any
 import jax
 
 
-def _load() -> float | None:
-    """How many processes have been at work, on average over the last minute; not every system tells."""
+def _read_load() -> float | None:
+    """Mean number of running processes in the last minute. None if the system does not report it."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-_LOAD = _load()  # when the program began, before it loads the machine itself
+_INITIAL_LOAD = _read_load()  # read at import, before the program itself adds load
 
 
 def describe(packages: Sequence[str]) -> dict[str, Any]:
-    """The device, the computer, its load, the day, the versions of Python and of `packages`, None if not installed."""
+    """Device, processor, load, date, and the versions of Python and of `packages` (None if not installed)."""
     return {
         "platform": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "processor": _processor(),
         "cpu_count": os.cpu_count(),
-        "load": _LOAD,
+        "load": _INITIAL_LOAD,
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    # `platform.processor()` is empty or the architecture on Linux.
+    # On Linux, `platform.processor()` is empty or names only the architecture.
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

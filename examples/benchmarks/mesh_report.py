@@ -1,44 +1,46 @@
-"""The results of `mesh_cost.py` as a table."""
+"""Table of `mesh_cost.py`."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.core_report import heading as table_heading
-from benchmarks.core_report import line as table_line
+from benchmarks.core_report import table_head, table_row
 
-_COLUMNS = {  # bytes
-    "gradients_summed": "gradients summed",
-    "statistics_summed": "statistics summed",
-    "arrays_held": "arrays held",
-    "temporaries": "temporaries",
-    "temporaries_of_the_plain_way": "of the plain way",
+_BYTE_COLUMNS = {
+    "gradient_all_reduce_bytes": "all-reduced gradients",
+    "statistics_all_reduce_bytes": "all-reduced statistics",
+    "argument_and_result_bytes": "arguments and results",
+    "temporary_bytes": "temporary memory",
+    "unfused_temporary_bytes": "temporary memory, unfused baseline",
 }
 
 
 def caption(settings: Mapping[str, Any]) -> str:
     dtype = "bfloat16" if settings.get("topology") else "float32"
-    return f"{settings['samples']:,} samples of {settings['features']} features, {dtype}; per device and step:\n"
+    return f"{settings['samples']:,} samples, {settings['features']} features, {dtype}. Per device and step:\n"
 
 
-def heading() -> Iterator[str]:
-    return table_heading("classes", "devices", "data × classes", "blocks", *_COLUMNS.values(), "products", words=0)
+def head() -> Iterator[str]:
+    return table_head(
+        "classes", "devices", "mesh (data × classes)", "chunks", *_BYTE_COLUMNS.values(), "matmuls", text_columns=0
+    )
 
 
 def line(row: Mapping[str, Any]) -> str:
-    shares = " × ".join(map(str, row["shares"]))
-    bytes_, products = (_size(row[key]) for key in _COLUMNS), f"{row['products']:.2f}"
-    return table_line(f"{row['classes']:,}", str(row["devices"]), shares, str(row["blocks"]), *bytes_, products)
+    mesh = " × ".join(map(str, row["mesh_shape"]))
+    sizes, matmuls = (_format_bytes(row[key]) for key in _BYTE_COLUMNS), f"{row['matmuls']:.2f}"
+    return table_row(f"{row['classes']:,}", str(row["devices"]), mesh, str(row["chunks"]), *sizes, matmuls)
 
 
 def table(results: Mapping[str, Any]) -> str:
-    return "\n".join([caption(results["settings"]), *heading(), *map(line, results["rows"])])
+    return "\n".join([caption(results["settings"]), *head(), *map(line, results["rows"])])
 
 
-def _size(number: float | None) -> str:
-    if number is None:
+def _format_bytes(size: float | None) -> str:
+    """Three significant digits."""
+    if size is None:
         return "does not fit"
     for unit in ("B", "kB", "MB"):
-        if number < 999.5:
-            return f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:.3g} GB"
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

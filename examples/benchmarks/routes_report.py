@@ -1,4 +1,4 @@
-"""The results of `compare_lm_routes.py` as a table and as a picture."""
+"""Table and figure of `compare_lm_routes.py`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,62 +11,87 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from common.program import PICTURES, png
 
-_ROUTES = {
-    "fused": {"color": "C0", "linewidth": 4.0, "alpha": 0.45},
-    "unlogged": {"color": "C2", "linewidth": 2.4, "alpha": 0.8, "linestyle": "-."},
-    "logits": {"color": "C1", "linewidth": 1.4, "linestyle": "--"},
-    "optax": {"color": "black", "linewidth": 1.2, "linestyle": ":"},
+# One style per route, in the order of the results file. All curves coincide, so each line is thinner than the last.
+_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "C0", "linewidth": 4.0, "alpha": 0.45},
+    {"color": "C2", "linewidth": 2.4, "alpha": 0.8, "linestyle": "-."},
+    {"color": "C1", "linewidth": 1.4, "linestyle": "--"},
+    {"color": "black", "linewidth": 1.2, "linestyle": ":"},
+)
+# What the figure calls each route.
+_LABELS = {
+    "fused": "fused,\nwith\nmetrics",
+    "unlogged": "fused,\nno\nmetrics",
+    "logits": "softjax\non\nlogits",
+    "optax": "optax\non\nlogits",
 }
 
 
 def table(cases: Sequence[Mapping[str, Any]]) -> str:
-    rows = ["| tokens × vocabulary | route | a step | fused takes | temporary memory | loss at the last step |"]
-    rows.append("|---|---|--:|--:|--:|--:|")
+    lines = [
+        "| tokens × vocabulary | route | time per step | fused ÷ route | temporary memory | loss at the last step |"
+    ]
+    lines.append("|---|---|--:|--:|--:|--:|")
     for case in cases:
         for name, route in case["routes"].items():
             memory = "" if route["temporary_bytes"] is None else f"{route['temporary_bytes'] / 1e6:,.0f} MB"
-            share = f"{route['fused_as_a_share']['of_medians']:.2f}" if name != "fused" else ""
+            ratio = f"{route['fused_ratio']['median_ratio']:.2f}" if name != "fused" else ""
             shape = f"{case['tokens']:,} × {case['vocabulary']:,}"
-            rows.append(
-                f"| {shape} | {name} | {route['seconds']:.2f} s | {share} | {memory} | {route['losses'][-1]:.5f} |"
+            lines.append(
+                f"| {shape} | {name} | {route['seconds']:.2f} s | {ratio} | {memory} | {route['losses'][-1]:.5f} |"
             )
-    return "\n".join(rows)
+    return "\n".join(lines)
 
 
 def largest_difference(case: Mapping[str, Any]) -> float:
-    """Of the curves, relative to the fused one."""
+    """Largest relative difference between the loss curve of a route and that of the fused route."""
     curves = {name: np.asarray(route["losses"]) for name, route in case["routes"].items()}
     return max(float(np.max(np.abs(curve / curves["fused"] - 1))) for curve in curves.values())
 
 
 def draw(cases: Sequence[Mapping[str, Any]]) -> bytes:
-    """For each configuration the curves, and a step's time and memory."""
+    """One row of panels per configuration: loss curves, time per step, temporary memory."""
     with matplotlib.rc_context(fname=PICTURES):
-        figure = Figure(figsize=(9.6, 0.4 + 2.4 * len(cases)), layout="constrained")
+        figure = Figure(figsize=(9.6, 0.4 + 2.75 * len(cases)), layout="constrained")
         grid = figure.subplots(len(cases), 3, squeeze=False, width_ratios=(1.3, 1, 1))
-        for case, (curve, time, memory) in zip(cases, grid, strict=True):
-            for name, route in case["routes"].items():
-                steps = np.arange(1, len(route["losses"]) + 1)
-                curve.plot(steps, route["losses"], label=name, **_ROUTES[name])
-            curve.set(xlabel="step", ylabel="nats a token")
-            curve.xaxis.set_major_locator(MaxNLocator(integer=True))
-            curve.set_title(f"{case['tokens']:,} tokens a step, {case['vocabulary']:,} entries", loc="left")
-            curve.grid(alpha=0.25)
-            curve.legend()
-            _bars(time, case["routes"], "seconds", 1, "seconds", ".2f")
-            _bars(memory, case["routes"], "temporary_bytes", 1e6, "MB", ",.0f")
-        grid[0, 1].set_title("Time of a step")
+        for case, (curves, time, memory) in zip(cases, grid, strict=True):
+            _draw_curves(curves, case)
+            _draw_bars(time, case["routes"], "seconds", 1, "time per step (s)", ".2f")
+            _draw_bars(memory, case["routes"], "temporary_bytes", 1e6, "temporary memory (MB)", ",.0f")
+        grid[0, 1].set_title("Time per step: median and quartiles")
         grid[0, 2].set_title("Temporary memory")
         return png(figure)
 
 
-def _bars(axes: Axes, routes: Mapping[str, Any], key: str, unit: float, label: str, form: str) -> None:
-    values = [(route[key] or 0) / unit for route in routes.values()]
-    bars = axes.bar(list(routes), values, color=[_ROUTES[name]["color"] for name in routes], alpha=0.75, width=0.75)
-    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white", fontsize=7)
-    axes.tick_params(axis="x", labelsize=7)
-    if key == "seconds":
-        spread = np.array([np.abs(np.array(route["quartiles"]) - route[key]) for route in routes.values()]).T
-        axes.errorbar(list(routes), values, yerr=spread, fmt="none", ecolor="C3", elinewidth=1.2)
+def _draw_curves(axes: Axes, case: Mapping[str, Any]) -> None:
+    for style, (name, route) in zip(_STYLES, case["routes"].items(), strict=True):
+        axes.plot(
+            np.arange(1, len(route["losses"]) + 1), route["losses"], label=_label(name).replace("\n", " "), **style
+        )
+    axes.set(xlabel="training step", ylabel="loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{case['tokens']:,} tokens per step, vocabulary {case['vocabulary']:,}", loc="left")
+    axes.grid(alpha=0.25)
+    axes.legend()
+
+
+def _draw_bars(
+    axes: Axes, routes: Mapping[str, Any], quantity: str, unit: float, label: str, number_format: str
+) -> None:
+    values = [(route[quantity] or 0) / unit for route in routes.values()]
+    colours = [style["color"] for style in _STYLES]
+    labels = list(map(_label, routes))
+    bars = axes.bar(labels, values, color=colours, alpha=0.75, width=0.75)
+    axes.bar_label(
+        bars, [format(value, number_format) for value in values], label_type="center", color="white", fontsize=8
+    )
+    axes.tick_params(axis="x", labelsize=8)
+    if quantity == "seconds":
+        spread = np.array([np.abs(np.array(route["quartiles"]) - route[quantity]) for route in routes.values()]).T
+        axes.errorbar(labels, values, yerr=spread, fmt="none", ecolor="C3", elinewidth=1.2, capsize=3)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.set(ylabel=label)
+
+
+def _label(route: str) -> str:
+    return _LABELS.get(route, route)

@@ -1,4 +1,4 @@
-"""The settings of `benchmark.py`, and its options."""
+"""Settings and command-line options of `benchmark.py`."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,57 +14,61 @@ DEFAULT_CONFIG = settings.CONFIGS / "benchmark.toml"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to time, and how often."""
+    """Problem sizes and repetitions of the benchmark."""
 
     shapes: tuple[tuple[int, int], ...]
-    """The problems: rows and classes."""
+    """Problems of `--part core`: rows and classes."""
     dtypes: tuple[Literal["float32", "bfloat16", "float16"], ...]
-    """Of the logits."""
+    """Dtypes of the logits in `--part core`."""
     seed: int
-    """Of the logits and labels, and of the order in each round."""
+    """Seed of the data and of the order within each round."""
     rounds: int
-    """Each times every contender once."""
+    """Number of rounds. Each round times every contender once."""
     at_least_ms: float
-    """A faster call is repeated within its round until it takes as long."""
+    """A faster call is repeated within its round until it takes this long."""
     torch_threads: int
-    """On a CPU; XLA takes the cores that there are."""
+    """CPU threads of torch. XLA uses all cores."""
     linear_shapes: tuple[tuple[int, int, int], ...]
-    """The problems of the last layer: samples, features and classes."""
+    """Problems of the last layer: samples, features and classes."""
     linear_bfloat16_shapes: tuple[tuple[int, int, int], ...]
-    """Those that are timed in bfloat16 as well."""
+    """Problems of the last layer in bfloat16."""
     growth_features: int
-    """Features of the problems that grow."""
+    """Features in `--part growth`."""
     growth_samples: tuple[int, ...]
-    """With the middle one of `growth_classes`."""
+    """Numbers of samples, each with the middle value of `growth_classes`."""
     growth_classes: tuple[int, ...]
-    """With the first of `growth_samples`."""
+    """Numbers of classes, each with the first value of `growth_samples`."""
     distil_shapes: tuple[tuple[int, int, int], ...]
-    """The problems of a student and its teacher: samples, features of both, and classes."""
+    """Problems of `--part distil`: samples, features of student and teacher, and classes."""
     block_sizes: tuple[int, ...]
-    """The grid of `--part blocks`."""
+    """Values of `block_size` in `--part chunks`."""
     output: Path
-    """Folder of the results file and the picture."""
+    """Folder for the results file and the figure."""
 
     def __post_init__(self) -> None:
         settings.check(self, _WANTED)
 
 
-def _positive(value: Any) -> bool:
-    return all(map(_positive, value)) if isinstance(value, tuple) else value >= 1
+def _all_positive(value: Any) -> bool:
+    return all(map(_all_positive, value)) if isinstance(value, tuple) else value >= 1
 
 
-_PROBLEMS = (lambda shapes: shapes and _positive(shapes), "triples of at least 1")
-_SIZES = (lambda sizes: sizes and _positive(sizes), "numbers of at least 1")
+def _some_and_all_positive(values: tuple[Any, ...]) -> bool:
+    return bool(values) and _all_positive(values)
+
+
+_TRIPLES = (_some_and_all_positive, "triples of positive integers")
+_SIZES = (_some_and_all_positive, "positive integers")
 _WANTED: settings.Wanted = {
-    "shapes": (_PROBLEMS[0], "pairs of at least 1"),
-    "dtypes": (bool, "one dtype or more"),
-    "linear_shapes": _PROBLEMS,
-    "linear_bfloat16_shapes": (_positive, "triples of at least 1"),
-    "distil_shapes": _PROBLEMS,
+    "shapes": (_some_and_all_positive, "pairs of positive integers"),
+    "dtypes": (bool, "at least one dtype"),
+    "linear_shapes": _TRIPLES,
+    "linear_bfloat16_shapes": (_all_positive, "triples of positive integers"),
+    "distil_shapes": _TRIPLES,
     "growth_features": settings.COUNT,
     "growth_samples": _SIZES,
     "growth_classes": _SIZES,
-    "block_sizes": (_positive, "numbers of at least 1"),
+    "block_sizes": (_all_positive, "positive integers"),
     "seed": (lambda v: v >= 0, "at least 0"),
     "rounds": settings.COUNT,
     "at_least_ms": settings.POSITIVE,
@@ -74,13 +78,17 @@ _WANTED: settings.Wanted = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(settings.Source):
-    """Time softjax.cross_entropy against optax's and torch's, and write the results as a JSON file and a picture."""
+    """Time softjax against optax, torch and hand-written losses. Write a JSON file, and for two parts a figure."""
 
-    part: Literal["core", "linear", "growth", "blocks", "distil"] = "core"
-    """The loss of logits; the last layer and its loss; that as samples and classes grow; its block sizes; the last
-    layers of a student and its teacher."""
+    part: Literal["core", "linear", "growth", "chunks", "distil"] = "core"
+    """What to time.
+    core: the cross-entropy of given logits.
+    linear: the last layer fused with its loss.
+    growth: linear, for growing numbers of samples and classes.
+    chunks: linear, for each `block_size`.
+    distil: the divergence from a teacher, fused with both last layers."""
     markdown: Path | None = None
-    """Run nothing: print the tables of this results file, or the page of a folder of them."""
+    """Measure nothing. Print the tables of this results file, or the results page of a folder of results files."""
     settings: Annotated[Config, tyro.conf.arg(name="")]
 
 

@@ -1,4 +1,4 @@
-"""TPUs and GPUs to compile for where there is none: which compiler, and what it asks of one."""
+"""Describes TPUs and GPUs to their compilers, which need no such device to compile for it."""
 
 import re
 from collections.abc import Iterable
@@ -9,45 +9,57 @@ from common.program import WrongInput
 
 class Compiler(NamedTuple):
     extra: str
-    """Of this project, which installs it."""
+    """Extra of this project that installs the compiler."""
     package: str
+    """Package of the compiler."""
 
 
 TPU, GPU = Compiler("tpu", "libtpu"), Compiler("gpu", "jax-cuda13-plugin")
 
 _MEMORY = {"h100": (80, 3.35), "h200": (141, 4.8)}
-"""In GB, and TB/s to read and write it."""
+"""Size in GB and bandwidth in TB/s."""
 
 
-def compiler_of(topology: str) -> Compiler:
+def compiler_for(topology: str) -> Compiler:
     return GPU if topology.partition(":")[0] in _MEMORY else TPU
 
 
-def compiler_of_all(topologies: Iterable[str]) -> Compiler:
-    found = set(map(compiler_of, topologies))
-    if len(found) > 1:
-        raise WrongInput("--topology takes TPUs or GPUs, not both: their compilers are installed apart")
-    return found.pop()
+def common_compiler(topologies: Iterable[str]) -> Compiler:
+    """The compiler of all topologies.
+
+    Raises:
+      WrongInput: if they need two.
+    """
+    compilers = set(map(compiler_for, topologies))
+    if len(compilers) > 1:
+        raise WrongInput("--topology takes TPUs or GPUs, not both: each has its own compiler")
+    return compilers.pop()
 
 
-def options(topology: str) -> dict[str, Any]:
-    """Of `jax.experimental.topologies.get_topology_desc`: 4x2 TPUs are v6e:4x2, 2 machines of 8 GPUs h200:2x8."""
-    if compiler_of(topology) is TPU:
+def topology_arguments(topology: str) -> dict[str, Any]:
+    """Arguments for `jax.experimental.topologies.get_topology_desc`.
+
+    v6e:4x2 is a slice of 4 × 2 TPUs. h200:2x8 is two machines of 8 GPUs.
+
+    Raises:
+      WrongInput: if the topology is malformed.
+    """
+    if compiler_for(topology) is TPU:
         return {"platform": "tpu", "topology_name": topology}
-    found = re.fullmatch(r"(\w+):(?:([1-9]\d*)x)?([1-9]\d*)", topology)
-    if not found:
-        raise WrongInput(f"--topology {topology}: GPUs are written h200:8, or h200:2x8 for two machines of 8")
-    chip, machines, gpus = found.groups()
+    match = re.fullmatch(r"(\w+):(?:([1-9]\d*)x)?([1-9]\d*)", topology)
+    if not match:
+        raise WrongInput(f"--topology {topology}: write GPUs as h200:8, or as h200:2x8 for two machines of 8")
+    chip, machines, gpus = match.groups()
     return {
         "platform": "cuda",
         "topology_name": "",
         "topology": f"1x{machines or 1}x{gpus}",
-        "target_config": _target(chip),
+        "target_config": _target_config(chip),
     }
 
 
-def _target(chip: str) -> str:
-    """A `GpuTargetConfigProto` of XLA, as text: what all GPUs of the Hopper generation have, and the chip's memory."""
+def _target_config(chip: str) -> str:
+    """XLA's `GpuTargetConfigProto` as text: the values of all Hopper GPUs, with the memory of this chip."""
     size, bandwidth = _MEMORY[chip]
     return f"""
 gpu_device_info {{

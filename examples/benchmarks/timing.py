@@ -1,7 +1,7 @@
-"""Timing of several calls against each other: rounds that time each of them once, in an order drawn anew.
+"""Interleaved timing: each round times every call once, in a random order.
 
-A machine's speed drifts with heat and neighbours. Interleaved, the drift falls on all calls alike; a median leaves out
-the rounds that something disturbed, and the quartiles say how far to trust it.
+The speed of a machine drifts with heat and with other programs. Interleaving spreads the drift over all calls. The
+median ignores disturbed rounds, and the quartiles show how reliable it is.
 """
 
 import contextlib
@@ -14,16 +14,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-Call = Callable[[], Any]  # returns when its result is there, not when its work has been queued
+Call = Callable[[], Any]  # returns when its result is ready, not when its work is queued
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
+    """Measured times of one call."""
+
     seconds: tuple[float, ...]
-    """Of one call, a number for each round."""
-    calls: int
-    """That each of these numbers is the mean of."""
+    """Seconds per call, one value per round."""
+    calls_per_round: int
+    """Each value of `seconds` is the mean of this many calls."""
 
     @property
     def median(self) -> float:
@@ -36,9 +38,12 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    of_medians: float
+    """Time of one call divided by the time of another."""
+
+    median_ratio: float
+    """Ratio of the two medians."""
     quartiles: tuple[float, float]
-    """Of the rounds' own ratios, which the drift from round to round does not widen."""
+    """Quartiles of the ratios within each round. Drift between rounds does not widen them."""
 
 
 def interleaved(
@@ -49,57 +54,58 @@ def interleaved(
     seed: int,
     after_round: Callable[[], Any] = lambda: None,
 ) -> dict[Name, Timing]:
-    """Times each call once a round.
+    """Times every call once per round.
 
     Args:
-      calls: what to time; each is called before its time counts, so that it is compiled and its memory is mapped.
-      rounds: how many times to time each.
-      at_least: seconds. A call that is faster is repeated within each round until it takes as long.
-      seed: of the order within each round.
-      after_round: called after each round.
+      calls: the calls to time. Each runs once before its first measurement, so that it is compiled and its memory is
+        mapped.
+      rounds: number of measurements of each call.
+      at_least: seconds. A faster call is repeated within each round until it takes this long.
+      seed: seed of the order within each round.
+      after_round: a function that is called after each round.
     """
     seconds: dict[Name, list[float]] = {name: [] for name in calls}
     shuffle = random.Random(seed).shuffle
     order = list(calls)
-    with _collecting_between_rounds_only() as collect:
-        repeats = {name: _repeats(call, at_least) for name, call in calls.items()}
+    with _paused_garbage_collection() as collect:
+        repeats = {name: _count_repeats(call, at_least) for name, call in calls.items()}
         for _ in range(rounds):
             collect()
             shuffle(order)
             for name in order:
-                _settle(calls[name], repeats[name])
-                seconds[name].append(_time(calls[name], repeats[name]) / repeats[name])
+                _warm_up(calls[name], repeats[name])
+                seconds[name].append(_measure_seconds(calls[name], repeats[name]) / repeats[name])
             after_round()
     return {name: Timing(tuple(seconds[name]), repeats[name]) for name in calls}
 
 
-def ratio(ours: Timing, theirs: Timing) -> Ratio:
-    rounds = np.divide(ours.seconds, theirs.seconds)
-    return Ratio(ours.median / theirs.median, _quartiles(rounds))
+def ratio(numerator: Timing, denominator: Timing) -> Ratio:
+    ratios = np.divide(numerator.seconds, denominator.seconds)
+    return Ratio(numerator.median / denominator.median, _quartiles(ratios))
 
 
-def _quartiles(numbers: Any) -> tuple[float, float]:
-    low, high = np.quantile(numbers, (0.25, 0.75))
+def _quartiles(values: Any) -> tuple[float, float]:
+    low, high = np.quantile(values, (0.25, 0.75))
     return float(low), float(high)
 
 
-def _repeats(call: Call, at_least: float) -> int:
+def _count_repeats(call: Call, at_least: float) -> int:
     call()
     repeats = 1
-    while _time(call, repeats) < at_least:
+    while _measure_seconds(call, repeats) < at_least:
         repeats *= 2
     return repeats
 
 
-def _settle(call: Call, repeats: int) -> None:
-    # The threads of the library before this one go on spinning for some milliseconds, on cores that this one needs;
-    # then its own threads have to be woken.
+def _warm_up(call: Call, repeats: int) -> None:
+    # The threads of the previous library spin for a few milliseconds on cores that this call needs. Then its own
+    # threads have to wake up.
     time.sleep(0.01)
     if repeats > 1:
         call()
 
 
-def _time(call: Call, repeats: int) -> float:
+def _measure_seconds(call: Call, repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -107,12 +113,12 @@ def _time(call: Call, repeats: int) -> float:
 
 
 @contextlib.contextmanager
-def _collecting_between_rounds_only() -> Iterator[Callable[[], int]]:
-    """Else garbage would be collected in the time of whichever call is running."""
-    collecting = gc.isenabled()
+def _paused_garbage_collection() -> Iterator[Callable[[], int]]:
+    """Yields `gc.collect` and disables automatic collection, which would add its time to the call that triggers it."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield gc.collect
     finally:
-        if collecting:
+        if was_enabled:
             gc.enable()

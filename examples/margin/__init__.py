@@ -1,1 +1,1 @@
-"""The parts of `max_margin.py`."""
+"""Modules of `max_margin.py`."""

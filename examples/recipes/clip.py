@@ -1,12 +1,14 @@
-"""CLIP: images and texts that belong together, told apart from all others of the whole mesh (InfoNCE).
+"""Train CLIP: match images with their texts against all other pairs of all devices (InfoNCE).
 
-The cross-entropy of e^s u_i · v_j over j with label i, and over i with label j, of unit vectors, e^s learned. The
-texts are the kernel of the images, and the reverse: the [pairs, pairs] similarities come in blocks. The types of the
-arrays say that the pairs lie on all devices. Source: Radford et al. 2021, arXiv:2103.00020.
+Use this for contrastive learning with a large global batch. `softjax.linear_cross_entropy` takes the text embeddings as
+the kernel for the images, and the image embeddings as the kernel for the texts. Each of the two losses costs three
+matmuls with its gradients. The `[pairs, pairs]` similarities are never materialised. softjax reads from the arrays how
+the pairs are sharded over devices.
+
+Source: Radford et al. 2021, arXiv:2103.00020.
 """
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,42 +18,64 @@ from jax.sharding import PartitionSpec as P
 
 import softjax
 
-PAIRS, IMAGE, TEXT, SHARED = 512, 64, 48, 16
+PAIRS = 512
+IMAGE_FEATURES = 64
+TEXT_FEATURES = 48
+EMBEDDING = 16
+MAX_SCALE = 100
+
+# Synthetic data: image and text are two noisy linear views of the same latent vector.
+keys = jax.random.split(jax.random.key(0), 7)
+latent = jax.random.normal(keys[0], (PAIRS, EMBEDDING))
+image_view = jax.random.normal(keys[1], (EMBEDDING, IMAGE_FEATURES))
+text_view = jax.random.normal(keys[2], (EMBEDDING, TEXT_FEATURES))
+images = latent @ image_view + jax.random.normal(keys[3], (PAIRS, IMAGE_FEATURES))
+texts = latent @ text_view + jax.random.normal(keys[4], (PAIRS, TEXT_FEATURES))
+labels = jnp.arange(PAIRS)  # image i belongs to text i
+
+params = {
+    "image": 0.1 * jax.random.normal(keys[5], (IMAGE_FEATURES, EMBEDDING)),
+    "text": 0.1 * jax.random.normal(keys[6], (TEXT_FEATURES, EMBEDDING)),
+    "log_scale": jnp.log(1 / 0.07),
+}
+
+# Shard the pairs over all devices and replicate the parameters.
+mesh = jax.make_mesh((jax.device_count(),), ("data",))
+batch = jax.device_put((images, texts, labels), NamedSharding(mesh, P("data")))
+params = jax.device_put(params, NamedSharding(mesh, P()))
 
 
-def unit(x):
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def normalize(embeddings: jax.Array) -> jax.Array:
+    return embeddings / jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
 
 
-def loss(params, images, texts, labels):
-    u, v = unit(images @ params["image"]), unit(texts @ params["text"])
-    scale = jnp.exp(jnp.minimum(params["log_scale"], math.log(100)))
-    to_texts = softjax.linear_cross_entropy(scale * u, v.T, labels, base=math.e)
-    to_images = softjax.linear_cross_entropy(scale * v, u.T, labels, base=math.e)
-    return (to_texts + to_images) / 2
+def loss_fn(params, images: jax.Array, texts: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean of the image-to-text and the text-to-image loss, in nats per pair.
+
+    The logits are scale · cos(image i, text j). The default base, 10, would give hartleys.
+    """
+    image_embeddings = normalize(images @ params["image"])
+    text_embeddings = normalize(texts @ params["text"])
+    scale = jnp.exp(jnp.minimum(params["log_scale"], math.log(MAX_SCALE)))
+    image_to_text = softjax.linear_cross_entropy(scale * image_embeddings, text_embeddings.T, labels, base=math.e)
+    text_to_image = softjax.linear_cross_entropy(scale * text_embeddings, image_embeddings.T, labels, base=math.e)
+    return (image_to_text + text_to_image) / 2
+
+
+optimiser = optax.adam(learning_rate=1e-2)
+opt_state = optimiser.init(params)
 
 
 @jax.jit
-def step(params, state, *batch):
-    value, gradient = jax.value_and_grad(loss)(params, *batch)
-    updates, state = optimiser.update(gradient, state)
-    return optax.apply_updates(params, updates), state, value
+def train_step(params, opt_state, images, texts, labels):
+    loss, gradients = jax.value_and_grad(loss_fn)(params, images, texts, labels)
+    updates, opt_state = optimiser.update(gradients, opt_state)
+    params = optax.apply_updates(params, updates)
+    return params, opt_state, loss
 
 
-# Images and texts are two noisy views of the same 16 numbers.
-normal = [partial(jax.random.normal, key) for key in jax.random.split(jax.random.key(0), 7)]
-same = normal[0]((PAIRS, SHARED))
-images = same @ normal[1]((SHARED, IMAGE)) + normal[2]((PAIRS, IMAGE))
-texts = same @ normal[3]((SHARED, TEXT)) + normal[4]((PAIRS, TEXT))
-params = {"image": 0.1 * normal[5]((IMAGE, SHARED)), "text": 0.1 * normal[6]((TEXT, SHARED))}
-params["log_scale"] = jnp.log(1 / 0.07)
-
-mesh = jax.make_mesh((jax.device_count(),), ("data",))
-batch = jax.device_put((images, texts, jnp.arange(PAIRS)), NamedSharding(mesh, P("data")))
-params = jax.device_put(params, NamedSharding(mesh, P()))
-optimiser = optax.adam(1e-2)
-state = optimiser.init(params)
-for i in range(61):
-    params, state, value = step(params, state, *batch)
-    if i % 20 == 0:
-        print(f"step {i:2}  loss {value:.3f} nats  temperature {jnp.exp(-params['log_scale']):.4f}")
+for step in range(61):
+    params, opt_state, loss = train_step(params, opt_state, *batch)
+    if step % 20 == 0:
+        temperature = jnp.exp(-params["log_scale"])
+        print(f"step {step:2}: loss {loss:.3f} nats per pair, temperature {temperature:.4f}")

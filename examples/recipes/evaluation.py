@@ -1,57 +1,72 @@
-"""An evaluation over batches: perplexity, accuracy and calibration of all samples, and the temperature that mends it.
+"""Evaluate a classifier over batches: perplexity, accuracy, calibration, and temperature scaling.
 
-Sums of weights, w · h and w · hit, and a `Calibration`, add up over batches, as means do not. The last batch is filled
-up with samples of weight 0; the temperature is fitted on other samples. Source: Guo et al. 2017, arXiv:1706.04599.
+Use this for exact metrics on a test set that does not fit into one batch. `softjax.statistics` computes everything that
+the metrics need, in nats. Weighted sums and a `Calibration` add up over batches; means do not.
+`softjax.metrics.fit_temperature` finds the temperature T that minimises the cross-entropy of logits / T.
+
+Source: Guo et al. 2017, arXiv:1706.04599.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
 
 import softjax
 
-BATCH, CLASSES, FEATURES = 128, 10, 32
+SAMPLES = 3000
+VALIDATION_SAMPLES = 1000
+BATCH = 128
+CLASSES = 10
+FEATURES = 32
+
+# Synthetic data: one Gaussian cluster per class. The logits are those of the true posterior, times 4: overconfident.
+label_key, centre_key, noise_key = jax.random.split(jax.random.key(0), 3)
+labels = jax.random.randint(label_key, (SAMPLES,), 0, CLASSES)
+centres = 0.4 * jax.random.normal(centre_key, (CLASSES, FEATURES))
+points = centres[labels] + jax.random.normal(noise_key, (SAMPLES, FEATURES))
+squared_lengths = jnp.sum(centres**2, axis=-1).reshape(1, CLASSES)
+logits = 4 * (points @ centres.T - squared_lengths / 2)
+
+validation_logits, validation_labels = logits[:VALIDATION_SAMPLES], labels[:VALIDATION_SAMPLES]
+test_logits, test_labels = logits[VALIDATION_SAMPLES:], labels[VALIDATION_SAMPLES:]
 
 
 @jax.jit
-def sums(logits, labels, weights):
-    s = softjax.statistics(logits, labels)
+def batch_sums(logits: jax.Array, labels: jax.Array, weights: jax.Array):
+    """Returns weighted sums over one batch. A padded sample has weight 0."""
+    statistics = softjax.statistics(logits, labels)
     return {
         "weight": jnp.sum(weights),
-        "nats": softjax.cross_entropy(logits, labels, weights=weights, reduction="sum", base=math.e),
-        "hits": jnp.sum(weights, where=s.label_rank == 0),
-        "top 3": jnp.sum(weights, where=s.label_rank < 3),
-        "calibration": softjax.metrics.calibration(s, weights=weights),
+        "nats": jnp.sum(weights * statistics.cross_entropy),
+        # `label_rank` counts the classes that rank above the label.
+        "correct": jnp.sum(weights, where=statistics.label_rank == 0),
+        "top 3": jnp.sum(weights, where=statistics.label_rank < 3),
+        "calibration": softjax.metrics.calibration(statistics, weights=weights),
     }
 
 
-def batches(*arrays):
-    for start in range(0, len(arrays[0]), BATCH):
-        parts = [array[start : start + BATCH] for array in arrays]
-        missing = BATCH - len(parts[0])
-        yield [jnp.pad(part, [(0, missing)] + [(0, 0)] * (part.ndim - 1)) for part in parts]
+def evaluate(name: str, logits: jax.Array, labels: jax.Array):
+    """Prints the metrics of all samples."""
+    # Pad the last batch, so that all batches have one shape and JAX compiles once.
+    padding = -len(labels) % BATCH
+    padded_weights = jnp.pad(jnp.ones(len(labels)), (0, padding)).reshape(-1, BATCH)
+    padded_logits = jnp.pad(logits, ((0, padding), (0, 0))).reshape(-1, BATCH, CLASSES)
+    padded_labels = jnp.pad(labels, (0, padding)).reshape(-1, BATCH)
 
+    sums = batch_sums(padded_logits[0], padded_labels[0], padded_weights[0])
+    for batch in range(1, len(padded_labels)):
+        further_sums = batch_sums(padded_logits[batch], padded_labels[batch], padded_weights[batch])
+        sums = jax.tree.map(jnp.add, sums, further_sums)
 
-def evaluate(name, logits, labels):
-    total, *others = (sums(*batch) for batch in batches(logits, labels, jnp.ones(len(labels))))
-    for other in others:
-        total = jax.tree.map(jnp.add, total, other)
-    nats, hits, top = (total[key] / total["weight"] for key in ("nats", "hits", "top 3"))
-    error = total["calibration"].expected_error()
+    perplexity = jnp.exp(sums["nats"] / sums["weight"])
+    accuracy = sums["correct"] / sums["weight"]
+    top_3_accuracy = sums["top 3"] / sums["weight"]
+    calibration_error = sums["calibration"].expected_error()
     print(
-        f"{name}  perplexity {jnp.exp(nats):.3f}  accuracy {hits:.1%}  top 3 {top:.1%}  calibration error {error:.1%}"
+        f"{name}: perplexity {perplexity:.3f}, accuracy {accuracy:.1%}, top-3 accuracy {top_3_accuracy:.1%}, "
+        f"expected calibration error {calibration_error:.1%}"
     )
 
 
-# Ten clouds of points that overlap, and logits four times as large as those of the clouds.
-keys = jax.random.split(jax.random.key(0), 3)
-centres = 0.4 * jax.random.normal(keys[0], (CLASSES, FEATURES))
-labels = jax.random.randint(keys[1], (3000,), 0, CLASSES)
-points = centres[labels] + jax.random.normal(keys[2], (3000, FEATURES))
-logits = 4 * (points @ centres.T - jnp.sum(centres**2, axis=1)[None] / 2)
-
-temperature = softjax.metrics.fit_temperature(logits[:1000], labels[:1000])
-logits, labels = logits[1000:], labels[1000:]
-evaluate("temperature 1.00", logits, labels)
-evaluate(f"temperature {temperature:.2f}", logits / temperature, labels)
+temperature = softjax.metrics.fit_temperature(validation_logits, validation_labels)
+evaluate("temperature 1.00", test_logits, test_labels)
+evaluate(f"temperature {temperature:.2f}", test_logits / temperature, test_labels)

@@ -1,8 +1,9 @@
-"""The head of a Flax NNX language model, trained without its logits.
+"""Train a Flax NNX language model without materialising its logits.
 
-`linear_cross_entropy(hidden, head.kernel, targets, bias=head.bias)` is `cross_entropy(head(hidden), targets)`, but the
-[batch, positions, vocabulary] array of logits, the largest of a language model, never exists. The layer stays where it
-is, for checkpoints and sampling.
+Use this when the `[batch, positions, vocabulary]` logits are the largest array of your training step.
+`softjax.linear_cross_entropy` replaces the call of the last `nnx.Linear` and the loss after it. Value and gradients
+cost three matmuls of the last layer, as many as the unfused baseline. The layer stays in the model, for checkpoints and
+sampling.
 """
 
 import math
@@ -14,43 +15,54 @@ from flax import nnx
 
 import softjax
 
+VOCABULARY = 256
+FEATURES = 64
 
-class Model(nnx.Module):
+
+class LanguageModel(nnx.Module):
+    """Predicts the next token from the current token."""
+
     def __init__(self, vocabulary: int, features: int, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(vocabulary, features, rngs=rngs)
         self.layer = nnx.Linear(features, features, rngs=rngs)
         self.head = nnx.Linear(features, vocabulary, rngs=rngs)
 
-    def hidden(self, tokens):
+    def hidden_states(self, tokens: jax.Array) -> jax.Array:
+        """Returns the input of the last layer, `[batch, positions, features]`."""
         return nnx.gelu(self.layer(self.embed(tokens)))
 
-    def __call__(self, tokens):  # the logits, for sampling
-        return self.head(self.hidden(tokens))
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Returns the logits, for sampling. Training does not call this."""
+        return self.head(self.hidden_states(tokens))
 
 
-def loss(model, inputs, targets):
-    head = model.head
-    hidden = model.hidden(inputs)
-    return softjax.linear_cross_entropy(hidden, head.kernel[...], targets, bias=head.bias[...], base=math.e)
+def loss_fn(model, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy in nats per token. The default base, 10, would give hartleys."""
+    hidden = model.hidden_states(inputs)
+    kernel = model.head.kernel[...]  # nnx.Param to jax.Array
+    bias = model.head.bias[...]
+    return softjax.linear_cross_entropy(hidden, kernel, targets, bias=bias, base=math.e)
+
+
+# Synthetic data: the target of token t is (5 t + 3) mod 256.
+inputs = jax.random.randint(jax.random.key(0), (8, 32), 0, VOCABULARY)
+targets = (5 * inputs + 3) % VOCABULARY
+
+model = LanguageModel(VOCABULARY, FEATURES, rngs=nnx.Rngs(0))
+optimiser = nnx.Optimizer(model, optax.adam(learning_rate=1e-2), wrt=nnx.Param)
 
 
 @nnx.jit
-def step(model, optimizer, inputs, targets):
-    value, gradients = nnx.value_and_grad(loss)(model, inputs, targets)
-    optimizer.update(model, gradients)
-    return value
+def train_step(model, optimiser, inputs, targets):
+    loss, gradients = nnx.value_and_grad(loss_fn)(model, inputs, targets)
+    optimiser.update(model, gradients)
+    return loss
 
 
-# Sequences in which 5 t + 3 follows upon the token t.
-tokens = [jax.random.randint(jax.random.key(0), (8,), 0, 256)]
-for _ in range(32):
-    tokens.append((5 * tokens[-1] + 3) % 256)
-tokens = jnp.stack(tokens, axis=1)
-inputs, targets = tokens[:, :-1], tokens[:, 1:]
+for step in range(31):
+    loss = train_step(model, optimiser, inputs, targets)
+    if step % 10 == 0:
+        print(f"step {step:2}: loss {loss:.3f} nats per token")
 
-model = Model(256, 64, rngs=nnx.Rngs(0))
-optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
-losses = [step(model, optimizer, inputs, targets) for _ in range(30)]
-print(f"loss {losses[0]:.2f} → {losses[-1]:.2f} nats")
-accuracy = jnp.mean(model(inputs).argmax(axis=-1) == targets)
-print(f"next tokens right {accuracy:.0%}")
+predictions = jnp.argmax(model(inputs), axis=-1)
+print(f"accuracy {jnp.mean(predictions == targets):.0%}")

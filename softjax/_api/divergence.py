@@ -1,22 +1,18 @@
-"""Distillation: how far a student's distribution is from that of its teacher, of logits or of two last layers."""
+"""Distillation losses: the divergence of a student from its teacher, of logits or of two linear layers."""
 
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
 from jax import lax
-from jax.sharding import PartitionSpec as P
 
-from softjax._api.evaluate import LogitsConfig, logits_loss
+from softjax._api.evaluate import LayerConfig, LogitsConfig, layer_loss, logits_loss
 from softjax._args import arrays, options
 from softjax._args.labels import Teacher
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Kind, Number, Reduction
-from softjax._linear.fused import fused_loss_sum
-from softjax._linear.plan import Plan, make_plan, with_teacher
-from softjax._linear.recomputed import rows_in_shape
+from softjax._linear.plan import LayerOptions, check_layer, make_plan, with_teacher
+from softjax._linear.row_losses import ElementwiseLoss
 from softjax._mesh.placement import require_varying_classes, split_for_logits
 from softjax._rows.divergence import DIVERGENCES
-from softjax._rows.reduction import from_nats, reduce
+from softjax._rows.reduction import from_nats
 
 
 def divergence(
@@ -34,36 +30,41 @@ def divergence(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
-    """How far the student's q = softmax(logits / T) is from the teacher's p = softmax(teacher_logits / T).
+    """The divergence of a student's distribution from its teacher's, in hartleys by default.
 
-    With m = β p + (1 − β) q:
+    With q = softmax(logits / T) of the student, p = softmax(teacher_logits / T) and m = β p + (1 − β) q:
 
-    - "forward_kl": Σ_j p_j log_b(p_j / q_j), which covers all that the teacher finds probable,
-    - "reverse_kl": Σ_j q_j log_b(q_j / p_j), which keeps off what the teacher finds improbable,
-    - "jensen_shannon": β Σ_j p_j log_b(p_j / m_j) + (1 − β) Σ_j q_j log_b(q_j / m_j), which is 0 at β = 0 and 1.
+        "forward_kl"      Σ_j p_j log_b(p_j / q_j)
+        "reverse_kl"      Σ_j q_j log_b(q_j / p_j)
+        "jensen_shannon"  β Σ_j p_j log_b(p_j / m_j) + (1 − β) Σ_j q_j log_b(q_j / m_j)
 
-    The teacher gets no gradient; the student's is analytic, as (q_j − p_j) / (T ln b) of the first.
+    Use it to distil a teacher. Forward KL makes the student cover every class that the teacher finds probable. Reverse
+    KL keeps the student away from classes that the teacher finds improbable. Jensen-Shannon is 0 at β = 0 and at β = 1.
+
+    The teacher gets no gradient. The student's gradient is analytic; for forward KL it is (q_j − p_j) / (T ln b).
 
     Args:
-        logits: the student's, `[*samples, classes]`, real floating; the class axis is `axis`.
-        teacher_logits: of the shape of `logits`.
+        logits: the student's logits, `[*samples, classes]`, real floating; the class axis is `axis`.
+        teacher_logits: real floating, of the shape of `logits`.
         kind: "forward_kl", "reverse_kl" or "jensen_shannon".
-        beta: β in [0, 1]. It and `temperature` may be traced scalars, for schedules and for derivatives by them; a
-            traced value is not checked.
-        temperature: T > 0. The divergence is not multiplied by T², as some do who mix it with a cross-entropy.
-        where: boolean, broadcastable to `logits`: the classes that exist, for both.
+        beta: β in [0, 1]. May be a traced scalar, for schedules and for the derivative with respect to it. The value of
+            a traced scalar is not checked.
+        temperature: T > 0, a number or a traced scalar, as `beta`. The divergence is not multiplied by T². Some
+            implementations do that to combine it with a cross-entropy.
+        where: boolean, broadcastable to `logits`: True for the classes that exist, for student and teacher.
         base, axis, weights, reduction, axis_name, batch_axis_name: as in `cross_entropy`.
 
     Returns:
-        A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, never negative, float32, or float64 if
-        either is float64. A class of logit −inf has no probability: forward KL is finite where the teacher's is none,
-        and +inf where only the student's is; reverse KL the other way about.
+        A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, never negative. The dtype is float64 if
+        the student's or the teacher's logits are float64, else float32. A class with logit −inf has probability 0. If
+        only the student has probability 0 at a class, forward KL is +inf and reverse KL finite. If only the teacher
+        has, it is the other way round.
 
     Raises:
-        TypeError: logits that are not real floating, `where` not boolean, another wrong dtype.
-        ValueError: a shape, `axis`, `kind`, `beta`, `temperature`, `base` or `reduction` that does not fit.
+        TypeError: logits are not real floating, `where` is not boolean, or another dtype is wrong.
+        ValueError: a shape, `axis`, `kind`, `beta`, `temperature`, `base` or `reduction` is not valid.
 
-    Source: Hinton et al. 2015, arXiv:1503.02531; the generalised Jensen-Shannon divergence: Agarwal et al. 2024,
+    Source: Hinton et al. 2015, arXiv:1503.02531. The generalised Jensen-Shannon divergence: Agarwal et al. 2024,
     arXiv:2306.13649.
 
     >>> import jax.numpy as jnp, softjax
@@ -80,13 +81,11 @@ def divergence(
         raise ValueError(f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher.shape}.")
     where, weights = arrays.where(where, logits), arrays.weights(weights, arrays.samples_shape(logits.shape, axis))
     target = _teacher_target(kind, beta, temperature)._replace(logits=lax.stop_gradient(teacher))
-    split = require_varying_classes(
-        split_for_logits(axis_name, batch_axis_name, logits, axis), "teacher_logits", teacher
-    )
-    static = LogitsConfig(
-        axis, split, DIVERGENCES[kind], DivergenceLoss(options.base(base)), options.reduction(reduction)
-    )
-    return logits_loss(static, logits, target, where, weights, ())
+    split = split_for_logits(axis_name, batch_axis_name, logits, axis)
+    require_varying_classes(split, "teacher_logits", teacher)
+    row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
+    config = LogitsConfig(axis, split, DIVERGENCES[kind], row_loss, options.reduction(reduction))
+    return logits_loss(config, logits, target, where, weights, ())
 
 
 def linear_divergence(
@@ -111,33 +110,35 @@ def linear_divergence(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
-    """`divergence(hidden @ kernel + bias, teacher_hidden @ teacher_kernel + teacher_bias)`, without either's logits.
+    """The divergence between two linear layers, a student's and its teacher's, with neither's logits materialised.
 
-    A teacher's hidden vectors are what to keep of it: many times smaller than its logits. Blocks of samples take their
-    turn, with the logits of both layers at hand. That makes four matrix products with the student's gradients for
-    "mean" and "sum", six for "none".
+        divergence(hidden @ kernel + bias, teacher_hidden @ teacher_kernel + teacher_bias)
+
+    Use it to distil from stored hidden states of the teacher, which are many times smaller than its logits. It computes
+    the logits of both layers in chunks of samples. With the student's gradients it takes four matmuls for "mean" and
+    "sum", six for "none".
 
     Args:
-        hidden: the student's, `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        teacher_hidden: `[*samples, teacher_features]`; its width and type may be others.
+        hidden: the student's hidden states `[*samples, features]`, real floating.
+        kernel: the student's kernel `[features, classes]`, as in `linear_cross_entropy`.
+        teacher_hidden: `[*samples, teacher_features]`; its width and dtype may differ from the student's.
         teacher_kernel: `[teacher_features, classes]`.
         kind, beta, temperature: as in `divergence`.
         bias, teacher_bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, for both.
-        logit_softcap, teacher_logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
+        where: as in `linear_cross_entropy`, for student and teacher.
+        logit_softcap, teacher_logit_softcap: as `logit_softcap` in `linear_cross_entropy`.
         base, weights, reduction, block_size, precision: as in `linear_cross_entropy`.
-        axis_name, batch_axis_name: as in `linear_cross_entropy`, of both layers.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`, for both layers.
 
     Returns:
         A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, never negative, float32 or float64. The
         teacher gets no gradient.
 
     Raises:
-        TypeError: an array that is not real floating, or another wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
+        TypeError: an array is not real floating, or another dtype is wrong.
+        ValueError: a shape or a value is not valid.
 
-    Source: as of `divergence`; gradients taken in the forward pass as in Hsu et al. 2024, arXiv:2410.10989.
+    Source: as in `divergence`. Gradients in the forward pass: Hsu et al. 2024, arXiv:2410.10989.
 
     >>> import jax.numpy as jnp, softjax
     >>> hidden, kernel = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0, 2.0], [0.0, 4.0, 9.0]])
@@ -145,55 +146,23 @@ def linear_divergence(
     >>> print(softjax.linear_divergence(hidden, kernel, teacher_hidden, teacher_kernel, temperature=2.0).round(4))
     0.0788
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    layer_arrays, names = {"bias": bias, "where": where, "weights": weights}, (axis_name, batch_axis_name)
-    one = make_plan(hidden, kernel, lambda _: Teacher(None, None, None), names=names, **layer_arrays, **given)
-    plan, problem = with_teacher(*one, teacher_hidden, teacher_kernel, teacher_bias, teacher_logit_softcap)
-    static = _DivergenceConfig(plan, kind, DivergenceLoss(options.base(base)), options.reduction(reduction))
-    return _linear_divergence(static, problem._replace(labels=_teacher_target(kind, beta, temperature)))
+    student = check_layer(hidden, kernel, bias)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    plan, inputs = make_plan(student, Teacher(None, None, None), given)
+    teacher = check_layer(teacher_hidden, teacher_kernel, teacher_bias, "teacher_")
+    plan, inputs = with_teacher(plan, inputs, lax.stop_gradient(teacher), teacher_logit_softcap)
+    inputs = inputs._replace(labels=_teacher_target(kind, beta, temperature))
+    row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
+    return layer_loss(LayerConfig(plan, DIVERGENCES[kind], row_loss, options.reduction(reduction)), inputs)[0]
 
 
 def _teacher_target(kind: Any, beta: Any, temperature: Any) -> Teacher:
-    """What is to be learnt of a teacher, apart from its logits."""
+    """The target of a divergence, still without the teacher's logits."""
     options.choice("kind", kind, DIVERGENCES)
     t = options.scalar("temperature", temperature, "finite and greater than 0", lambda number: number > 0)
     b = options.scalar("beta", beta, "in [0, 1]", lambda number: 0 <= number <= 1)
     return Teacher(None, None if isinstance(t, float) and t == 1 else t, b if kind == "jensen_shannon" else None)
 
 
-class DivergenceLoss(NamedTuple):
-    """A loss of rows."""
-
-    base: float
-
-    def __call__(self, _: Any, nats: Array, __: Any = None) -> tuple[Array, None]:
-        return from_nats(nats, self.base), None
-
-
-class _DivergenceConfig(NamedTuple):
-    plan: Plan
-    kind: Literal["forward_kl", "reverse_kl", "jensen_shannon"]
-    row_loss: DivergenceLoss
-    reduction: str
-
-
-@partial(jax.jit, static_argnums=0)
-def _linear_divergence(static, problem):
-    teacher = lax.stop_gradient((problem.parameters.teacher, problem.teacher))
-    problem = problem._replace(parameters=problem.parameters._replace(teacher=teacher[0]), teacher=teacher[1])
-    out = static.plan.split.output_spec if static.reduction == "none" else P()
-    local = _local_rows if static.reduction == "none" else _local_sum
-    return static.plan.shard_map(partial(local, static), problem, ((), ()), out)(problem, (), ())
-
-
-def _local_rows(static, problem, *_):
-    plan = static.plan
-    nats = rows_in_shape(plan.chunk_config(DIVERGENCES[static.kind]), plan.into_chunks(problem), problem.shape)
-    return reduce(static.row_loss((), nats)[0], plan.weights(problem), "none")
-
-
-def _local_sum(static, problem, *_):
-    plan = static.plan
-    summed = plan.chunk_config(DIVERGENCES[static.kind])._replace(row_loss=static.row_loss)
-    total, _ = fused_loss_sum(summed, *plan.into_full_chunks(problem), ())
-    return plan.reduce(problem, total, static.reduction)
+def _divergence_loss(_: Any, divergence: Array, base: float) -> Array:
+    return from_nats(divergence, base)

@@ -8,58 +8,117 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax._args import arrays
-from softjax._linear.plan import LayerArrays
+from softjax._args.types import Array
+from softjax._linear.chunks import merge_chunks
+from softjax._linear.fused import fused_loss_sum
+from softjax._linear.plan import LayerInputs, Plan
 from softjax._linear.recomputed import rows_in_shape
 from softjax._mesh.split import Split
-from softjax._rows.block import RowRule, make_block
+from softjax._rows.block import RowRule, apply_rule, make_block
 from softjax._rows.reduction import reduce
 from softjax._rows.statistics import STATISTICS_IN_CACHE
 
 
 class LogitsConfig(NamedTuple):
+    """The static part of a loss of logits."""
+
     axis: int
     split: Split
     rule: RowRule
     row_loss: Any
-    """As `loss_sum` takes it: of what all rows share, the numbers of the rows, and no arguments of theirs."""
+    """One of `_linear/row_losses.py`."""
     reduction: str
 
 
 @partial(jax.jit, static_argnums=0)
-def logits_loss(static, logits, labels, where, weights, shared):
-    split, axis = static.split, static.axis
-    specs = (
-        *split.input_specs(logits, labels, where, axis),
-        split.samples_spec(weights),
-        jax.tree.map(lambda _: P(), shared),
-    )
-    out = split.output_spec if static.reduction == "none" else P()
-    return split.shard_map(partial(_local_loss, static), specs, out)(logits, labels, where, weights, shared)
+def logits_loss(config, logits, labels, where, weights, shared):
+    """The weighted and reduced row loss of logits; `shared` are arrays that all rows use."""
+    split, axis = config.split, config.axis
+    inputs, weights_spec = split.input_specs(logits, labels, where, axis), split.samples_spec(weights)
+    specs = *inputs, weights_spec, jax.tree.map(lambda _: P(), shared)
+    out = split.output_spec if config.reduction == "none" else P()
+    return split.shard_map(partial(_local_logits_loss, config), specs, out)(logits, labels, where, weights, shared)
 
 
-def _local_loss(static, logits, labels, where, weights, shared):
-    samples = arrays.samples_shape(logits.shape, static.axis)
-    classes, logits, target, where = static.split.local_inputs(logits, labels, where, static.axis)
+def _local_logits_loss(config, logits, labels, where, weights, shared):
+    samples = arrays.samples_shape(logits.shape, config.axis)
+    classes, logits, target, where = config.split.local_inputs(logits, labels, where, config.axis)
     if weights is not None:
         weights = jnp.broadcast_to(weights, samples).astype(arrays.accumulation_dtype(logits, *jax.tree.leaves(target)))
     if where is not None:
-        exists = jnp.broadcast_to(jnp.squeeze(classes.any(where), static.axis), samples)
+        exists = jnp.broadcast_to(jnp.squeeze(classes.any(where), config.axis), samples)
         weights = exists.astype(arrays.accumulation_dtype(logits)) if weights is None else jnp.where(exists, weights, 0)
         where = classes.exists_or_all(where)
-    counted = None if weights is None else jnp.expand_dims(weights != 0, static.axis)
-    loss, _ = static.row_loss(shared, static.rule.apply(classes, make_block(classes, logits, target, where, counted)))
-    return reduce(loss, weights, static.reduction, static.split.sample_names)
+    active = None if weights is None else jnp.expand_dims(weights != 0, config.axis)
+    block = make_block(classes, logits, target, where, active)
+    loss, _ = config.row_loss(shared, apply_rule(config.rule, block))
+    return reduce(loss, weights, config.reduction, config.split.sample_names)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def logits_rows(read, axis, split, rule, logits, labels, where):
+    """`read(classes, values, any_class)` of the row values of logits.
+
+    `any_class` says which rows have an existing class, the class axis kept at length 1; None for all.
+    """
+
+    def local(logits: Array, labels: Any, where: Array | None) -> Any:
+        classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
+        any_class, exists = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
+        values = apply_rule(rule, make_block(classes, logits, target, exists, any_class))
+        return read(classes, values, any_class)
+
+    specs = split.input_specs(logits, labels, where, axis)
+    return split.shard_map(local, specs, split.output_spec)(logits, labels, where)
+
+
+class LayerConfig(NamedTuple):
+    """The static part of a loss of a linear layer."""
+
+    plan: Plan
+    rule: RowRule
+    row_loss: Any
+    """One of `_linear/row_losses.py`."""
+    reduction: str
+
+
+def run_layer_loss(config: LayerConfig, inputs: LayerInputs, shared: Any = (), row_args: Any = ()) -> tuple[Any, Any]:
+    """The weighted and reduced row loss of a linear layer, and its aux; `shared` are arrays that all rows use."""
+    plan = config.plan
+    shared = jax.tree.map(lambda array: jnp.asarray(array).astype(plan.layer.dtype), shared)
+    of_samples = plan.split.output_spec
+    local, out = (_local_rows, of_samples) if config.reduction == "none" else (_local_sum, P())
+    run = plan.shard_map(partial(local, config), inputs, (shared, row_args), (out, of_samples))
+    return run(inputs, shared, row_args)
+
+
+layer_loss = partial(jax.jit, static_argnums=0)(run_layer_loss)
+
+
+def _local_sum(config, inputs, shared, row_args):
+    """Three matmuls: gradients are taken in the forward pass."""
+    plan = config.plan
+    parameters, samples = plan.into_weighted_chunks(inputs, row_args)
+    chunk_config = plan.chunk_config(config.rule)
+    row_loss, shared = config.row_loss.hoisted(chunk_config, parameters, samples, shared)
+    total, aux = fused_loss_sum(chunk_config._replace(row_loss=row_loss), parameters, samples, shared)
+    return plan.reduce(inputs, total, config.reduction), merge_chunks(aux, inputs.shape)
+
+
+def _local_rows(config, inputs, shared, row_args):
+    """Four matmuls: the backward pass computes the logits again."""
+    plan, weights = config.plan, config.plan.weights(inputs)
+    values = rows_in_shape(plan.chunk_config(config.rule), plan.into_chunks(inputs), inputs.shape)
+    loss, aux = config.row_loss.of_samples(shared, values, row_args, weights)
+    return reduce(loss.astype(plan.layer.dtype), weights, "none"), jax.lax.stop_gradient(aux)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def layer_rows(read, plan, problem):
-    """What `read(plan, problem, row)` takes of the numbers of each row."""
+def layer_rows(read, plan, inputs):
+    """`read(plan, inputs, values)` of the row values of a linear layer."""
 
-    def local(problem: LayerArrays, *_: Any) -> Any:
-        return read(
-            plan,
-            problem,
-            rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(problem), problem.shape),
-        )
+    def local(inputs: LayerInputs, *_: Any) -> Any:
+        values = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(inputs), inputs.shape)
+        return read(plan, inputs, values)
 
-    return plan.shard_map(local, problem, ((), ()), plan.split.output_spec)(problem, (), ())
+    return plan.shard_map(local, inputs, ((), ()), plan.split.output_spec)(inputs, (), ())

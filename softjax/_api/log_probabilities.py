@@ -1,22 +1,19 @@
-"""Log-probabilities at a few classes, and the most probable classes."""
+"""Log-probabilities of selected classes, and the k most probable classes."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from softjax._api.evaluate import layer_rows
-from softjax._api.softmax import _SoftmaxConfig
+from softjax._api.evaluate import layer_rows, logits_rows
 from softjax._args import arrays, options
-from softjax._args.labels import SparseLabels, TopKClasses, ids_without_mass
+from softjax._args.labels import TopKClasses, ids_without_mass
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Float, Integer, Number
 from softjax._args.validation import check_ids
-from softjax._linear.plan import LayerArrays, Plan, make_plan
+from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, make_plan
+from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
-from softjax._rows.block import make_block
 from softjax._rows.reduction import from_nats
-from softjax._rows.statistics import RowValues, row_statistics
+from softjax._rows.statistics import STATISTICS, RowValues
 
 
 def linear_log_probabilities(
@@ -33,24 +30,27 @@ def linear_log_probabilities(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Array:
-    """`log_probabilities(hidden @ kernel + bias, ids)`, without an array of all logits, forward or backward.
+    """The log-probabilities of k selected classes of `hidden @ kernel + bias`, with the logits never materialised.
 
-    One matrix product forward, three more backward, since logits are computed again.
+        log_b q at ids = log_probabilities(x, ids)        with x = hidden @ kernel + bias
+
+    Use it to score the tokens of a language model. It takes one matmul forward and three backward, because the backward
+    pass computes the logits again.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
+        hidden, kernel: as in `linear_cross_entropy`.
         ids: integer class ids `[*samples, k]`.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        bias, where, logit_softcap, block_size, precision, axis_name, batch_axis_name: as in `linear_cross_entropy`.
+        base: as in `cross_entropy`.
+        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        log_b q at the ids, `[*samples, k]`, float32 or float64; NaN with gradient 0 for an id out of range, −inf with
-        gradient 0 for a class that `where` leaves out.
+        `[*samples, k]`, in units of `base`, float32 or float64. An id out of range gives NaN, a masked class −inf, both
+        with zero gradient.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, `ids` that are not integer.
-        ValueError: shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or `ids` are not integer.
+        ValueError: a shape or a value is not valid.
 
     Source: the gradient is that of the DeepLibs softmax document, summed over the k classes.
 
@@ -59,21 +59,22 @@ def linear_log_probabilities(
     >>> print(softjax.linear_log_probabilities(jnp.array([[1.0, 0.0]]), kernel, jnp.array([[2, 0]])).round(4))
     [[-0.177  -1.0456]]
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-
-    def asked(logits: Any) -> SparseLabels:
-        return ids_without_mass(check_ids("ids", ids, logits[:-1]))
-
-    names = axis_name, batch_axis_name
-    plan, problem = make_plan(hidden, kernel, asked, names=names, bias=bias, where=where, **given)
-    _, surprisals = layer_rows(_few_classes, plan, problem)
+    layer = check_layer(hidden, kernel, bias)
+    labels = ids_without_mass(check_ids("ids", ids, layer.logits_shape[:-1]))
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, labels, given)
+    _, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return from_nats(-surprisals, options.base(base))
 
 
 class TopK(NamedTuple):
-    """The k most probable classes of each sample, the most probable first.
+    """The k most probable classes of each sample, the most probable first, as `linear_top_k` returns them.
 
-    `SparseLabels(t.ids, jnp.exp(t.log_probabilities))` makes labels of those that `base=math.e` gave.
+    With `base=math.e`, `SparseLabels(t.ids, jnp.exp(t.log_probabilities))` turns them into labels.
+
+    Attributes:
+        ids: class ids `[*samples, k]`, int32, global on a mesh.
+        log_probabilities: log_b q of these classes `[*samples, k]`.
     """
 
     ids: Integer[Array, "*samples k"]
@@ -94,29 +95,29 @@ def linear_top_k(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> TopK:
-    """The k largest of softmax(hidden @ kernel + bias), without an array of all logits.
+    """The k most probable classes of softmax(hidden @ kernel + bias), with the logits never materialised.
 
-    How a teacher writes labels for a student. One matrix product; of classes that are split over devices each gives its
-    own k, and nothing larger goes from one to another.
+    Use it to write the sparse labels of a teacher for distillation. It takes one matmul. If the classes are sharded,
+    each device finds its own top k, and devices exchange nothing larger.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        k: how many, at most the number of classes.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        bias, where, logit_softcap, block_size, precision, axis_name, batch_axis_name: as in `linear_cross_entropy`.
+        hidden, kernel: as in `linear_cross_entropy`.
+        k: how many classes to return, at most the number of classes.
+        base: as in `cross_entropy`.
+        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        `TopK`: `ids`, int32, and `log_probabilities`, float32 or float64, both `[*samples, k]`, sorted as
-        `jax.lax.top_k` sorts. Where fewer than k classes exist, the last ones have log-probability −inf. The gradient
-        is that of `linear_log_probabilities` at these ids.
+        `TopK`: `ids`, int32, and `log_probabilities` in units of `base`, float32 or float64, both `[*samples, k]`. The
+        order is that of `jax.lax.top_k`. If fewer than k classes exist, the last log-probabilities are −inf. The
+        gradient is that of `linear_log_probabilities` at these ids.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, `k` that is not an integer.
-        ValueError: `k` larger than the number of classes, shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or `k` is not an integer.
+        ValueError: `k` is larger than the number of classes, or another shape or value is not valid.
 
-    Source: the labels of a teacher at its most probable classes are those of sparse knowledge distillation, Anshumann
-    et al. 2025, arXiv:2503.16870.
+    Source: top-k labels of a teacher are those of sparse knowledge distillation, Anshumann et al. 2025,
+    arXiv:2503.16870.
 
     >>> import math, jax.numpy as jnp, softjax
     >>> kernel = jnp.array([[0.0, 1.0, 2.0], [0.0, 4.0, 9.0]])
@@ -124,20 +125,19 @@ def linear_top_k(
     >>> print(top.ids, jnp.exp(top.log_probabilities).round(4))
     [[2 1]] [[0.6652 0.2447]]
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    most = TopKClasses(arrays.positive_integer("k", k))
-    names = axis_name, batch_axis_name
-    plan, problem = make_plan(hidden, kernel, lambda _: most, names=names, bias=bias, where=where, **given)
-    ids, surprisals = layer_rows(_few_classes, plan, problem)
+    layer, largest = check_layer(hidden, kernel, bias), TopKClasses(arrays.positive_integer("k", k))
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, largest, given)
+    ids, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return TopK(ids, from_nats(-surprisals, options.base(base)))
 
 
-def _few_classes(
-    plan: Plan, problem: LayerArrays, row: RowValues
+def _ids_and_surprisals(
+    plan: Plan, inputs: LayerInputs, values: RowValues
 ) -> tuple[Integer[Array, "*samples k"], Float[Array, "*samples k"]]:
-    """The few classes, and −ln q there, +inf where no class exists."""
-    exists = problem.parameters.exists
-    return row.ids, row.surprisals if exists is None else jnp.where(plan.any_class(exists), row.surprisals, jnp.inf)
+    """The few classes, and −ln q there: +inf if no class exists."""
+    exists, surprisals = inputs.parameters.exists, values.surprisals
+    return values.ids, surprisals if exists is None else jnp.where(plan.any_class(exists), surprisals, jnp.inf)
 
 
 def log_probabilities(
@@ -149,23 +149,23 @@ def log_probabilities(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    """log_b q at k classes of each sample, exact for confident rows, without an array of all log-probabilities.
+    """The log-probabilities log_b q of k selected classes per sample, in hartleys by default.
+
+    They are exact for confident rows. The log-probabilities of all classes are never materialised. Use it to score
+    actions, answers or tokens.
 
     Args:
-        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        ids: integer class ids `[*samples, k]`, k last whatever `axis` is.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        axis: the class axis of `logits`.
-        where: boolean, broadcastable to `logits`: the classes that exist.
-        axis_name: as in `softmax`; ids stay global.
+        logits, base, axis, where: as in `cross_entropy`.
+        ids: integer class ids `[*samples, k]`; k is the last axis, whatever `axis` is.
+        axis_name: as in `softmax`. Class ids stay global.
 
     Returns:
-        `[*samples, k]`, float32, or float64 if `logits` are; NaN with gradient 0 for an id out of range, −inf with
-        gradient 0 for a class that `where` leaves out.
+        `[*samples, k]`, in units of `base`, float64 if `logits` are float64, else float32. An id out of range gives
+        NaN, a masked class −inf, both with zero gradient.
 
     Raises:
-        TypeError: `logits` that are not real floating, `ids` that are not integer, `where` not boolean.
-        ValueError: a shape, an axis or a `base` that does not fit.
+        TypeError: `logits` are not real floating, `ids` are not integer, or `where` is not boolean.
+        ValueError: a shape, an axis or `base` is not valid.
 
     Source: the gradient is that of the DeepLibs softmax document, summed over the k classes.
 
@@ -175,21 +175,14 @@ def log_probabilities(
     """
     logits, axis = arrays.logits(logits, axis)
     ids = check_ids("ids", ids, arrays.samples_shape(logits.shape, axis))
-    static = _SoftmaxConfig(axis, split_for_logits(axis_name, None, logits, axis), options.base(base))
-    return _at_ids(static, logits, ids_without_mass(ids), arrays.where(where, logits))
-
-
-@partial(jax.jit, static_argnums=0)
-def _at_ids(static, logits, asked, where):
-    axis, split, base = static
-
-    def local(logits: Array, asked: SparseLabels, where: Array | None) -> Array:
-        classes, logits, target, where = split.local_inputs(logits, asked, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
-        surprisals = row_statistics(classes, make_block(classes, logits, target, exist, some)).surprisals
-        surprisals = surprisals if some is None else jnp.where(some, surprisals, jnp.inf)
-        return from_nats(-jnp.moveaxis(surprisals, axis, -1), base)
-
-    return split.shard_map(local, split.input_specs(logits, asked, where, axis), split.output_spec)(
-        logits, asked, where
+    split, base = split_for_logits(axis_name, None, logits, axis), options.base(base)
+    surprisals = logits_rows(
+        _surprisals_last, axis, split, STATISTICS, logits, ids_without_mass(ids), arrays.where(where, logits)
     )
+    return from_nats(-surprisals, base)
+
+
+def _surprisals_last(classes: ClassAxis, values: RowValues, any_class: Array | None) -> Float[Array, "*samples k"]:
+    surprisals = values.surprisals
+    surprisals = surprisals if any_class is None else jnp.where(any_class, surprisals, jnp.inf)
+    return jnp.moveaxis(surprisals, classes.axis, -1)

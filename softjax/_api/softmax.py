@@ -1,4 +1,4 @@
-"""softmax and log-softmax, with their analytic pull-backs."""
+"""softmax and log-softmax, with their analytic VJPs."""
 
 from functools import partial
 from typing import NamedTuple
@@ -18,24 +18,26 @@ from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 
 
 def softmax(logits: ArrayLike, *, axis: Axes = -1, where: ArrayLike | None = None, axis_name: AxisName = None) -> Array:
-    """q_i = exp x_i / Σ_j exp x_j.
+    """The softmax probabilities, q_i = exp x_i / Σ_j exp x_j.
+
+    The gradient is analytic: ∂q_i/∂x_j = q_i ([i = j] − q_j). For a loss use `cross_entropy`, which takes logits.
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
-        where: boolean, broadcastable to `logits`: the classes that exist. The others have probability exactly 0 and
-            gradient exactly 0.
-        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
-            the call, else of the mesh in context.
+        axis: the class axis of `logits`, or a tuple of axes that together hold the classes.
+        where: boolean, broadcastable to `logits`: True for the classes that exist. The others are masked: probability
+            exactly 0 and gradient exactly 0.
+        axis_name: mesh axes that shard the class dimension. They are bound by a `shard_map` or `vmap` around the call,
+            or else belong to the mesh in context.
 
     Returns:
-        The probabilities, in the shape and dtype of `logits`; they are accumulated in float32 or wider.
+        The probabilities, in the shape and dtype of `logits`, accumulated in float32 or wider.
 
     Raises:
         TypeError: `logits` are not real floating, or `where` is not boolean.
-        ValueError: `axis` is not an axis of `logits`, there is no class, or `where` does not broadcast to `logits`.
+        ValueError: `axis` is not an axis of `logits`, there are no classes, or `where` does not broadcast to `logits`.
 
-    Source: the DeepLibs softmax document, with ∂q_i/∂x_j = q_i ([i = j] − q_j) for its −q_i·q_i.
+    Source: the DeepLibs softmax document, with ∂q_i/∂x_j = −q_i q_j for i ≠ j, where the document prints −q_i q_i.
 
     >>> import jax.numpy as jnp, softjax
     >>> print(*(f"{q:.4f}" for q in softjax.softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]))))
@@ -56,25 +58,27 @@ def log_softmax(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Array:
-    """log_b q_i = (x_i − ln Σ_j exp x_j) / ln b, never as the logarithm of a rounded probability.
+    """The log-probabilities log_b q_i = (x_i − ln Σ_j exp x_j) / ln b, in hartleys by default.
+
+    They never come from the logarithm of a rounded probability. `log_probabilities` gives those of a few classes only.
 
     Args:
         logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        base: of the logarithm, > 0 and ≠ 1: 10 gives hartleys, 2 bits, `math.e` nats.
-        axis: the class axis of `logits`, or a tuple of axes that hold the classes together.
-        where: boolean, broadcastable to `logits`: the classes that exist. The others have log-probability −inf and
-            gradient exactly 0.
+        base: as in `cross_entropy`.
+        axis: as in `softmax`.
+        where: boolean, broadcastable to `logits`: True for the classes that exist. The others are masked:
+            log-probability −inf and gradient exactly 0.
         axis_name: as in `softmax`.
 
     Returns:
-        The log-probabilities, in the shape and dtype of `logits`; they are accumulated in float32 or wider.
+        The log-probabilities in units of `base`, in the shape and dtype of `logits`, accumulated in float32 or wider.
 
     Raises:
         TypeError: `logits` are not real floating, `where` is not boolean, or `base` is not a number.
-        ValueError: `axis` is not an axis of `logits`, there is no class, `where` does not broadcast to `logits`, or
+        ValueError: `axis` is not an axis of `logits`, there are no classes, `where` does not broadcast to `logits`, or
             `base` is out of range.
 
-    Source: the DeepLibs softmax document, whose worked logarithms are natural ones (`base=math.e`).
+    Source: the DeepLibs softmax document. Its worked logarithms are natural ones: `base=math.e` gives them.
 
     >>> import jax.numpy as jnp, softjax
     >>> print(softjax.log_softmax(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0])).round(4))

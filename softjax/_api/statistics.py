@@ -1,20 +1,18 @@
 """Row statistics of logits, and of a linear layer."""
 
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from softjax._api.evaluate import layer_rows
+from softjax._api.evaluate import layer_rows, logits_rows
 from softjax._args import arrays
-from softjax._args.labels import Labels, SparseLabels
+from softjax._args.labels import SparseLabels
 from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Number
 from softjax._args.validation import check_labels
-from softjax._linear.plan import LayerArrays, Plan, make_plan
+from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, make_plan
+from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
-from softjax._rows.block import make_block
 from softjax._rows.statistics import STATISTICS, STATISTICS_IN_CACHE, RowValues, Statistics, fill_empty_rows
 
 
@@ -26,32 +24,32 @@ def statistics(
     where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> Statistics:
-    """The numbers of each sample that the losses of this package are arithmetic on: ln Σ exp x, −ln q_y, the entropy …
+    """The row statistics of logits, from which `softjax.losses` and `softjax.metrics` are computed, in nats.
 
-    Read them by name. What is not used costs nothing under `jit`, forward or backward; an eager call computes all. The
-    log-probability of the label is −`cross_entropy`, exact for confident rows and near logits of 1e4, where
-    `label_logit` − `log_normalizer` loses its digits.
+    Use them for a loss or a metric of your own. Read fields by name: under `jit`, an unused field costs nothing,
+    forward or backward. An eager call computes all fields.
+
+    The log-probability of the label is −`cross_entropy`. It is exact for confident rows and for logits near 1e4. The
+    difference `label_logit` − `log_normalizer` loses its digits there.
 
     Args:
-        logits: `[*samples, classes]`, real floating; the class axis is `axis`.
-        labels: integer class ids `[*samples]`, a floating distribution of the shape of `logits`, or `SparseLabels`.
-        axis: the class axis of `logits`.
-        where: boolean, broadcastable to `logits`: the classes that exist.
-        axis_name: the mesh axis, or axes, over which the classes are split: bound by a `shard_map` or `vmap` around
-            the call, else of the mesh in context. Class ids stay global.
+        logits, labels, axis, where: as in `cross_entropy`.
+        axis_name: as in `softmax`. Class ids stay global.
 
     Returns:
-        `Statistics`, each `[*samples]`, in nats, float32, or float64 if `logits` or a distribution are float64; the
-        `prediction` and the `label_rank` are int32. For a class id out of range `label_logit` and `cross_entropy` are
-        NaN, with slope 0, and the rank is −1; for a class that `where` leaves out they are −inf, +inf and 2³¹ − 1. A
-        row without classes has `log_normalizer` and `max_logit` −inf, prediction and rank −1, and 0 elsewhere.
+        `Statistics`, each field `[*samples]`. `prediction` and `label_rank` are int32. The other fields are float64 if
+        `logits` or a distribution are float64, else float32. Edge cases:
+
+        - Class id out of range: `label_logit` and `cross_entropy` are NaN with zero gradient, `label_rank` is −1.
+        - Class id of a masked class: these three fields are −inf, +inf and 2³¹ − 1.
+        - No class exists: `log_normalizer` and `max_logit` are −inf, `prediction` and `label_rank` −1, other fields 0.
 
     Raises:
-        TypeError: `logits` that are not real floating, labels neither integer nor floating, `where` not boolean.
-        ValueError: a shape or an axis that does not fit.
+        TypeError: `logits` are not real floating, `labels` are neither integer nor floating, or `where` is not boolean.
+        ValueError: a shape or an axis is not valid.
 
-    Source: the cross-entropy and its gradient q_j P − p_j are those of the DeepLibs softmax document; each field's
-    formula and derivative stand in `Statistics` and at the head of `softjax/_rows.py`.
+    Source: the cross-entropy and its gradient q_j Σ_i p_i − p_j are those of the DeepLibs softmax document.
+    `Statistics` has the formula of each field; `softjax/_rows/statistics.py` has the derivatives.
 
     >>> import jax.numpy as jnp, softjax
     >>> s = softjax.statistics(jnp.array([0.0, 10.0, 15.0, 18.0, 20.0]), jnp.array(4))
@@ -61,26 +59,14 @@ def statistics(
     logits, axis = arrays.logits(logits, axis)
     labels = check_labels(labels, logits.shape, axis)
     split = split_for_logits(axis_name, None, logits, axis)
-    rule = (
-        STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
-    )  # traced, what nobody reads is not computed
-    return _statistics((axis, split, rule), logits, labels, arrays.where(where, logits))
+    # A program does not compute what nobody reads; an eager call computes all statistics, each in a pass of its own.
+    rule = STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
+    return logits_rows(_logits_statistics, axis, split, rule, logits, labels, arrays.where(where, logits))
 
 
-@partial(jax.jit, static_argnums=0)
-def _statistics(static, logits, labels, where):
-    axis, split, rule = static
-
-    def local(logits: Array, labels: Labels, where: Array | None) -> Statistics:
-        classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
-        some, exist = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
-        block = make_block(classes, logits, target, exist, some)
-        row = rule.apply(classes, block).statistics
-        return row if where is None else fill_empty_rows(row, classes.squeeze(~classes.any(where)))
-
-    return split.shard_map(local, split.input_specs(logits, labels, where, axis), split.output_spec)(
-        logits, labels, where
-    )
+def _logits_statistics(classes: ClassAxis, values: RowValues, any_class: Array | None) -> Statistics:
+    statistics = values.statistics
+    return statistics if any_class is None else fill_empty_rows(statistics, classes.squeeze(~any_class))
 
 
 def linear_statistics(
@@ -96,28 +82,23 @@ def linear_statistics(
     axis_name: AxisName = None,
     batch_axis_name: AxisName = None,
 ) -> Statistics:
-    """`statistics(hidden @ kernel + bias, labels)`, without an array of all logits, forward or backward.
+    """The row statistics of `hidden @ kernel + bias`, with the logits never materialised, forward or backward.
 
-    A loss of them takes four matrix products with its gradient, since logits are computed again; `linear_loss` three.
+        s = statistics(x, labels)        with x = hidden @ kernel + bias
+
+    Use them to evaluate a language model, or for a loss that needs the values of all samples at once. Such a loss and
+    its gradient take four matmuls, because the backward pass computes the logits again. `linear_loss` takes three.
 
     Args:
-        hidden: `[*samples, features]`, real floating.
-        kernel: `[features, classes]`; `embedding.T` for tied embeddings.
-        labels: integer class ids `[*samples]`, a floating distribution `[*samples, classes]`, or `SparseLabels`.
-        bias: `[classes]`.
-        where: boolean, `[classes]` or broadcastable to it: the classes that exist, as if the others had been deleted
-            (what the kernel holds for them must be finite).
-        logit_softcap: s > 0, a Python number: the logits are s · tanh((h W + b) / s).
-        block_size: the samples of a block, chosen from the shapes and the platform if None.
-        precision: as in `linear_cross_entropy`.
+        hidden, kernel, labels, bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
-        `Statistics`, each `[*samples]`, in nats, float32 or float64. What is not used costs nothing under `jit`.
+        `Statistics`, as `statistics` returns them. Under `jit`, an unused field costs nothing.
 
     Raises:
-        TypeError: `hidden`, `kernel` or `bias` that are not real floating, or another wrong dtype.
-        ValueError: shapes that do not fit, or a value out of range.
+        TypeError: `hidden`, `kernel` or `bias` is not real floating, or another dtype is wrong.
+        ValueError: a shape or a value is not valid.
 
     Source: the gradients are those of `statistics`.
 
@@ -126,17 +107,15 @@ def linear_statistics(
     >>> print(*(f"{nats:.4f}" for nats in s.cross_entropy))
     0.3133 3.0486
     """
-    given = {"logit_softcap": logit_softcap, "block_size": block_size, "precision": precision}
-    names = axis_name, batch_axis_name
-    labelled = partial(check_labels, labels, name="hidden @ kernel")
-    plan, problem = make_plan(hidden, kernel, labelled, names=names, bias=bias, where=where, **given)
-    return layer_rows(_layer_statistics, plan, problem)
+    layer = check_layer(hidden, kernel, bias)
+    labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    plan, inputs = make_plan(layer, labels, given)
+    return layer_rows(_layer_statistics, plan, inputs)
 
 
-def _layer_statistics(plan: Plan, problem: LayerArrays, row: RowValues) -> Statistics:
-    numbers, exists = row.statistics, problem.parameters.exists
-    return (
-        numbers
-        if exists is None
-        else fill_empty_rows(numbers, jnp.broadcast_to(~plan.any_class(exists), problem.shape))
-    )
+def _layer_statistics(plan: Plan, inputs: LayerInputs, values: RowValues) -> Statistics:
+    statistics, exists = values.statistics, inputs.parameters.exists
+    if exists is None:
+        return statistics
+    return fill_empty_rows(statistics, jnp.broadcast_to(~plan.any_class(exists), inputs.shape))

@@ -1,4 +1,4 @@
-"""The temperature that calibrates a classifier."""
+"""Temperature scaling: the temperature that calibrates a classifier."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,9 +12,9 @@ from softjax._args.labels import SparseLabels, target_from_labels
 from softjax._args.types import Array, ArrayLike, Float
 from softjax._args.validation import check_labels
 from softjax._mesh.axes import ClassAxis, varying_like
-from softjax._rows.block import make_block
+from softjax._rows.block import apply_rule, make_block
 from softjax._rows.edges import nan_where
-from softjax._rows.statistics import row_statistics
+from softjax._rows.statistics import STATISTICS
 from softjax._xla import one_cpu
 
 _LAST_AXIS = ClassAxis(-1)
@@ -27,31 +27,34 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 def fit_temperature(
     logits: ArrayLike, labels: ArrayLike | SparseLabels, weights: ArrayLike | None = None
 ) -> Float[Array, ""]:
-    """The temperature T in [0.01, 100] of the least mean cross-entropy of logits / T.
+    """The temperature T in [0.01, 100] that minimises the mean cross-entropy of logits / T.
 
-    Fitted on held-out samples, it makes a classifier's confidences right without a change to its predictions. It is
-    where the mean cross-entropy is the mean entropy. It goes to 0.01 if every prediction is right, to 100 if they are
-    no better than chance, and is 1 where nothing depends on it: all logits equal, one class, every weight 0.
+    Fit T on held-out samples and divide the logits by it. This calibrates the confidences and keeps the predictions. At
+    the minimum inside the bounds, the mean cross-entropy equals the mean entropy.
+
+    T is 0.01 if every prediction is right, 100 if the predictions are no better than chance. It is 1 if the loss does
+    not depend on T: all logits equal, one class, or every weight 0.
 
     Args:
-        logits: `[*samples, classes]`, real floating; −inf is a class that does not exist.
+        logits: `[*samples, classes]`, real floating. A logit of −inf marks a class that does not exist.
         labels: integer class ids `[*samples]`, a floating distribution of the shape of `logits`, or `SparseLabels`.
-        weights: boolean or real, broadcastable to the samples. A sample of weight 0 may hold anything.
+        weights: boolean or real, broadcastable to the samples. Samples of weight 0 are ignored, whatever they hold.
 
     Returns:
-        A scalar, float32 or wider, and a constant to every derivative. NaN if a sample whose weight is not 0 has loss
-        NaN, as of a label out of range. A label of logit −inf has loss +inf at any T, and no say in it. Inside of
-        `shard_map` it is that of the samples of one device: rather fit it under `jit`, on global arrays.
+        A scalar, float32 or wider, without gradient. It is NaN if a sample of non-zero weight has loss NaN, for example
+        a class id out of range. A label with logit −inf has loss +inf at every T, so it does not affect the fit. Inside
+        a `shard_map` the fit covers the samples of one device. To fit all samples, call it under `jit` on global
+        arrays.
 
     Raises:
-        TypeError: `logits` are not real floating, or labels or weights of a wrong dtype.
-        ValueError: a shape that does not fit.
+        TypeError: `logits` are not real floating, or `labels` or `weights` have a wrong dtype.
+        ValueError: a shape is not valid.
 
-    Source: Guo et al. 2017, arXiv:1706.04599. By Newton's method in 1/T, in which the cross-entropy is convex.
+    Source: Guo et al. 2017, arXiv:1706.04599. Solved by Newton's method in 1/T, in which the cross-entropy is convex.
 
     >>> import jax.numpy as jnp, softjax
     >>> logits = jnp.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
-    >>> print(softjax.metrics.fit_temperature(logits, jnp.array([0, 0, 1, 0])).round(4))  # 3 of 4: 2 / ln 3
+    >>> print(softjax.metrics.fit_temperature(logits, jnp.array([0, 0, 1, 0])).round(4))  # 3 of 4 are right: 2 / ln 3
     1.8205
     """
     logits, axis = arrays.logits(logits, -1)
@@ -88,7 +91,7 @@ def _derivatives_by_inverse(below, labels, weights, beta):
     def sums(beta):
         x = jnp.where(dropped, -jnp.inf, finite * beta)
         target = target_from_labels(labels, x.shape[-1], -1)
-        s = row_statistics(_LAST_AXIS, make_block(_LAST_AXIS, x, target, None, None)).statistics
+        s = apply_rule(STATISTICS, make_block(_LAST_AXIS, x, target, None, None)).statistics
         w = jnp.ones_like(s.entropy) if weights is None else weights.astype(s.entropy.dtype)
         counted = (w != 0) & (s.cross_entropy != jnp.inf)
         h, entropy = (jnp.sum(w * jnp.where(counted, n, 0)).astype(beta.dtype) for n in (s.cross_entropy, s.entropy))

@@ -10,11 +10,19 @@ from softjax._args.types import Array, Float, Integer, Shape
 
 
 class SparseLabels(NamedTuple):
-    """Labels with mass at a few classes: for each sample a distribution given by k classes and their probabilities.
+    """Labels with mass at a few classes: k class ids and their probabilities for each sample.
 
-    It stands for the distribution p_j = Σ_{i: ids_i = j} probabilities_i, in value and gradient, also by the
-    probabilities, without an array of all classes. Equal ids add. Mass 0 at an id outside the classes is padding; any
-    other mass there makes the row NaN, with gradient 0.
+        p_j = Σ_{i: ids_i = j} probabilities_i
+
+    Use them for the top-k probabilities of a teacher. Value and gradients, also with respect to the probabilities, are
+    those of the distribution p, which is never materialised. Probabilities of equal ids add.
+
+    Mass 0 at an id outside the classes is padding. Any other mass there makes the loss of the row NaN, with zero
+    gradient.
+
+    Attributes:
+        ids: integer class ids `[*samples, k]`, from 0 to C − 1, global if the classes are sharded.
+        probabilities: floating, `[*samples, k]`.
 
     >>> import jax.numpy as jnp, softjax
     >>> labels = softjax.SparseLabels(jnp.array([[2, 0]]), jnp.array([[0.75, 0.25]]))
@@ -23,7 +31,6 @@ class SparseLabels(NamedTuple):
     """
 
     ids: Integer[Array, "*samples k"]
-    """Of classes, each from 0 to C − 1, global where these are split."""
     probabilities: Float[Array, "*samples k"]
 
 

@@ -93,18 +93,20 @@ def _label_array(name: str, value: Any) -> Array:
 def validate_labels(labels: ArrayLike | SparseLabels, num_classes: Count, *, weights: ArrayLike | None = None) -> None:
     """Raises an error that names the first label outside 0 … num_classes − 1.
 
-    A label of weight 0 may be anything, and so may an id of `SparseLabels` without mass. Called eagerly it raises at
-    once. Under `jit` no value can raise: wrap the function in `jax.experimental.checkify.checkify`, and the returned
-    error holds the same message.
+    Use it to find bad labels, which the losses turn into NaN. An eager call raises at once. Under `jit` a value cannot
+    raise: wrap the function in `jax.experimental.checkify.checkify`, and the error that it returns holds the same
+    message.
+
+    Labels of weight 0 are not checked, nor are ids of `SparseLabels` with probability 0.
 
     Args:
-        labels: `[*samples]`, integer class ids, or `SparseLabels`.
+        labels: integer class ids `[*samples]`, or `SparseLabels`.
         num_classes: the number of classes C, at least 1.
         weights: boolean or real, broadcastable to the samples.
 
     Raises:
         TypeError: `labels` are not integers.
-        ValueError: `weights` do not broadcast to the samples, `num_classes` is less than 1, or a label is out of range.
+        ValueError: a label is out of range, `weights` do not broadcast to the samples, or `num_classes` is less than 1.
 
     >>> import jax.numpy as jnp, softjax
     >>> softjax.validate_labels(jnp.array([0, 4, 5]), 5)

@@ -1,4 +1,4 @@
-"""Blocks of samples: how many samples a block holds, the way through all of them, and through the rows of one."""
+"""Chunks of samples: how many samples a chunk holds, cutting and merging, and the scan over all chunks."""
 
 import math
 from collections.abc import Callable
@@ -13,42 +13,42 @@ from softjax._args.types import Array, Bool, Length, Shape
 from softjax._mesh.axes import varying_like
 
 
-def chunk_size(samples: Length, features: int, classes: int, itemsize: int, platform: str) -> int:
-    """The samples of a block whose logits, of `itemsize` bytes, are held at a time.
+def default_chunk_size(samples: Length, features: int, classes: int, itemsize: int, platform: str) -> int:
+    """The samples of a chunk, for logits of `itemsize` bytes.
 
-    1. If the logits of all samples take no more than half the kernel, one block: the sum over blocks that it saves
-       would take more.
-    2. Else few enough for a block of 16 MiB (CPU), or of a quarter of all logits, of 512 MiB to 2 GiB (other
-       platforms). But each block reads and writes the whole kernel gradient, 8 bytes for the 6 operations that a sample
-       costs there: at least 512 samples, or 256 where 512 are more than half of them, and 1024 on other platforms.
-    3. Evened out, so that the last block is not nearly empty, and rounded up to a multiple of 8 or 128.
+    1. A single chunk, if the logits of all samples are at most half as large as the kernel. More chunks would cost more
+       than they save, since each adds to the kernel gradient.
+    2. Otherwise chunks of 16 MiB on a CPU. On other platforms a quarter of all logits, but 512 MiB to 2 GiB. Each chunk
+       reads and writes the whole kernel gradient: 8 bytes of memory traffic for the 6 operations of a sample. So a
+       chunk has at least 512 samples on a CPU (256 below 1024 samples), and 1024 on other platforms.
+    3. All chunks are about equal, and a multiple of 8 samples (CPU) or 128.
 
-    If the number of samples is open, as `jax.export` may leave it: as many as rule 2 gives for few.
+    If the number of samples is symbolic, as in `jax.export`, rule 2 for few samples applies.
 
-    `examples/benchmark.py --part blocks` measures the choice on a CPU. There 512 samples took 0.95 to 1.01 of the plain
-    way's time at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257, 256 samples 0.99 to 1.08, 1024
-    samples 1.00 to 1.07 with nearly twice the memory.
-    `examples/mesh_cost.py --topology` compiles the choice for TPUs.
+    `examples/benchmark.py --part blocks` measures the choice on a CPU: 512 samples took 0.95–1.01× the time of the
+    unfused baseline at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257, 256 samples 0.99–1.08×, and 1024
+    samples 1.00–1.07× with nearly twice the memory. `examples/mesh_cost.py --topology` compiles the choice for TPUs.
     """
-    on_cpu, one = platform == "cpu", max(classes * itemsize, 1)
+    on_cpu, row_bytes = platform == "cpu", max(classes * itemsize, 1)
     many = isinstance(samples, int) and samples >= 1024
-    least, multiple = (512 if many else 256, 8) if on_cpu else (1024, 128)
-    quarter = samples * one // 4 if isinstance(samples, int) else 0
-    rows = max(least, (2**24 if on_cpu else min(max(quarter, 2**29), 2**31)) // one)
+    minimum, multiple = (512 if many else 256, 8) if on_cpu else (1024, 128)
+    quarter = samples * row_bytes // 4 if isinstance(samples, int) else 0
+    chunk_bytes = 2**24 if on_cpu else min(max(quarter, 2**29), 2**31)
+    rows = max(minimum, chunk_bytes // row_bytes)
     if not isinstance(samples, int):
         return rows // multiple * multiple
     if rows >= samples or 2 * samples <= features:
         return max(samples, 1)
-    return min(samples, multiple * math.ceil(_even_chunk(samples, rows) / multiple))
+    chunks = math.ceil(samples / rows)
+    return min(samples, multiple * math.ceil(math.ceil(samples / chunks) / multiple))
 
 
 def padding_for_tensor_cores(classes: Length, platform: str) -> int:
-    """How many classes that do not exist fill up the logits of a block, so that a GPU takes its fast matrix products.
+    """How many masked classes to append to the logits of a chunk, so that a GPU uses its fast matmuls.
 
-    They want every row to begin at a multiple of 16 bytes, and no tile half empty; a copy of the kernel is what it
-    costs. For 8192 samples of 2048 features and the 50,257 classes of GPT-2, in bfloat16, an H200 then takes 9.4 ms,
-    0.37 of its time for the three products alone: `examples/benchmark.py --part linear` with
-    `--config configs/benchmark-gpu.toml`.
+    Tensor cores need rows that start at a multiple of 16 bytes, and full tiles. The padding costs a copy of the kernel.
+    For 8192 samples, 2048 features and the 50,257 classes of GPT-2 in bfloat16, an H200 then takes 9.4 ms, 0.37× the
+    time of the three matmuls alone: `examples/benchmark.py --part linear --config configs/benchmark-gpu.toml`.
     """
     aligned = not isinstance(classes, int) or classes % 8 == 0
     return 0 if aligned or classes < 1024 or platform not in _GPUS else -classes % 64
@@ -57,99 +57,94 @@ def padding_for_tensor_cores(classes: Length, platform: str) -> int:
 _GPUS = ("gpu", "cuda", "rocm")
 
 
-def _even_chunk(length: int, part: int) -> int:
-    """At most `part`, so that the parts of the length are about the same."""
-    return math.ceil(length / math.ceil(length / part))
-
-
-def cap_chunk(rows: int, samples: Length) -> int:
-    """A block is no larger than all samples, if their number is known."""
+def cap_chunk_size(rows: int, samples: Length) -> int:
+    """A chunk holds at most all samples, if their number is known."""
     return min(rows, max(samples, 1)) if isinstance(samples, int) else rows
 
 
 def chunks_are_full(samples: Length, rows: int) -> bool:
-    """Whether the samples are known to fill their blocks."""
+    """Whether the samples are known to fill all chunks."""
     return isinstance(samples, int) and samples % rows == 0 and samples > 0
 
 
 def split_into_chunks(arrays: Any, samples: Length, rows: int) -> Any:
-    """Each `[samples, …]` as `[blocks, rows, …]`, filled up with the last sample, or with zeros if there is none."""
+    """Each `[samples, …]` as `[chunks, rows, …]`, padded with the last sample, or with zeros if there is none."""
     known = isinstance(samples, int)
-    blocks = max(1, -(-samples // rows)) if known else -(-samples // rows)
+    chunks = max(1, -(-samples // rows)) if known else -(-samples // rows)
 
-    def one(array: Array) -> Array:
+    def split(array: Array) -> Array:
         if not chunks_are_full(samples, rows):
-            # what a caller's function takes of a sample it takes of the last one again, as it might not of zeros
+            # A caller's row loss also sees the padding: the last sample is safer for it than zeros.
             last = jnp.zeros((1, *array.shape[1:]), array.dtype) if known and samples == 0 else array[-1:]
-            missing = jnp.broadcast_to(last, (blocks * rows - samples, *array.shape[1:]))
-            array = jnp.concatenate([array, missing])
-        return array.reshape((blocks, rows, *array.shape[1:]))
+            padding = jnp.broadcast_to(last, (chunks * rows - samples, *array.shape[1:]))
+            array = jnp.concatenate([array, padding])
+        return array.reshape((chunks, rows, *array.shape[1:]))
 
-    return jax.tree.map(one, arrays)
+    return jax.tree.map(split, arrays)
 
 
 def merge_chunks(arrays: Any, shape: Shape) -> Any:
-    """Each `[blocks, rows, …]` as `[*shape, …]`, without what `split` filled in."""
+    """Each `[chunks, rows, …]` as `[*shape, …]`, without the padding of `split_into_chunks`."""
 
-    def one(array: Array) -> Array:
+    def merge(array: Array) -> Array:
         flat = array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
         return flat[: math.prod(shape)].reshape(shape + array.shape[2:])
 
-    return jax.tree.map(one, arrays)
+    return jax.tree.map(merge, arrays)
 
 
 def scan_chunks(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, blocks: Any, active: Bool[Array, " blocks"] | None
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, chunks: Any, active: Bool[Array, " chunks"] | None
 ) -> tuple[Any, Any]:
-    """`lax.scan` of `step` over the blocks. One that is not `active` changes nothing and gives zeros."""
-    if jax.tree.leaves(blocks)[0].shape[0] == 1:
-        carry, out = step(carry, jax.tree.map(lambda array: array[0], blocks))
+    """`lax.scan` of `step` over the chunks. A chunk that is not `active` keeps the carry and gives zeros."""
+    if jax.tree.leaves(chunks)[0].shape[0] == 1:
+        carry, out = step(carry, jax.tree.map(lambda array: array[0], chunks))
         return carry, jax.tree.map(lambda array: array[None], out)
 
-    every = jax.tree.leaves(blocks)
+    leaves = jax.tree.leaves(chunks)
 
-    def skip(carry: Any, block: Any) -> tuple[Any, Any]:
-        _, out = jax.eval_shape(step, carry, block)
-        return carry, jax.tree.map(lambda to: varying_like(jnp.zeros(to.shape, to.dtype), *every), out)
+    def skip(carry: Any, chunk: Any) -> tuple[Any, Any]:
+        _, out = jax.eval_shape(step, carry, chunk)
+        return carry, jax.tree.map(lambda a: varying_like(jnp.zeros(a.shape, a.dtype), *leaves), out)
 
     if active is None:
-        return lax.scan(step, carry, blocks)
+        return lax.scan(step, carry, chunks)
 
-    # The derivative of a `cond` would keep what each block reads once for every block, as the kernel that all read.
+    # Without the checkpoint, the derivative of `cond` would save what each chunk reads, such as the kernel, per chunk.
     @partial(jax.checkpoint, prevent_cse=False)
-    def at(carry: Any, here: tuple[Any, Any]) -> tuple[Any, Any]:
-        block, taken = here
-        return lax.cond(taken, step, skip, carry, block)
+    def step_if_active(carry: Any, chunk_and_flag: tuple[Any, Any]) -> tuple[Any, Any]:
+        chunk, is_active = chunk_and_flag
+        return lax.cond(is_active, step, skip, carry, chunk)
 
-    return lax.scan(at, carry, (blocks, active))
+    return lax.scan(step_if_active, carry, (chunks, active))
 
 
-def active_chunks(weights: Array) -> Bool[Array, " blocks"]:
-    """Which blocks hold a sample whose weight is not 0. Where the weights are differentiated by, all of them:
+def active_chunks(weights: Array) -> Bool[Array, " chunks"]:
+    """Which chunks of `[chunks, rows]` weights hold a weight ≠ 0; all of them where the weights are differentiated.
 
-    a sample of weight 0 adds nothing, but its loss is the derivative with respect to its weight.
+    A sample of weight 0 adds nothing to the sum, but its loss is the derivative with respect to its weight.
     """
-    return _max_weight(weights) > 0
+    return _largest_weight(weights) > 0
 
 
 @jax.custom_jvp
-def _max_weight(weights: Array) -> Array:
-    return _max_per_chunk(weights)
+def _largest_weight(weights: Array) -> Array:
+    return _largest_of_chunk(weights)
+
+
+@_largest_weight.defjvp
+def _largest_weight_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    largest = _largest_weight(*primals)
+    positive = jnp.where(largest > 0, largest, 1)
+    return positive, jnp.zeros_like(positive)
 
 
 @jax.custom_batching.custom_vmap
-def _max_per_chunk(weights: Array) -> Array:
+def _largest_of_chunk(weights: Array) -> Array:
     return jnp.max(jnp.abs(weights), axis=1, initial=0)
 
 
-@_max_per_chunk.def_vmap
-def _max_over_examples(_: int, __: list[bool], weights: Array) -> tuple[Array, bool]:
-    # one answer for all examples, so that a block is left out or not, where `vmap` would compute both and select
-    return _max_per_chunk(jnp.max(jnp.abs(weights), axis=0, initial=0)), False
-
-
-@_max_weight.defjvp
-def _max_weight_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    held = _max_weight(*primals)
-    some = jnp.where(held > 0, held, 1)
-    return some, jnp.zeros_like(some)
+@_largest_of_chunk.def_vmap
+def _largest_of_all_examples(_: int, __: list[bool], weights: Array) -> tuple[Array, bool]:
+    # One answer for all examples: with one each, `vmap` would turn the `cond` into a `select` that computes both.
+    return _largest_of_chunk(jnp.max(jnp.abs(weights), axis=0, initial=0)), False

@@ -1,7 +1,7 @@
-"""Σ weight · row_loss over the rows of hidden @ kernel, with its gradients taken while a block's logits are at hand.
+"""Σ weight · row_loss over the rows of hidden @ kernel: gradients are taken while a chunk's logits are in memory.
 
-The weights are known, so that the gradient of a block of logits is, up to the one scalar that comes from outside.
-Three matrix products in all, the least possible; the value alone takes one. Below, the rows themselves, for four.
+The weights are known in the forward pass. So the gradient of a chunk's logits is known there too, up to one scalar
+cotangent. That makes three matmuls in all, as many as the unfused baseline; the value alone takes one.
 """
 
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from softjax._args.types import Array, Bool
-from softjax._linear import chunks
+from softjax._args.types import Array
+from softjax._linear.chunks import scan_chunks
 from softjax._linear.layer import Parameters
 from softjax._linear.samples import (
     ChunkConfig,
     CompensatedSum,
     Samples,
     chunk_block,
+    guard_ignored,
     in_kernel_layout,
     zero_gradients,
     zero_of_rows,
 )
 from softjax._mesh.axes import psum, psum_cotangents, varying_like
-from softjax._rows.edges import zero_ignored
+from softjax._rows.block import apply_rule
 from softjax._rows.reduction import reduce
 from softjax._xla import one_cpu
 from softjax._xla.barrier import barrier_small
@@ -33,130 +33,100 @@ from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _fused_loss_sum(static, parameters, samples, shared):
-    logits, loss = partial(static.layer.logits, parameters=parameters), partial(_chunk_loss, static, parameters)
+def _fused_loss_sum(config, parameters, samples, shared):
+    def step(total: CompensatedSum, chunk: Samples) -> tuple[CompensatedSum, Any]:
+        x = config.layer.logits(chunk.safe_hidden, parameters)
+        loss, aux = _chunk_loss(config, parameters, x, chunk, shared)
+        return total.add(loss), aux
 
-    def step(total: CompensatedSum, block: Samples) -> tuple[CompensatedSum, Any]:
-        part, aux = loss(logits(block.safe_hidden), block, shared)
-        return total.add(part), aux
-
-    start = CompensatedSum.start(zero_of_rows(static, parameters, samples))
-    total, aux = chunks.scan_chunks(step, start, samples, samples.active_chunks)
-    return psum(total.total, static.samples), aux
+    start = CompensatedSum.start(zero_of_rows(config, parameters, samples))
+    total, aux = scan_chunks(step, start, samples, samples.active_chunks)
+    return psum(total.total, config.sample_names), aux
 
 
-def _forward(static, parameters, samples, shared):
-    layer, loss = static.layer, partial(_chunk_loss, static, parameters)
+def _forward(config, parameters, samples, shared):
+    layer = config.layer
 
-    def step(carry: Any, block: Samples) -> tuple[Any, Any]:
+    def step(carry: Any, chunk: Samples) -> tuple[Any, Any]:
         sums, dkernel, dshared = carry
-        hidden = block.safe_hidden
+        hidden = chunk.safe_hidden
         x = layer.logits(hidden, parameters)
-        moved, of, gradients = _partition_floating((block._replace(hidden=None, teacher=None), shared))
+        floating, rebuild, gradients = _partition_floating((chunk._replace(hidden=None, teacher_hidden=None), shared))
 
-        def of_moved(x: Array, moved: Any) -> tuple[Array, Any]:
-            samples, shared = of(moved)
-            return loss(x, samples._replace(teacher=block.teacher), shared)
+        def loss_of(x: Array, floating: Any) -> tuple[Array, Any]:
+            samples, shared = rebuild(floating)
+            samples = samples._replace(teacher_hidden=chunk.teacher_hidden)
+            return _chunk_loss(config, parameters, x, samples, shared)
 
-        part, pull, aux = jax.vjp(of_moved, x, moved, has_aux=True)
-        dx, dmoved = barrier_small(pull, x.size)(static.classes.divide_cotangent(jnp.ones_like(part)))
+        loss, vjp, aux = jax.vjp(loss_of, x, floating, has_aux=True)
+        dx, dfloating = barrier_small(vjp, x.size)(config.classes.divide_cotangent(jnp.ones_like(loss)))
         du = layer.softcap_vjp(dx, x)
-        dblock, dshared_part = gradients(dmoved)
+        dchunk, dshared_here = gradients(dfloating)
         dhidden = layer.hidden_gradient(du, parameters.kernel)
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
-        sums = sums.add((part, None if parameters.bias is None else jnp.sum(du, 0)))
-        dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_part)
-        return (sums, dkernel, dshared), (dblock._replace(hidden=dhidden), aux)
+        sums = sums.add((loss, None if parameters.bias is None else jnp.sum(du, 0)))
+        dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_here)
+        return (sums, dkernel, dshared), (dchunk._replace(hidden=dhidden), aux)
 
-    moved, _, in_place = _partition_floating(shared)
-    dshared = in_place({i: varying_like(jnp.zeros(a.shape, a.dtype), a) for i, a in moved.items()})
+    floating, _, gradients = _partition_floating(shared)
+    dshared = gradients({i: varying_like(jnp.zeros(a.shape, a.dtype), a) for i, a in floating.items()})
     dkernel, dbias = zero_gradients(layer, parameters, samples)
-    carry = CompensatedSum.start((zero_of_rows(static, parameters, samples), dbias)), dkernel, dshared
-    (sums, dkernel, dshared), (dsamples, aux) = chunks.scan_chunks(step, carry, samples, samples.active_chunks)
+    carry = CompensatedSum.start((zero_of_rows(config, parameters, samples), dbias)), dkernel, dshared
+    (sums, dkernel, dshared), (dsamples, aux) = scan_chunks(step, carry, samples, samples.active_chunks)
     total, dbias = sums.total
-    types = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
-    return (psum(total, static.samples), aux), (
-        (in_kernel_layout(layer, dkernel, dbias), dsamples, dshared),
-        types,
-    )
+    dtypes = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
+    residuals = (in_kernel_layout(layer, dkernel, dbias), dsamples, dshared), dtypes
+    return (psum(total, config.sample_names), aux), residuals
 
 
-def _backward(static, residuals, g):
-    (gradients, types), (g, _) = residuals, g  # no derivative flows through what is measured beside the loss
-    return _scale_gradients(static.classes.psum_cotangents(psum_cotangents(g, static.samples)), gradients, types)
+def _backward(config, residuals, cotangents):
+    (gradients, dtypes), (g, _) = residuals, cotangents  # no derivative flows through aux
+    return _scale_gradients(config.classes.psum_cotangents(psum_cotangents(g, config.sample_names)), gradients, dtypes)
 
 
 _fused_loss_sum.defvjp(opaque_to_remat(_forward), _backward)
-
-
 fused_loss_sum = with_forward_mode(_fused_loss_sum)
-"""`loss_sum(static, parameters, samples, shared)`: Σ weight · row_loss, in float32 or wider, and what each row's loss
-measures beside it, `[blocks, rows, …]`.
-
-`shared` are arrays that all rows use.
+"""`fused_loss_sum(config, parameters, samples, shared)`: Σ weight · row_loss in float32 or wider, and aux
+`[chunks, rows, …]`. `shared` are arrays that all rows use.
 """
 
 
-def _chunk_loss(static: ChunkConfig, parameters: Parameters, x: Array, block: Samples, shared: Any) -> tuple[Any, Any]:
-    counted = block.active
-    row = static.rule.apply(static.classes, chunk_block(static, parameters, block, x))
-    row_args = block.row_args
-    if counted is not None:
-        row, row_args = guard_ignored((row, row_args), counted)
-    loss, aux = static.row_loss(shared, row, row_args)
+def _chunk_loss(config: ChunkConfig, parameters: Parameters, x: Array, chunk: Samples, shared: Any) -> tuple[Any, Any]:
+    """Σ weight · row_loss over a chunk with logits x, and its aux."""
+    active, row_args = chunk.active, chunk.row_args
+    values = apply_rule(config.rule, chunk_block(config, parameters, chunk, x))
+    if active is not None:
+        values, row_args = guard_ignored((values, row_args), active)
+    loss, aux = config.row_loss(shared, values, row_args)
     loss = loss.astype(x.dtype)
-    weights = one_cpu.unit_weights(loss) if block.weights is None else block.weights[:, 0].astype(x.dtype)
+    weights = one_cpu.unit_weights(loss) if chunk.weights is None else chunk.weights[:, 0].astype(x.dtype)
     return reduce(loss, weights, "sum"), aux
 
 
-def guard_ignored(arrays: Any, counted: Bool[Array, "rows 1"]) -> Any:
-    """Arrays, finite in rows that are not counted, as are their cotangents, which a caller's loss may make 0 · inf."""
-
-    def one(array: Array) -> Array:
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            return array
-        here = counted.reshape((-1, *(1,) * (array.ndim - 1)))
-        return _guard_tangent(zero_ignored(array, here), here)
-
-    return jax.tree.map(one, arrays)
-
-
-@jax.custom_jvp
-def _guard_tangent(array, counted):
-    return array
-
-
-@_guard_tangent.defjvp
-def _guard_tangent_jvp(primals, tangents):
-    # The solution of t = step: JAX takes what it is given for it, and for its transpose.
-    def finite(_: Any, step: Array) -> Array:
-        return zero_ignored(step, primals[1])
-
-    return _guard_tangent(*primals), lax.custom_linear_solve(lambda t: t, tangents[0], finite, finite)
-
-
 class _FloatingLeaves(NamedTuple):
-    """The floating leaves of a pytree by their number, and the pytree of others in their place, or of gradients."""
+    """The floating leaves of a pytree by index, and two ways to rebuild it."""
 
     leaves: dict[int, Array]
-    of: Callable[[dict[int, Array]], Any]
+    rebuild: Callable[[dict[int, Array]], Any]
+    """With other floating leaves in their place."""
     gradients: Callable[[dict[int, Array]], Any]
+    """With gradients in their place, and None for the other leaves."""
 
 
 def _partition_floating(tree: Any) -> _FloatingLeaves:
     leaves, structure = jax.tree.flatten(tree)
-    every = dict(enumerate(leaves))
+    by_index = dict(enumerate(leaves))
     return _FloatingLeaves(
-        {i: leaf for i, leaf in every.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)},
-        lambda moved: jax.tree.unflatten(structure, (every | moved).values()),
-        lambda moved: jax.tree.unflatten(structure, [moved.get(i) for i in every]),
+        {i: leaf for i, leaf in by_index.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)},
+        lambda floating: jax.tree.unflatten(structure, (by_index | floating).values()),
+        lambda floating: jax.tree.unflatten(structure, [floating.get(i) for i in by_index]),
     )
 
 
-def _scale_gradients(g: Array, gradients: Any, types: Any) -> Any:
-    """g · gradient in the type of the argument; the scalar comes before the cast, which might lose a small gradient."""
+def _scale_gradients(g: Array, gradients: Any, dtypes: Any) -> Any:
+    """g · gradient in the dtype of the argument. It scales before it casts: a cast alone may round a gradient to 0."""
 
-    def one(gradient: Any, kind: Any) -> Any:
-        return None if gradient is None else (g * gradient.astype(g.dtype)).astype(kind.dtype)
+    def scale(gradient: Any, like_argument: Any) -> Any:
+        return None if gradient is None else (g * gradient.astype(g.dtype)).astype(like_argument.dtype)
 
-    return jax.tree.map(one, gradients, types, is_leaf=lambda gradient: gradient is None)
+    return jax.tree.map(scale, gradients, dtypes, is_leaf=lambda gradient: gradient is None)

@@ -1,7 +1,7 @@
-"""The last linear layer for a block of samples: its logits, and their pull-back to what they were made from.
+"""The last linear layer on a chunk of samples: its logits, and their VJP.
 
-Every product takes its operands in the type they came in and accumulates in float32 or wider; float16 operands are
-widened for the products of the pull-back, since gradients of logits would underflow in float16.
+Each matmul takes its operands in their own dtype and accumulates in float32 or wider. The backward matmuls widen
+float16 operands, since gradients of logits would underflow in float16.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,14 @@ from softjax._xla.transpose import add_with_transpose
 
 
 class Parameters(NamedTuple):
+    """The arrays of a layer."""
+
     kernel: Float[Array, "_ _"]
     bias: Float[Array, " classes"] | None
     exists: Bool[Array, " classes"] | None = None
-    """The classes that exist, None for all."""
+    """The classes that `where` keeps, None for all."""
     teacher: Any = None
-    """Those of the teacher's layer, which are constants; None where there is no teacher."""
+    """The parameters of `Layer.teacher`, which are constants; None without a teacher."""
 
     @property
     def where(self) -> Bool[Array, "1 classes"] | None:
@@ -32,26 +34,28 @@ class Parameters(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What is static of the layer cap · tanh((h W + b) / cap)."""
+    """The static part of the layer cap · tanh((h W + b) / cap)."""
 
     transposed: bool
-    """The kernel is kept as `[classes, features]`."""
+    """Whether the kernel is kept as `[classes, features]`."""
     softcap: float | None
     dtype: jnp.dtype
-    """Of the logits and of what is computed from them, float32 or wider."""
+    """The dtype of the logits and of all that is computed from them: float32 or wider."""
     precision: Any = None
-    """Of every product: the backward pass is traced later, when the default may be another."""
+    """Of every matmul. It is stored, since the backward pass is traced later, under another default perhaps."""
+    teacher: "Layer | None" = None
+    """The layer that makes a teacher's logits from its own hidden states."""
 
     @property
     def axes(self) -> tuple[int, int]:
-        """The axes of the features and of the classes in the kernel."""
+        """The feature axis and the class axis of the kernel."""
         return (1, 0) if self.transposed else (0, 1)
 
     def num_classes(self, parameters: Parameters) -> int:
         return parameters.kernel.shape[self.axes[1]]
 
     def pad_classes(self, count: int, parameters: Parameters) -> Parameters:
-        """With `count` more classes, which do not exist."""
+        """The parameters with `count` more classes, which are masked."""
         kernel, bias, exists, _ = parameters
         exists = jnp.ones(self.num_classes(parameters), bool) if exists is None else exists
         widths = [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)]
@@ -60,64 +64,68 @@ class Layer(NamedTuple):
 
     def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
         kernel, bias, *_ = parameters
-        x = self.matmul(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
+        u = self.matmul(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
-            x = x + bias.astype(x.dtype)[None, :]
-        # a class that −inf leaves out stays out, where tanh(−inf) would be −1
-        return x if self.softcap is None else jnp.where(x == -jnp.inf, x, self.softcap * jnp.tanh(x / self.softcap))
+            u = u + bias.astype(u.dtype)[None, :]
+        # A class with bias −inf keeps logit −inf, where tanh(−inf) would be −1.
+        return u if self.softcap is None else jnp.where(u == -jnp.inf, u, self.softcap * jnp.tanh(u / self.softcap))
 
     def softcap_vjp(
         self, dx: Float[Array, "rows classes"], x: Float[Array, "rows classes"]
     ) -> Float[Array, "rows classes"]:
-        """The cotangent of h W + b from that of the logits."""
+        """du of u = h W + b, from dx of the logits x."""
         # x = cap · tanh(u / cap)  ⇒  ∂x/∂u = 1 − (x / cap)²
         return dx if self.softcap is None else dx * (1 - (jnp.where(x == -jnp.inf, 0, x) / self.softcap) ** 2)
 
     def hidden_gradient(self, du: Float[Array, "rows classes"], kernel: Array) -> Float[Array, "rows features"]:
         """dh = du Wᵀ"""
-        classes = self.axes[1]
+        class_axis = self.axes[1]
         if kernel.dtype == du.dtype:
-            return self.matmul(du, kernel, 1, classes)
-        cast = _cast_cotangent(kernel, du)
-        nothing = lax.pad(du[:, :0], jnp.zeros((), du.dtype), [(0, 0, 0), (0, kernel.shape[1 - classes], 0)])
+            return self.matmul(du, kernel, 1, class_axis)
+        cast = _cast_cotangent_to(kernel, du)
+        zeros = lax.pad(du[:, :0], jnp.zeros((), du.dtype), [(0, 0, 0), (0, kernel.shape[1 - class_axis], 0)])
         return add_with_transpose(
-            lambda y, du: y + self.matmul(*cast(du), 1, classes).astype(du.dtype),
-            lambda y: self.matmul(*cast(y), 1, 1 - classes).astype(du.dtype),
-            nothing,
+            lambda y, du: y + self.matmul(*cast(du), 1, class_axis).astype(du.dtype),
+            lambda y: self.matmul(*cast(y), 1, 1 - class_axis).astype(du.dtype),
+            zeros,
             du,
         )
 
     def add_kernel_gradient(
-        self, total: Float[Array, "classes features"] | None, du: Float[Array, "rows classes"], hidden: Array
+        self, accumulator: Float[Array, "classes features"] | None, du: Float[Array, "rows classes"], hidden: Array
     ) -> Float[Array, "classes features"]:
-        """total + duᵀ h = total + dWᵀ: a CPU takes half the time of that for [features, classes]. None is 0.
+        """accumulator + duᵀ h = accumulator + dWᵀ; None is 0. A CPU takes half the time of hᵀ du for it.
 
-        What is added to piece by piece lies in memory as it is; a product alone goes at once to where the kernel's
-        gradient is to lie.
+        An accumulator keeps the layout [classes, features]. A single matmul writes straight into the layout of the
+        kernel gradient.
         """
-        cast = _cast_cotangent(hidden, du)
-        add_product = one_cpu.add_in_tiles if total is not None else lambda zero, function, x: zero + function(x)
-        if total is None:
-            total = varying_like(jnp.zeros((du.shape[1], hidden.shape[1]), du.dtype), du, hidden)
+        cast = _cast_cotangent_to(hidden, du)
+        add_matmul = one_cpu.add_in_tiles
+        if accumulator is None:
+            add_matmul = lambda zeros, matmul, x: zeros + matmul(x)  # noqa: E731
+            accumulator = varying_like(jnp.zeros((du.shape[1], hidden.shape[1]), du.dtype), du, hidden)
 
-        def add(total: Array, du: Array) -> Array:
+        def add(accumulator: Array, du: Array) -> Array:
             du, h = cast(du)
-            return add_product(total, lambda du: self.matmul(du, h, 0, 0).astype(total.dtype), du)
+            return add_matmul(accumulator, lambda du: self.matmul(du, h, 0, 0).astype(accumulator.dtype), du)
 
-        def back(total: Array) -> Array:
-            total, h = cast(total)
-            return self.matmul(h, total, 1, 1).astype(du.dtype)
+        def transpose(accumulator: Array) -> Array:
+            accumulator, h = cast(accumulator)
+            return self.matmul(h, accumulator, 1, 1).astype(du.dtype)
 
-        return add_with_transpose(add, back, total, du)
+        return add_with_transpose(add, transpose, accumulator, du)
 
     def matmul(self, a: Array, b: Array, i: int, j: int) -> Array:
-        """Σ over axis i of a and axis j of b."""
+        """Contracts axis i of a with axis j of b."""
         axes, dtype = (((i,), (j,)), ((), ())), arrays.accumulation_dtype(a, b)
         return lax.dot_general(a, b, axes, precision=self.precision, preferred_element_type=dtype)
 
 
-def _cast_cotangent(other: Array, du: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """A cotangent in the type of the other operand; for float16, in which it would underflow, that one is widened."""
+def _cast_cotangent_to(other: Array, du: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """Maps a cotangent to the pair of matmul operands (cotangent, other), both in the dtype of `other`.
+
+    float16 is the exception: the cotangent would underflow, so `other` is widened.
+    """
     if other.dtype == jnp.float16:
         return lambda cotangent: (cotangent, other.astype(du.dtype))
     return lambda cotangent: (cotangent.astype(other.dtype), other)

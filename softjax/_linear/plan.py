@@ -1,4 +1,4 @@
-"""The arguments of a linear layer and its loss: checked, laid over the devices, and cut into blocks."""
+"""The plan of a call on a linear layer: arguments checked, shardings found, samples cut into chunks."""
 
 import math
 from collections.abc import Callable
@@ -26,221 +26,236 @@ from softjax._rows.reduction import mean_from_sum
 from softjax._xla.layout import is_transpose
 
 
-class LayerArrays(NamedTuple):
-    """The arrays, in the shapes that they came in; the kernel as a loop takes it."""
+class CheckedLayer(NamedTuple):
+    """The arrays of a layer, of shapes that fit."""
+
+    hidden: Array
+    kernel: Array
+    bias: Array | None
+
+    @property
+    def logits_shape(self) -> Shape:
+        return (*self.hidden.shape[:-1], self.kernel.shape[1])
+
+
+def check_layer(hidden: Any, kernel: Any, bias: Any, prefix: str = "") -> CheckedLayer:
+    return CheckedLayer(*arrays.layer_arrays(hidden, kernel, bias, prefix))
+
+
+class LayerOptions(NamedTuple):
+    """The options that every `linear_*` function shares, as the caller gave them."""
+
+    where: Any
+    logit_softcap: Any
+    block_size: Any
+    precision: Any
+    axis_name: Any
+    batch_axis_name: Any
+    weights: Any = None
+
+
+class LayerInputs(NamedTuple):
+    """The arrays of a call, in the caller's shapes; the kernel in the layout that a loop reads."""
 
     parameters: Parameters
     hidden: Array
     labels: Labels | TopKClasses | Teacher
     weights: Array | None
-    teacher: Array | None = None
-    """The teacher's hidden vectors."""
+    teacher_hidden: Array | None = None
 
     @property
     def shape(self) -> Shape:
-        """Of the samples."""
+        """The shape of the samples."""
         return self.hidden.shape[:-1]
 
     @property
-    def samples(self) -> Length:
+    def num_samples(self) -> Length:
         return math.prod(self.shape)
 
-    def with_kernel(self, kernel: Array) -> "LayerArrays":
+    def with_kernel(self, kernel: Array) -> "LayerInputs":
         return self._replace(parameters=self.parameters._replace(kernel=kernel))
 
 
 class Plan(NamedTuple):
-    """What is static."""
+    """The static part of a call."""
 
     layer: Layer
     chunk_size: int
-    """The samples of a block."""
     split: Split
-    teacher: Layer | None = None
     padded_classes: int = 0
-    """How many more classes a block's logits have than there are: `blocks.more_classes`."""
+    """How many masked classes to append to the logits of a chunk: `padding_for_tensor_cores`."""
+
+    # On a mesh: each device runs a function on its own shards.
+
+    def shard_map(self, function: Callable[..., Any], inputs: LayerInputs, more: Any, out: Any) -> Callable[..., Any]:
+        """`function(inputs, shared, row_args)` of each device's shards, as a function of global arrays."""
+        split = self.split
+        specs = jax.tree.map(split.samples_spec, inputs)
+        parameters, labels = self._parameter_specs(inputs.parameters), split.labels_spec(inputs.labels, -1)
+        specs = specs._replace(parameters=parameters, labels=labels)
+        shared, row_args = more
+        rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.samples_spec, row_args)
+        if split.feature_axes:
+            return self._with_sharded_features(function, (specs, *rest), out)
+        return split.shard_map(function, (specs, *rest), out)
+
+    def _parameter_specs(self, parameters: Parameters) -> Parameters:
+        """PartitionSpecs of the parameters: classes sharded, features not."""
+        class_axes = self.split.class_axes or None
+
+        def layer_specs(layer: Layer, parameters: Parameters) -> Parameters:
+            specs = jax.tree.map(lambda _: P(class_axes), parameters._replace(teacher=None))
+            return specs._replace(kernel=P(class_axes, None) if layer.transposed else P(None, class_axes))
+
+        return self._map_layers(layer_specs, parameters)
+
+    def _map_layers(self, function: Callable[[Layer, Parameters], Parameters], parameters: Parameters) -> Parameters:
+        """The function of the layer, and of the teacher's layer where there is one."""
+        mapped, teacher = function(self.layer, parameters), self.layer.teacher
+        return mapped if teacher is None else mapped._replace(teacher=function(teacher, parameters.teacher))
+
+    def _with_sharded_features(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
+        """`shard_map`, with the kernel gradient reduce-scattered along the features that shard the kernel."""
+        split, features = self.split, self.split.feature_axes
+        others = tuple(name for name in split.bound_sample_axes if name not in features)
+        gather = partial(gather_features, features, others, self.layer.axes[0])
+        class_axes = split.class_axes or None
+        shard = P(class_axes, features) if self.layer.transposed else P(features, class_axes)
+
+        def local(inputs: LayerInputs, kernel_shard: Array, *more: Any) -> Any:
+            return function(inputs.with_kernel(gather(inputs.parameters.kernel, kernel_shard)), *more)
+
+        run = split.shard_map(local, (specs[0], shard, *specs[1:]), out)
+
+        def run_globally(inputs: LayerInputs, *more: Any) -> Any:
+            kernel = inputs.parameters.kernel
+            return run(inputs.with_kernel(lax.stop_gradient(kernel)), kernel, *more)
+
+        return run_globally
+
+    # On one device: weights, chunks, and the reduction over them.
 
     @property
     def classes(self) -> ClassAxis:
         return ClassAxis(-1, self.split.class_names)
 
-    def shard_map(
-        self, function: Callable[..., Any], problem: LayerArrays, more: Any, out: Any
-    ) -> Callable[..., Any]:
-        """`function(problem, shared, row_args)` as one of global arrays: on each device's part of them."""
-        split = self.split
-        specs = jax.tree.map(split.samples_spec, problem)
-        specs = specs._replace(
-            parameters=self._parameter_specs(problem.parameters), labels=split.labels_spec(problem.labels, -1)
-        )
-        shared, row_args = more
-        rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.samples_spec, row_args)
-        if split.feature_axes:
-            return self._regathering(function, (specs, *rest), out)
-        return split.shard_map(function, (specs, *rest), out)
-
-    def _parameter_specs(self, parameters: Parameters) -> Parameters:
-        """Where they lie: the classes split, the features not."""
-        columns = self.split.class_axes or None
-
-        def of_layer(layer: Layer, parameters: Parameters) -> Parameters:
-            specs = jax.tree.map(lambda _: P(columns), parameters._replace(teacher=None))
-            return specs._replace(kernel=P(columns, None) if layer.transposed else P(None, columns))
-
-        return self._of_layers(of_layer, parameters)
-
-    def _of_layers(self, function: Callable[[Layer, Parameters], Parameters], parameters: Parameters) -> Parameters:
-        """The function of each of the layers."""
-        own = function(self.layer, parameters)
-        return own if self.teacher is None else own._replace(teacher=function(self.teacher, parameters.teacher))
-
-    def _regathering(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
-        """The same, with the gradient of the kernel reduce-scattered along its features."""
-        split, features = self.split, self.split.feature_axes
-        others = tuple(name for name in split.bound_sample_axes if name not in features)
-        gather = partial(gather_features, features, others, self.layer.axes[0])
-        columns = split.class_axes or None
-        part = P(columns, features) if self.layer.transposed else P(features, columns)
-
-        def local(problem: LayerArrays, part: Array, *more: Any) -> Any:
-            return function(problem.with_kernel(gather(problem.parameters.kernel, part)), *more)
-
-        run = split.shard_map(local, (specs[0], part, *specs[1:]), out)
-
-        def of_whole(problem: LayerArrays, *more: Any) -> Any:
-            kernel = problem.parameters.kernel
-            return run(problem.with_kernel(lax.stop_gradient(kernel)), kernel, *more)
-
-        return of_whole
-
-    def weights(self, problem: LayerArrays) -> Float[Array, "*samples"] | None:
-        """One weight for each sample, None for 1. Where no class exists, no sample is counted."""
-        weights, exists = problem.weights, problem.parameters.exists
-        if exists is not None:
-            some = self.any_class(exists)
-            weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
-        return None if weights is None else jnp.broadcast_to(weights, problem.shape).astype(self.layer.dtype)
-
     @property
-    def _every_class(self) -> ClassAxis:
-        """The axis of a vector of all classes, also where a `vmap` splits them."""
+    def _all_classes(self) -> ClassAxis:
+        """The axis of a vector of all classes, also where a `vmap` shards them."""
         return ClassAxis(-1, (*self.split.class_names, *self.split.vmap_axes))
 
     def any_class(self, exists: Bool[Array, " classes"]) -> Bool[Array, ""]:
-        """Whether a class exists, on any device."""
-        return self._every_class.any(exists)[0]
+        """Whether a class exists on any device."""
+        return self._all_classes.any(exists)[0]
 
     def chunk_config(self, rule: RowRule) -> ChunkConfig:
-        return ChunkConfig(rule, self.layer, self.classes, manual_names(self.split.sample_names), self.teacher)
+        return ChunkConfig(rule, self.layer, self.classes, manual_names(self.split.sample_names))
 
-    def reduce(self, problem: LayerArrays, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
-        """The sum over the blocks as that of all devices, or as the mean."""
-        names = self.split.sample_names
-        total = psum(total, vmap_names(names))
-        return total if reduction == "sum" else mean_from_sum(total, self.weights(problem), problem.samples, names)
+    def weights(self, inputs: LayerInputs) -> Float[Array, "*samples"] | None:
+        """The weight of each sample, None if all are 1. If no class exists, every sample is ignored."""
+        weights, exists = inputs.weights, inputs.parameters.exists
+        if exists is not None:
+            some = self.any_class(exists)
+            weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
+        return None if weights is None else jnp.broadcast_to(weights, inputs.shape).astype(self.layer.dtype)
 
-    def into_chunks(self, problem: LayerArrays, row_args: Any = ()) -> tuple[Parameters, Samples]:
-        """The samples cut into blocks; those that fill up the last one weigh nothing, if any sample has a weight."""
-        count, weights = problem.samples, self.weights(problem)
+    def into_chunks(self, inputs: LayerInputs, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """The samples cut into chunks. Padding samples have weight 0, if samples have weights."""
+        count, weights = inputs.num_samples, self.weights(inputs)
 
         def cut(array: Array) -> Array:
-            return chunks.split_into_chunks(
-                array.reshape((count, *array.shape[len(problem.shape) :])), count, self.chunk_size
-            )
+            flat = array.reshape((count, *array.shape[len(inputs.shape) :]))
+            return chunks.split_into_chunks(flat, count, self.chunk_size)
 
-        each = problem.hidden, self._target(problem), row_args, problem.teacher
-        hidden, target, row_args, teacher = jax.tree.map(cut, each)
+        arrays_of_samples = inputs.hidden, self._target(inputs), row_args, inputs.teacher_hidden
+        hidden, target, row_args, teacher_hidden = jax.tree.map(cut, arrays_of_samples)
         if weights is not None:
             missing = math.prod(hidden.shape[:2]) - count
             weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
-        # Where the classes are split, a block's numbers are sums over devices, which all of them must come to.
-        occupied = None
-        if weights is not None and problem.weights is not None and not self.split.class_names:
-            occupied = chunks.active_chunks(weights[..., 0])
+        # Sharded classes need collectives in each chunk, so every device runs every chunk.
+        active = None
+        if weights is not None and inputs.weights is not None and not self.split.class_names:
+            active = chunks.active_chunks(weights[..., 0])
         if self.padded_classes and isinstance(target, Distribution):
             target = target.pad_classes(self.padded_classes)
-        samples = Samples(hidden, target, weights, row_args, occupied, teacher)
-        return align_samples(self.classes, self._of_layers(self._padded_parameters, problem.parameters), samples)
+        samples = Samples(hidden, target, weights, row_args, active, teacher_hidden)
+        return align_samples(self.classes, self._map_layers(self._chunk_parameters, inputs.parameters), samples)
 
-    def _padded_parameters(self, layer: Layer, parameters: Parameters) -> Parameters:
-        """With the classes of all examples of a `vmap`, and those that do not exist; every class where none exists, as
-        no sample is counted then.
-        """
-        kernel, bias, exists, _ = parameters
-        exists = None if exists is None else self._every_class.exists_or_all(exists)
-        bias, exists = (self.split.gather_classes(vector, 0) for vector in (bias, exists))
-        whole = Parameters(self.split.gather_classes(kernel, layer.axes[1]), bias, exists)
-        return layer.pad_classes(self.padded_classes, whole) if self.padded_classes else whole
-
-    def into_full_chunks(self, problem: LayerArrays, row_args: Any = ()) -> tuple[Parameters, Samples]:
-        """The same, with weights wherever samples fill up the last block."""
-        if self.weights(problem) is not None or chunks.chunks_are_full(problem.samples, self.chunk_size):
-            return self.into_chunks(problem, row_args)
-        ones = jnp.ones(problem.shape, self.layer.dtype)
-        parameters, samples = self.into_chunks(problem._replace(weights=ones), row_args)
+    def into_weighted_chunks(self, inputs: LayerInputs, row_args: Any = ()) -> tuple[Parameters, Samples]:
+        """`into_chunks`, with weights wherever the last chunk is padded."""
+        if self.weights(inputs) is not None or chunks.chunks_are_full(inputs.num_samples, self.chunk_size):
+            return self.into_chunks(inputs, row_args)
+        ones = jnp.ones(inputs.shape, self.layer.dtype)
+        parameters, samples = self.into_chunks(inputs._replace(weights=ones), row_args)
         return parameters, samples._replace(active_chunks=None)
 
-    def _target(self, problem: LayerArrays) -> Target | Teacher:
-        labels, split = problem.labels, self.split
-        classes = self.layer.num_classes(problem.parameters) * axis_size(split.class_names) * axis_size(split.vmap_axes)
+    def _chunk_parameters(self, layer: Layer, parameters: Parameters) -> Parameters:
+        """The parameters of all examples of a `vmap` over classes, with padded classes.
+
+        If no class exists, all of them do: every sample is ignored then, and its row stays finite.
+        """
+        kernel, bias, exists, _ = parameters
+        exists = None if exists is None else self._all_classes.exists_or_all(exists)
+        bias, exists = (self.split.gather_classes(vector, 0) for vector in (bias, exists))
+        gathered = Parameters(self.split.gather_classes(kernel, layer.axes[1]), bias, exists)
+        return layer.pad_classes(self.padded_classes, gathered) if self.padded_classes else gathered
+
+    def _target(self, inputs: LayerInputs) -> Target | Teacher:
+        labels, split = inputs.labels, self.split
+        classes = self.layer.num_classes(inputs.parameters) * axis_size(split.class_names) * axis_size(split.vmap_axes)
         if isinstance(labels, Teacher):
-            return labels.broadcast_to_rows((*problem.shape, 1), self.layer.dtype)
+            return labels.broadcast_to_rows((*inputs.shape, 1), self.layer.dtype)
         if isinstance(labels, TopKClasses):
             return labels.checked(classes)
         target = split.target(labels, classes, -1)
         return jax.tree.map(to_float64, target) if self.layer.dtype == jnp.float64 else target
 
+    def reduce(self, inputs: LayerInputs, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
+        """The sum over all devices, or the mean, from the sum over the chunks."""
+        names = self.split.sample_names
+        total = psum(total, vmap_names(names))
+        return total if reduction == "sum" else mean_from_sum(total, self.weights(inputs), inputs.num_samples, names)
+
 
 def make_plan(
-    hidden: Any,
-    kernel: Any,
-    labels: Callable[[Shape], Labels | TopKClasses | Teacher],
-    *,
-    names: tuple[Any, Any],
-    weights: Any = None,
-    **given: Any,
-) -> tuple[Plan, LayerArrays]:
-    """What the caller gave, refused by name if it does not fit; the labels are given for logits of a shape."""
-    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, given["bias"])
+    layer: CheckedLayer, labels: Labels | TopKClasses | Teacher, given: LayerOptions
+) -> tuple[Plan, LayerInputs]:
+    """The plan of a call and its arrays; checks the options."""
+    hidden, kernel, bias = layer
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
-    target = labels((*samples, classes))
-    weights, exists = arrays.weights(weights, samples), arrays.class_mask(given["where"], classes)
-    cap, precision = options.softcap(given["logit_softcap"]), options.precision(given["precision"])
-    split = split_for_layer(*names, hidden, kernel)
+    weights, exists = arrays.weights(given.weights, samples), arrays.class_mask(given.where, classes)
+    softcap, precision = options.softcap(given.logit_softcap), options.precision(given.precision)
+    split = split_for_layer(given.axis_name, given.batch_axis_name, hidden, kernel)
     count, classes = split.local_sizes(samples, classes)
-    dtype = arrays.accumulation_dtype(hidden, kernel, *jax.tree.leaves(target))
-    rows, platform = options.block_size(given["block_size"]), platform_of(hidden)
+    dtype = arrays.accumulation_dtype(hidden, kernel, *jax.tree.leaves(labels))
+    rows, platform = options.block_size(given.block_size), platform_of(hidden)
     if rows is None:
-        rows = chunks.chunk_size(count, features, classes, jnp.dtype(dtype).itemsize, platform)
-    layer, kernel = _layer_and_kernel(kernel, cap, dtype, precision)
-    more = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
-    plan = Plan(layer, chunks.cap_chunk(rows, count), split, padded_classes=more)
-    return plan, LayerArrays(Parameters(kernel, bias, exists), hidden, target, weights)
+        rows = chunks.default_chunk_size(count, features, classes, jnp.dtype(dtype).itemsize, platform)
+    config, kernel = _layer_and_kernel(kernel, softcap, dtype, precision)
+    padding = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
+    plan = Plan(config, chunks.cap_chunk_size(rows, count), split, padding)
+    return plan, LayerInputs(Parameters(kernel, bias, exists), hidden, labels, weights)
 
 
-def _layer_and_kernel(kernel: Array, cap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:
-    """What is static of the layer, and its kernel as a loop takes it."""
+def _layer_and_kernel(kernel: Array, softcap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:
+    """The static part of a layer, and its kernel in the layout that a loop reads."""
     transposed = is_transpose(kernel)
-    return Layer(transposed, cap, jnp.dtype(dtype), precision), kernel.T if transposed else kernel
+    return Layer(transposed, softcap, jnp.dtype(dtype), precision), kernel.T if transposed else kernel
 
 
-def with_teacher(
-    plan: Plan, problem: LayerArrays, hidden: Any, kernel: Any, bias: Any, cap: Any
-) -> tuple[Plan, LayerArrays]:
-    """The same, with a second layer beside the first, of as many samples and classes."""
-    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, bias, whose="teacher_")
-    samples, classes = problem.shape, plan.layer.num_classes(problem.parameters)
+def with_teacher(plan: Plan, inputs: LayerInputs, teacher: CheckedLayer, softcap: Any) -> tuple[Plan, LayerInputs]:
+    """The plan with a teacher's layer, which has the same samples and classes. The teacher gets no gradient."""
+    hidden, kernel, bias = teacher
+    samples, classes = inputs.shape, plan.layer.num_classes(inputs.parameters)
     if hidden.shape[:-1] != samples:
         raise ValueError(f"`teacher_hidden` must have the samples of `hidden`, {samples}; got {hidden.shape[:-1]}.")
     if kernel.shape[1] != classes:
         raise ValueError(f"`teacher_kernel` must have the {classes} classes of `kernel`, got shape {kernel.shape}.")
     require_varying_classes(plan.split, "teacher_kernel", kernel)
-    dtype = max(
-        plan.layer.dtype, jnp.dtype(arrays.accumulation_dtype(hidden, kernel)), key=lambda dtype: dtype.itemsize
-    )
-    teacher, kernel = _layer_and_kernel(
-        kernel, options.softcap(cap, "teacher_logit_softcap"), dtype, plan.layer.precision
-    )
-    plan = plan._replace(layer=plan.layer._replace(dtype=dtype), teacher=teacher)
-    parameters = problem.parameters._replace(teacher=Parameters(kernel, bias))
-    return plan, problem._replace(parameters=parameters, teacher=hidden)
+    dtypes = plan.layer.dtype, jnp.dtype(arrays.accumulation_dtype(hidden, kernel))
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize)
+    softcap = options.softcap(softcap, "teacher_logit_softcap")
+    layer, kernel = _layer_and_kernel(kernel, softcap, dtype, plan.layer.precision)
+    parameters = inputs.parameters._replace(teacher=Parameters(kernel, bias))
+    plan = plan._replace(layer=plan.layer._replace(dtype=dtype, teacher=layer))
+    return plan, inputs._replace(parameters=parameters, teacher_hidden=hidden)

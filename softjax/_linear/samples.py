@@ -1,4 +1,4 @@
-"""Blocks of samples of a linear layer, as the sums and rows over them take them."""
+"""The samples of a linear layer, cut into chunks, and what one chunk needs."""
 
 from typing import Any, NamedTuple
 
@@ -12,100 +12,136 @@ from softjax._linear.layer import Layer, Parameters
 from softjax._mesh.axes import AxisNames, ClassAxis, varying_like, with_same_varying_axes
 from softjax._rows.block import Block, RowRule, make_block, with_target_varying
 from softjax._rows.edges import zero_ignored
+from softjax._xla.transpose import with_transpose
 
 
 class ChunkConfig(NamedTuple):
+    """The static part of a run over chunks."""
+
     rule: RowRule
     layer: Layer
     classes: ClassAxis
-    samples: AxisNames = ()
-    """The mesh axes over which the samples are split."""
-    teacher: Layer | None = None
-    """The layer that makes the target's logits, None for a target that has what it needs."""
+    sample_names: AxisNames = ()
+    """Mesh axes that shard the samples."""
     row_loss: Any = None
-    """The loss of each row, and what is measured beside it, of what all rows share, the numbers of the rows and their
-    own arguments. It is a constant: it closes over no array."""
+    """`(shared, values, row_args)` to the loss of each row and its aux. It closes over no array."""
 
 
 class Samples(NamedTuple):
-    """Each `[blocks, rows, …]`."""
+    """Arrays `[chunks, rows, …]`; inside a scan those of one chunk, `[rows, …]`."""
 
-    hidden: Float[Array, "blocks rows features"]
+    hidden: Float[Array, "chunks rows features"]
     target: Target
-    weights: Float[Array, "blocks rows 1"] | None
-    """None for 1."""
+    weights: Float[Array, "chunks rows 1"] | None
+    """None if every weight is 1."""
     row_args: Any = ()
-    active_chunks: Bool[Array, " blocks"] | None = None
-    """Which blocks hold a sample whose weight is not 0, None for all."""
-    teacher: Any = None
-    """The teacher's hidden vectors, which are constants; None where there is no teacher."""
+    active_chunks: Bool[Array, " chunks"] | None = None
+    """Which chunks hold a sample of weight ≠ 0, None for all."""
+    teacher_hidden: Any = None
+    """The teacher's hidden states, which are constants; None without a teacher."""
 
     @property
     def active(self) -> Bool[Array, "..."] | None:
-        """The samples whose weight is not 0, None for all. The others may hold anything."""
+        """Which samples have weight ≠ 0, None for all. Ignored samples may hold anything."""
         return None if self.weights is None else self.weights != 0
 
     @property
     def safe_hidden(self) -> Array:
+        """The hidden states, finite in ignored samples."""
         return zero_ignored(self.hidden, self.active)
 
 
 def align_samples(classes: ClassAxis, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
-    """Varying over the mesh as they must to meet in a custom derivative."""
-    split = parameters, samples.hidden, samples.teacher
-    rest = samples._replace(hidden=None, target=None, teacher=None)
-    (parameters, hidden, teacher), target, rest = with_target_varying(classes, split, samples.target, rest)
-    return parameters, rest._replace(hidden=hidden, target=target, teacher=teacher)
+    """The same arrays, varying over the mesh axes that a custom derivative of both requires."""
+    sharded = parameters, samples.hidden, samples.teacher_hidden
+    rest = samples._replace(hidden=None, target=None, teacher_hidden=None)
+    (parameters, hidden, teacher), target, rest = with_target_varying(classes, sharded, samples.target, rest)
+    return parameters, rest._replace(hidden=hidden, target=target, teacher_hidden=teacher)
 
 
 def chunk_block(
-    static: ChunkConfig, parameters: Parameters, samples: Samples, x: Float[Array, "rows classes"]
+    config: ChunkConfig, parameters: Parameters, samples: Samples, x: Float[Array, "rows classes"]
 ) -> Block:
-    """The block of these logits of these samples, with the teacher's beside them."""
-    target = samples.target
-    if static.teacher is not None:
-        y = static.teacher.logits(zero_ignored(samples.teacher, samples.active), parameters.teacher)
+    """The block of a chunk's logits x; with a teacher, its logits become the target."""
+    target, teacher = samples.target, config.layer.teacher
+    if teacher is not None:
+        y = teacher.logits(zero_ignored(samples.teacher_hidden, samples.active), parameters.teacher)
         target = target._replace(logits=lax.stop_gradient(y))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return make_block(static.classes, x, target, parameters.where, samples.active)
+    return make_block(config.classes, x, target, parameters.where, samples.active)
+
+
+def guard_ignored(tree: Any, active: Bool[Array, "rows 1"]) -> Any:
+    """Arrays `[rows, …]` whose values and cotangents are finite in ignored rows.
+
+    A caller's loss may turn a cotangent of 0 into 0 · inf there.
+    """
+
+    def guard(array: Array) -> Array:
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            return array
+        mask = active.reshape((-1, *(1,) * (array.ndim - 1)))
+        return _guard_tangent(zero_ignored(array, mask), mask)
+
+    return jax.tree.map(guard, tree)
+
+
+@jax.custom_jvp
+def _guard_tangent(array, active):
+    return array
+
+
+@_guard_tangent.defjvp
+def _guard_tangent_jvp(primals, tangents):
+    # The tangent, and in reverse mode the cotangent, with non-finite values of ignored rows replaced by 0. JAX does not
+    # take this map for linear, so its transpose is given by hand: itself.
+    def zeroed(tangent: Array) -> Array:
+        return zero_ignored(tangent, primals[1])
+
+    return _guard_tangent(*primals), with_transpose(zeroed, zeroed, tangents[0])
 
 
 class CompensatedSum(NamedTuple):
-    """The sums of many numbers, and what the last rounding has taken from each: as exact as sums of a few."""
+    """Sums over chunks with the rounding error of each: as exact as a sum of a few terms."""
 
     total: Any
-    lost: Any
+    error: Any
 
     @classmethod
     def start(cls, zeros: Any) -> "CompensatedSum":
         return cls(zeros, zeros)
 
-    def add(self, parts: Any) -> "CompensatedSum":
-        # Kahan's sum, with Knuth's of two numbers, whose error is a number, whichever is larger; that of inf is none
-        parts = jax.tree.map(jnp.add, parts, self.lost)
-        totals = jax.tree.map(jnp.add, self.total, parts)
-        return CompensatedSum(totals, jax.tree.map(_rounding_error, self.total, parts, totals))
+    def add(self, terms: Any) -> "CompensatedSum":
+        # Kahan's summation with Knuth's two-sum, whose error is exact whichever summand is larger.
+        terms = jax.tree.map(jnp.add, terms, self.error)
+        totals = jax.tree.map(jnp.add, self.total, terms)
+        return CompensatedSum(totals, jax.tree.map(_rounding_error, self.total, terms, totals))
 
 
 def _rounding_error(a: Array, b: Array, total: Array) -> Array:
-    taken = total - a
-    return jnp.where(jnp.isfinite(total), (a - (total - taken)) + (b - taken), 0)
+    """a + b − total; 0 if the total is not finite."""
+    b_rounded = total - a
+    return jnp.where(jnp.isfinite(total), (a - (total - b_rounded)) + (b - b_rounded), 0)
 
 
-def zero_of_rows(static: ChunkConfig, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
-    """0, varying over the mesh as a number of a row does."""
-    _, rest = align_samples(static.classes, parameters, samples)
+def zero_of_rows(config: ChunkConfig, parameters: Parameters, samples: Samples) -> Float[Array, ""]:
+    """0, varying over the mesh axes that a row value varies over."""
+    _, rest = align_samples(config.classes, parameters, samples)
     if isinstance(rest.target, Distribution):
         rest = rest._replace(target=None)
-    rest = rest._replace(hidden=None, teacher=None)
-    zero = jnp.zeros((), static.layer.dtype)
-    return with_same_varying_axes(static.classes.names, (samples.hidden, parameters), (zero, rest))[1][0]
+    rest = rest._replace(hidden=None, teacher_hidden=None)
+    zero, sharded = jnp.zeros((), config.layer.dtype), (samples.hidden, parameters)
+    _, (zero, _) = with_same_varying_axes(config.classes.names, sharded, (zero, rest))
+    return zero
 
 
 def zero_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> tuple[Array | None, Array | None]:
-    """Zeros, the kernel's as [classes, features], None where a single block adds nothing to it, and the bias's."""
-    classes, features = layer.num_classes(parameters), samples.hidden.shape[-1]
-    alone = isinstance(samples.hidden.shape[0], int) and samples.hidden.shape[0] == 1
-    dkernel = None if alone else jnp.zeros((classes, features), layer.dtype)
+    """Accumulators of the kernel gradient, `[classes, features]`, and of the bias gradient.
+
+    The first is None for a single chunk, whose matmul is the whole gradient.
+    """
+    classes, (chunks, *_, features) = layer.num_classes(parameters), samples.hidden.shape
+    is_single = isinstance(chunks, int) and chunks == 1
+    dkernel = None if is_single else jnp.zeros((classes, features), layer.dtype)
     dbias = None if parameters.bias is None else jnp.zeros(classes, layer.dtype)
     return jax.tree.map(lambda zeros: varying_like(zeros, samples.hidden, parameters.kernel), (dkernel, dbias))
 
@@ -120,4 +156,5 @@ def add_gradients(
 
 
 def in_kernel_layout(layer: Layer, dkernel: Array, dbias: Array | None) -> Parameters:
+    """The gradients as parameters, the kernel's in the layout of the kernel."""
     return Parameters(dkernel if layer.transposed else dkernel.T, dbias)

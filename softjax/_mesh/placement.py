@@ -1,4 +1,4 @@
-"""Where the arrays of a call lie, and so how it is split: by what the caller names, and what their types say."""
+"""Finds the `Split` of a call, from the mesh axes that the caller names and the shardings in the arrays' types."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -14,89 +14,115 @@ from softjax._mesh.axes import AxisNames, invariant_names
 from softjax._mesh.split import Split, names_in_entry
 
 
+def split_for_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: int) -> Split:
+    """The split of a call on logits, with the classes at `axis`.
+
+    If no axis is named, the call binds none: XLA's partitioner shards its operations by the types of the arrays.
+    """
+
+    def typed_axes() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
+        names, mesh = explicit_axes(logits)
+        class_axes = names.pop(axis)
+        return tuple(names), class_axes, mesh
+
+    samples, classes = arrays.samples_shape(logits.shape, axis), logits.shape[axis]
+    return require_varying_classes(
+        find_split(axis_name, batch_axis_name, samples, classes, typed_axes), "logits", logits
+    )
+
+
+def split_for_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: Array) -> Split:
+    """The split of a call on hidden states `[*samples, features]` and a kernel `[features, classes]`.
+
+    A kernel whose features are sharded over mesh axes of the samples (as in FSDP) is gathered for the call. Its
+    gradient is reduce-scattered over these `feature_axes`, if they divide the features.
+    """
+
+    def typed_axes() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
+        (*sample_axes, _), hidden_mesh = explicit_axes(hidden)
+        (_, class_axes), kernel_mesh = explicit_axes(kernel)
+        return tuple(sample_axes), class_axes, hidden_mesh or kernel_mesh
+
+    samples, (features, classes) = hidden.shape[:-1], kernel.shape
+    found = find_split(axis_name, batch_axis_name, samples, classes, typed_axes, always=True)
+    (feature_axes, _), _ = explicit_axes(kernel)  # empty under Auto axes: those types hold no sharding
+    feature_axes = tuple(name for name in feature_axes if name in found.bound_sample_axes)
+    divides = features % math.prod(map(found.num_devices, feature_axes)) == 0
+    return require_varying_classes(found._replace(feature_axes=feature_axes if divides else ()), "kernel", kernel)
+
+
 def find_split(
     axis_name: Any,
     batch_axis_name: Any,
     samples: Shape,
     classes: Length,
-    placed: Callable[[], tuple[tuple[AxisNames, ...], AxisNames, Any]],
+    typed_axes: Callable[[], tuple[tuple[AxisNames, ...], AxisNames, Any]],
     always: bool = False,
 ) -> Split:
-    """The split of a call on `samples` and `classes`, these being global where a mesh axis is not bound.
+    """The split of a call, checked: each named axis exists, and divides the dimension that it shards.
 
     Args:
-        placed: gives what the types of the arrays say: the mesh axes of each axis of the samples, those of the classes,
-            and the mesh.
-        always: take what the types say also if no axis is named.
+        axis_name: the caller's argument: mesh axes that shard the classes.
+        batch_axis_name: the caller's argument: mesh axes that shard the samples.
+        samples: the sample dimensions, global for axes that nothing binds.
+        classes: the number of classes, likewise.
+        typed_axes: returns what the types of the arrays say: the Explicit mesh axes of each sample dimension, those of
+            the class dimension, and the mesh.
+        always: bind the axes of the types even if no axis is named.
     """
-    named, batch = _axis_names("axis_name", axis_name), _axis_names("batch_axis_name", batch_axis_name)
-    if both := set(named) & set(batch):
+    class_names = _axis_names("axis_name", axis_name)
+    sample_names = _axis_names("batch_axis_name", batch_axis_name)
+    if both := set(class_names) & set(sample_names):
         raise ValueError(f"`axis_name` and `batch_axis_name` must not share a mesh axis, got {sorted(map(str, both))}.")
-    columns = tuple(name for name in named if not _is_bound(name))
-    leading = tuple(name for name in batch if not _is_bound(name))
-    rows, context_mesh = ((),) * len(samples), None
-    if columns or leading or always:
-        rows, typed, context_mesh = placed()
-        columns, named = (columns, named) if named else (typed, typed)
-        rows = tuple(tuple(name for name in axis if name not in named) for axis in rows)
-    seen = {name for axis in rows for name in axis}
-    missing = tuple(name for name in leading if name not in seen)
-    context = jax.sharding.get_abstract_mesh()
-    context_mesh = None if not context.empty else context_mesh
+
+    # An axis that nothing binds is one of the mesh in context: this call binds it.
+    class_axes = tuple(name for name in class_names if not _is_bound(name))
+    unbound_sample_names = tuple(name for name in sample_names if not _is_bound(name))
+    sample_axes, typed_mesh = ((),) * len(samples), None
+    if class_axes or unbound_sample_names or always:
+        sample_axes, typed_class_axes, typed_mesh = typed_axes()
+        if not class_names:
+            class_axes = class_names = typed_class_axes
+        sample_axes = tuple(tuple(name for name in names if name not in class_names) for names in sample_axes)
+
+    # A named axis that is in no array's type shards the first sample dimension.
+    typed_sample_names = {name for names in sample_axes for name in names}
+    missing = tuple(name for name in unbound_sample_names if name not in typed_sample_names)
     if missing and not samples:
         raise ValueError(f"`batch_axis_name` {missing} splits samples, but there is a single one, without an axis.")
     if missing:
-        rows = (missing + rows[0], *rows[1:])
-    here = context_mesh or context
-    for axis, length in zip(rows, samples, strict=True):
-        _require_divisible("batch_axis_name", axis, length, "samples", here)
-    _require_divisible("axis_name", columns, classes, "classes", here)
-    batch = batch + tuple(name for axis in rows for name in axis if name not in batch)
-    mapped = _vmap_axes(named, columns)
-    return Split(() if mapped else named, mapped, batch, rows, columns, context_mesh)
+        sample_axes = (missing + sample_axes[0], *sample_axes[1:])
+
+    context_mesh = jax.sharding.get_abstract_mesh()
+    mesh = typed_mesh if context_mesh.empty else None
+    for names, length in zip(sample_axes, samples, strict=True):
+        _require_divisible("batch_axis_name", names, length, "samples", mesh or context_mesh)
+    _require_divisible("axis_name", class_axes, classes, "classes", mesh or context_mesh)
+
+    sample_names += tuple(name for names in sample_axes for name in names if name not in sample_names)
+    vmap_axes = _vmap_axes(class_names, class_axes)
+    return Split(() if vmap_axes else class_names, vmap_axes, sample_names, sample_axes, class_axes, mesh)
 
 
-def _vmap_axes(named: AxisNames, columns: AxisNames) -> AxisNames:
-    """The axes that a `vmap` binds: all of the named ones, or none."""
+def _vmap_axes(class_names: AxisNames, class_axes: AxisNames) -> AxisNames:
+    """The axes of `class_names` that a `vmap` binds, which must be all of them or none.
+
+    `class_axes` are those that this call binds.
+    """
     manual = jax.sharding.get_abstract_mesh().manual_axes
-    mapped = tuple(name for name in named if name not in columns and name not in manual)
-    if mapped and mapped != named:
-        raise ValueError(f"`axis_name` {named} must not mix axes of a `vmap`, {mapped}, with those of a mesh.")
-    return mapped
-
-
-def split_for_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: int) -> Split:
-    """The split of a call on logits. The compiler splits it by their types if no axis is named."""
-
-    def placed() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
-        names, known = explicit_axes(logits)
-        columns = names.pop(axis)
-        return tuple(names), columns, known
-
-    found = find_split(axis_name, batch_axis_name, arrays.samples_shape(logits.shape, axis), logits.shape[axis], placed)
-    return require_varying_classes(found, "logits", logits)
-
-
-def split_for_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: Array) -> Split:
-    """The split of a call on hidden vectors `[*samples, features]` and a kernel `[features, classes]`."""
-
-    def placed() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
-        (*rows, _), known = explicit_axes(hidden)
-        (_, columns), other = explicit_axes(kernel)
-        return tuple(rows), columns, known or other
-
-    samples, (features, classes) = hidden.shape[:-1], kernel.shape
-    found = find_split(axis_name, batch_axis_name, samples, classes, placed, always=True)
-    (kept, _), _ = explicit_axes(kernel)  # nothing under Auto axes, which do not say how the kernel lies
-    kept = tuple(name for name in kept if name in found.bound_sample_axes)
-    even = features % math.prod(map(found.num_devices, kept)) == 0
-    return require_varying_classes(found._replace(feature_axes=kept if even else ()), "kernel", kernel)
+    vmap_axes = tuple(name for name in class_names if name not in class_axes and name not in manual)
+    if vmap_axes and vmap_axes != class_names:
+        raise ValueError(f"`axis_name` {class_names} must not mix axes of a `vmap`, {vmap_axes}, with those of a mesh.")
+    return vmap_axes
 
 
 def require_varying_classes(found: Split, name: str, array: Array) -> Split:
-    """The split, if each device may have classes of its own: the same ones would be counted once for each device."""
-    bound = tuple(name for name in found.class_names if name not in found.class_axes)
-    if same := invariant_names(array, bound):
+    """The split, if the array varies over the mesh axes that shard its classes.
+
+    An invariant array has the same classes on every device, so the sums over the devices would count each one again.
+    """
+    bound_outside = tuple(name for name in found.class_names if name not in found.class_axes)
+    if same := invariant_names(array, bound_outside):
         raise ValueError(
             f"`axis_name` {same[0]!r} splits the classes, but `{name}` is the same on every device of that axis. Give "
             f"each device its own classes, by the `in_specs` of the `shard_map`; or leave `axis_name` out; or, if they "
@@ -106,7 +132,7 @@ def require_varying_classes(found: Split, name: str, array: Array) -> Split:
 
 
 def explicit_axes(array: Array) -> tuple[list[AxisNames], Any]:
-    """What the type of an array says: for each of its axes the Explicit mesh axes, and the mesh, or None."""
+    """The sharding in an array's type: the Explicit mesh axes of each dimension, and the mesh (None without any)."""
     sharding = jax.typeof(array).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return [()] * array.ndim, None
@@ -114,28 +140,45 @@ def explicit_axes(array: Array) -> tuple[list[AxisNames], Any]:
 
 
 def platform_of(array: Array) -> str:
-    """That of the devices of its mesh, or of the mesh in context, where they may be others than are at hand."""
+    """The platform for which the program is compiled, as in `jax.default_backend()`.
+
+    A mesh, in the array's type or in context, may be of devices that this process does not have.
+    """
     for mesh in (jax.typeof(array).sharding.mesh, jax.sharding.get_abstract_mesh()):
-        platform = getattr(getattr(mesh, "abstract_device", None), "platform", None)  # young properties of JAX
+        # older versions of JAX do not have these properties
+        platform = getattr(getattr(mesh, "abstract_device", None), "platform", None)
         if platform is not None:
             return platform
     return jax.default_backend()
 
 
+def holds_every_class(split: Split, *arrays: Array) -> bool:
+    """Whether each device holds all classes: they are not sharded, and no Auto axis is left that XLA might use."""
+    if split.class_names or split.vmap_axes:
+        return False
+    context_mesh = split.mesh or jax.sharding.get_abstract_mesh()
+    meshes = [mesh for mesh in (context_mesh, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
+    if not meshes:
+        return jax.device_count() == 1
+    types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
+    return AxisType.Auto not in {types[name] for name in types.keys() - split.bound_axes}
+
+
 def _axis_names(argument: str, value: Any) -> tuple[Any, ...]:
-    """The names of mesh axes: one, or several in a tuple or a list, none for None."""
+    """The caller's axis names as a tuple: given as None, one string, or a tuple or list of strings."""
     if value is None:
         return ()
-    each = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    for name in each:
+    names = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    for name in names:
         if not isinstance(name, str):
             raise TypeError(f"`{argument}` must name mesh axes by strings, got {type(name).__name__}: {name!r:.60}.")
-    if len(set(each)) < len(each):
-        raise ValueError(f"`{argument}` must name each mesh axis once, got {each}.")
-    return each
+    if len(set(names)) < len(names):
+        raise ValueError(f"`{argument}` must name each mesh axis once, got {names}.")
+    return names
 
 
 def _is_bound(name: Hashable) -> bool:
+    """Whether a surrounding `shard_map` or `vmap` binds this axis."""
     try:
         lax.axis_size(name)
     except NameError:
@@ -143,31 +186,20 @@ def _is_bound(name: Hashable) -> bool:
     return True
 
 
-def _require_divisible(argument: str, names: AxisNames, length: Length, what: str, on: Any) -> None:
+def _require_divisible(argument: str, names: AxisNames, length: Length, what: str, mesh: Any) -> None:
+    """Raises an error unless the mesh has these axes, and they divide the length."""
     for name in names:
-        if name not in on.axis_names:
+        if name not in mesh.axis_names:
             known = (
-                f"the mesh in context has the axes {', '.join(map(repr, on.axis_names))}"
-                if on.axis_names
+                f"the mesh in context has the axes {', '.join(map(repr, mesh.axis_names))}"
+                if mesh.axis_names
                 else "there is no mesh in context (`jax.set_mesh`)"
             )
             raise ValueError(f"`{argument}` {name!r} is bound by no `shard_map` or `vmap`, and {known}.")
-    devices = math.prod(on.shape[name] for name in names)
+    devices = math.prod(mesh.shape[name] for name in names)
     if length % devices:
         hint = "; pad with classes that `where` leaves out" if what == "classes" else ""
         raise ValueError(
             f"`{argument}` {'×'.join(map(str, names))} splits the {what} over {devices} devices, "
             f"but {length} {what} do not divide by {devices}{hint}."
         )
-
-
-def holds_every_class(split: Split, *arrays: Array) -> bool:
-    """Whether each device holds all classes: they are not split, nor may the compiler split them out of sight."""
-    if split.class_names or split.vmap_axes:
-        return False
-    context = split.mesh or jax.sharding.get_abstract_mesh()
-    meshes = [mesh for mesh in (context, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
-    if not meshes:
-        return jax.device_count() == 1
-    types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
-    return AxisType.Auto not in {types[name] for name in types.keys() - split.bound_axes}

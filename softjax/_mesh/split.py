@@ -1,7 +1,12 @@
-"""How a call is split over a mesh: by axes that a `shard_map` or `vmap` around it binds, or by itself.
+"""How one call is sharded over a mesh: its mesh axes, and what follows from them for its arrays.
 
-Named axes that nothing binds are those of the mesh in context; then the arrays are global, and the call wraps itself in
-a `shard_map` over them. Under Explicit axes the types of the arrays say where they lie.
+There are two ways to name a mesh axis:
+
+- A surrounding `shard_map` or `vmap` binds it. Then the call's arrays are one device's shards.
+- Nothing binds it: it is an axis of the mesh in context (`jax.set_mesh`). Then the arrays are global, and the call
+  binds the axis itself, by its own `shard_map`.
+
+Under Explicit axes the types of the arrays hold their shardings, and no axis need be named.
 """
 
 import math
@@ -21,77 +26,78 @@ from softjax._mesh.axes import AxisNames, ClassAxis, axis_size
 
 
 class Split(NamedTuple):
-    """The mesh axes of a call: what is static."""
+    """The mesh axes of a call. It is static and hashable."""
 
     class_names: AxisNames
-    """Over which the classes are split."""
+    """Mesh axes that shard the class dimension, bound by a surrounding `shard_map` or by this call."""
     vmap_axes: AxisNames
-    """Axes of `vmap` over which the classes are split. It has all of them at hand, so that they are put together."""
+    """Axes of a surrounding `vmap` that shard the class dimension. The call gathers the classes of all its examples."""
     sample_names: AxisNames
-    """Over which the samples are split."""
+    """Mesh axes that shard the samples, bound by a surrounding `shard_map` or `vmap`, or by this call."""
     sample_axes: tuple[AxisNames, ...]
-    """For each axis of the samples, the mesh axes that the call binds itself."""
+    """For each sample dimension, the mesh axes that shard it and that this call binds."""
     class_axes: AxisNames
-    """For the classes, the mesh axes that the call binds itself."""
+    """The mesh axes that shard the class dimension and that this call binds."""
     mesh: Any
-    """The mesh of these, None for the one in context."""
+    """The mesh of the axes that this call binds; None for the mesh in context."""
     feature_axes: AxisNames = ()
-    """Over which the gradient of a kernel is split along its features, some of those of the samples."""
+    """Some of the axes in `sample_axes`: those that shard the kernel's features. See `gather_features`."""
 
     def gather_classes(self, array: Any, axis: int) -> Any:
-        """The array with the classes of all examples of a `vmap`."""
+        """The array with the classes of all examples of a `vmap`, if that shards them."""
         if array is None or not self.vmap_axes:
             return array
         return lax.all_gather(array, self.vmap_axes, axis=axis % array.ndim, tiled=True)
 
     def slice_classes(self, array: Array, axis: int) -> Array:
-        """Of an array with the classes of all examples, those of this one."""
+        """This example's classes of an array with the classes of all examples: the inverse of `gather_classes`."""
         if not self.vmap_axes:
             return array
         length = array.shape[axis] // axis_size(self.vmap_axes)
         return lax.dynamic_slice_in_dim(array, lax.axis_index(self.vmap_axes) * length, length, axis)
 
     def local_inputs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[ClassAxis, Array, Any, Any]:
-        """One device's class axis, logits, target and mask."""
+        """The class axis, logits, target and class mask from which a device computes. Call it inside `shard_map`."""
         logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
         classes = ClassAxis(axis, self.class_names)
         if isinstance(labels, Teacher):
-            of_each, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
-            target = labels._replace(logits=self.gather_classes(labels.logits, axis)).broadcast_to_rows(of_each, dtype)
-            return classes, logits, jax.tree.map(partial(_sharded_like, logits), target), where
+            rows_shape, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
+            teacher = labels._replace(logits=self.gather_classes(labels.logits, axis))
+            target = jax.tree.map(partial(_sharded_like, logits), teacher.broadcast_to_rows(rows_shape, dtype))
+            return classes, logits, target, where
         return classes, logits, self.target(labels, classes.num_classes(logits), axis), where
 
     def target(self, labels: Labels, classes: Length, axis: int) -> Any:
-        """The target of labels for so many classes; a distribution with those of all examples of a `vmap`."""
+        """The target that the labels stand for, given the number of classes on all devices."""
         labels = self.gather_classes(labels, axis) if is_distribution(labels) else labels
         return target_from_labels(labels, classes, axis)
 
     @property
     def bound_sample_axes(self) -> AxisNames:
-        """The mesh axes of the samples that the call binds itself."""
-        return tuple(name for axis in self.sample_axes for name in axis)
+        """The mesh axes that shard samples and that this call binds."""
+        return tuple(name for names in self.sample_axes for name in names)
 
     def num_devices(self, name: Hashable) -> int:
-        """How many devices a mesh axis has that the call binds itself."""
+        """The number of devices along a mesh axis that this call binds."""
         return (self.mesh or jax.sharding.get_abstract_mesh()).shape[name]
 
     @property
     def bound_axes(self) -> set[Hashable]:
-        """The mesh axes that the call binds itself."""
+        """All mesh axes that this call binds."""
         return set(self.class_axes).union(*self.sample_axes)
 
     @property
     def output_spec(self) -> P:
-        """Where one number for each sample lies."""
+        """PartitionSpec of an array with one value per sample."""
         return P(*(names or None for names in self.sample_axes))
 
     def samples_spec(self, array: Array | None) -> P:
-        """Where `[*samples, …]` lies; an axis of length 1 is that of an array to be broadcast."""
+        """PartitionSpec of an array `[*samples, …]`. A dimension of length 1, to be broadcast, is not sharded."""
         shape = () if array is None else array.shape
         return P(*(_spec_entry(names, n) for names, n in zip(self.sample_axes, shape, strict=False)))
 
     def logits_spec(self, array: Array | None, axis: int) -> P:
-        """Where an array of the rank of the logits lies, with its classes at `axis`."""
+        """PartitionSpec of the logits, or of an array of their rank, with the class dimension at `axis`."""
         if array is None:
             return P()
         entries = list(self.sample_axes)
@@ -99,7 +105,7 @@ class Split(NamedTuple):
         return P(*(_spec_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
 
     def labels_spec(self, labels: Any, axis: int) -> Any:
-        """Where class ids, distributions over the classes, or what there is of each sample lie."""
+        """PartitionSpecs of a distribution, a `Teacher`, or a pytree of arrays `[*samples, …]`, such as class ids."""
         if is_distribution(labels):
             return self.logits_spec(labels, axis)
         if isinstance(labels, Teacher):
@@ -107,33 +113,38 @@ class Split(NamedTuple):
         return jax.tree.map(self.samples_spec, labels)
 
     def input_specs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:
+        """PartitionSpecs of the logits, the labels and the class mask."""
         return self.logits_spec(logits, axis), self.labels_spec(labels, axis), self.logits_spec(where, axis)
 
     def local_sizes(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
-        """How many samples and how many classes one device holds, of so many of the call's arrays."""
-        parts = [math.prod(map(self.num_devices, names)) for names in (*self.sample_axes, self.class_axes)]
-        *local, columns = (length // part for length, part in zip((*samples, classes), parts, strict=True))
-        return math.prod(local), columns
+        """The number of samples and of classes on one device, given the shapes of the call's own arrays."""
+        devices = [math.prod(map(self.num_devices, names)) for names in (*self.sample_axes, self.class_axes)]
+        *local_samples, local_classes = (length // n for length, n in zip((*samples, classes), devices, strict=True))
+        return math.prod(local_samples), local_classes
 
     def shard_map(self, function: Callable[..., Any], specs: Sequence[Any], out: Any) -> Callable[..., Any]:
-        """The function of global arrays that is `function` on each device's part of them."""
+        """`function` in a `shard_map` over the axes that this call binds; `function` itself if it binds none.
+
+        The arguments are resharded to `specs` where the types hold shardings (Explicit axes). `out` is `out_specs`.
+        """
         if not self.bound_axes:
             return function
         specs = tuple(specs)
         local = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=out, axis_names=self.bound_axes)
-        return lambda *arrays: local(*jax.tree.map(self._placed, arrays, specs, is_leaf=lambda leaf: leaf is None))
+        return lambda *arrays: local(*jax.tree.map(self._reshard, arrays, specs, is_leaf=lambda leaf: leaf is None))
 
-    def _placed(self, array: Array | None, spec: P | None) -> Array | None:
-        on = self.mesh or jax.sharding.get_abstract_mesh()
-        types = dict(zip(on.axis_names, on.axis_types, strict=True))
+    def _reshard(self, array: Array | None, spec: P | None) -> Array | None:
+        """The array, resharded over the Explicit axes of `spec`."""
+        mesh = self.mesh or jax.sharding.get_abstract_mesh()
+        types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
         if array is None or spec is None or AxisType.Explicit not in types.values():
             return array
         entries = [tuple(name for name in names_in_entry(entry) if types[name] == AxisType.Explicit) for entry in spec]
-        return jax.sharding.reshard(array, NamedSharding(on, P(*(entry or None for entry in entries))))
+        return jax.sharding.reshard(array, NamedSharding(mesh, P(*(entry or None for entry in entries))))
 
 
 def _sharded_like(logits: Array, array: Array) -> Array:
-    """The array, of the rank of the logits, split under Explicit axes as they are."""
+    """An array of the rank of the logits, with their sharding under Explicit axes. Dimensions of length 1 have none."""
     sharding = jax.typeof(logits).sharding
     if AxisType.Explicit not in sharding.mesh.axis_types:
         return array
@@ -142,10 +153,12 @@ def _sharded_like(logits: Array, array: Array) -> Array:
 
 
 def names_in_entry(entry: Any) -> AxisNames:
+    """The mesh axes in an entry of a PartitionSpec: None, a name, or a tuple of names."""
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def _spec_entry(names: AxisNames, length: Length) -> AxisNames | None:
+    """The entry of a PartitionSpec for a dimension of this length."""
     return names if names and length != 1 else None

@@ -1,4 +1,8 @@
-"""A block of logits and what belongs to them: made, and asked for its classes."""
+"""A block of logits with its target: what every row rule computes from.
+
+A block holds the logits of some rows, all classes of them or one device's shard. A *row rule* maps a block to values of
+each row, with an analytic derivative; the row statistics and each divergence are row rules.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -19,128 +23,135 @@ from softjax._xla.transpose import compute_gradient_once
 
 
 class Block(NamedTuple):
-    """Logits and what belongs to them. Numbers of a row keep the class axis at length 1."""
+    """Logits and what belongs to them. A value of each row keeps the class axis, at length 1."""
 
+    classes: ClassAxis
+    """The class axis, and the mesh axes that shard it."""
     logits: Float[Array, "..."]
     target: Target | Teacher
     exists: Bool[Array, "..."] | None
-    """The classes that exist, None for all."""
+    """The classes that `where` keeps, None for all."""
     active: Bool[Array, "*rows"] | None
-    """The rows that are counted, None for all. The others may hold anything."""
+    """The rows whose weight is not 0, None for all. Ignored rows may hold anything."""
     first_id: Integer[Array, ""] | None
-    """The id of the first class here, None for 0."""
+    """The id of this device's first class, None for 0."""
 
     def wide_logits(self, dropped: Bool[Array, "*rows"] | None = None) -> Float[Array, "..."]:
-        """The logits in the type that they are accumulated in, −inf where no class is, 0 in the dropped rows."""
+        """The logits in the accumulation dtype: −inf for masked classes, 0 in `dropped` rows."""
         x = existing_logits(self.logits, self.exists)
         if dropped is None:
             return x
-        # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
+        # A per-row 0 on purpose: XLA would hoist a constant out of the loop and materialise a full array.
         return jnp.where(dropped, jnp.where(dropped, 0, jnp.ones_like(dropped, x.dtype)), x)
 
     def wide_probabilities(self) -> Float[Array, "..."]:
-        """The target distribution likewise, 0 where no class is, and finite in rows that are not counted."""
+        """The target distribution likewise: 0 for masked classes, finite in ignored rows."""
         p = one_cpu.widen(self.target.probabilities)  # pyright: ignore[reportAttributeAccessIssue]
-        return zero_ignored(self.zero_missing(p), self.active)
+        return zero_ignored(self.zero_masked(p), self.active)
 
-    def zero_missing(self, x: Array) -> Array:
-        """`x`, 0 for the classes that do not exist."""
+    def zero_masked(self, x: Array) -> Array:
+        """`x`, 0 for masked classes."""
         return x if self.exists is None else jnp.where(self.exists, x, 0)
 
-    def zero_ignored(self, classes: ClassAxis, numbers: Any) -> Any:
-        """Numbers of the rows, with 0 for what is not finite in a row that is not counted."""
-        counted = None if self.active is None else classes.squeeze(self.active)
-        return jax.tree.map(lambda number: zero_ignored(number, counted), numbers)
+    def zero_ignored(self, values: Any) -> Any:
+        """Row values without the class axis; what is not finite in an ignored row becomes 0."""
+        active = None if self.active is None else self.classes.squeeze(self.active)
+        return jax.tree.map(lambda value: zero_ignored(value, active), values)
 
-    def num_classes(self, classes: ClassAxis) -> Float[Array, "*rows"]:
-        """C of each row, at least 1."""
-        dtype = arrays.accumulation_dtype(self.logits)
+    def num_classes(self) -> Float[Array, "*rows"]:
+        """C, the number of classes that exist in each row; at least 1."""
+        dtype, classes = arrays.accumulation_dtype(self.logits), self.classes
         if self.exists is None:
             return jnp.full(classes.keepdims_shape(self.logits), max(classes.num_classes(self.logits), 1), dtype)
         exists = jnp.broadcast_to(self.exists, self.logits.shape)
         return jnp.maximum(classes.sum_keepdims(exists), 1).astype(dtype)
 
-    def class_ids(self, classes: ClassAxis, beside: Array) -> Integer[Array, "..."]:
-        """The id of each class, to be used beside these numbers of the rows."""
-        return classes.ids(self.logits, beside, self.first_id)
+    def class_ids(self, tied_to: Array) -> Integer[Array, "..."]:
+        """The global id of each class. XLA does not hoist it out of a loop, since it depends on `tied_to`."""
+        return self.classes.ids(self.logits, tied_to, self.first_id)
 
-    def logits_at(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
-        """x at these classes of each row, 0 for an id that is no class, −inf for a class that does not exist."""
+    def logits_at(self, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
+        """The logits at these ids: 0 for an id out of range, −inf for a masked class."""
         logits = self.logits if self.exists is None else jnp.where(self.exists, self.logits, -jnp.inf)
-        return psum(one_cpu.widen(take_classes(logits, self.local_ids(ids), classes.axis)), classes.names)
+        local = take_classes(logits, self.local_ids(ids), self.classes.axis)
+        return psum(one_cpu.widen(local), self.classes.names)
 
     def local_ids(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
-        """The places of these classes among those of this device."""
+        """Global ids as positions among this device's classes."""
         return ids if self.first_id is None else ids - self.first_id
 
-    def exists_at(self, classes: ClassAxis, ids: Integer[Array, "..."]) -> Bool[Array, "..."]:
-        """Which of these classes exist."""
+    def exists_at(self, ids: Integer[Array, "..."]) -> Bool[Array, "..."]:
+        """Whether these classes exist."""
         if self.exists is None:
             return ids >= 0
         exists = jnp.broadcast_to(self.exists, self.logits.shape).astype(jnp.float32)
-        return (ids >= 0) & (psum(take_classes(exists, self.local_ids(ids), classes.axis), classes.names) > 0)
+        local = take_classes(exists, self.local_ids(ids), self.classes.axis)
+        return (ids >= 0) & (psum(local, self.classes.names) > 0)
 
-    def first_equal(self, classes: ClassAxis, x: Array, most: Array) -> Integer[Array, "*rows"]:
-        """The first of the classes that exist whose `x` is `most`, −1 if there is none."""
-        return classes.first_equal(x, most, self.exists, self.first_id)
+    def first_equal(self, x: Array, value: Array) -> Integer[Array, "*rows"]:
+        """The id of the first existing class where `x` equals `value`; −1 if there is none."""
+        return self.classes.first_equal(x, value, self.exists, self.first_id)
 
-    def rank(self, classes: ClassAxis, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
-        """How many classes come before the label, the larger logits first, equal ones by class."""
-        ids, a = self.class_ids(classes, label), self.logits_at(classes, label)
-        before = (ids != label) & ((x > a) | ((x == a) & (ids < label)))
-        rank = classes.sum_keepdims(before if self.exists is None else before & self.exists)
+    def rank(self, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
+        """How many classes precede the label when logits are sorted downwards, equal ones by id."""
+        ids, label_logit = self.class_ids(label), self.logits_at(label)
+        precedes = (ids != label) & ((x > label_logit) | ((x == label_logit) & (ids < label)))
+        rank = self.classes.sum_keepdims(precedes if self.exists is None else precedes & self.exists)
         if self.exists is not None:
-            rank = jnp.where(classes.any(self.exists & (ids == label)), rank, NO_CLASS)
-        return jnp.where((label < 0) | jnp.isnan(classes.max(x)), -1, rank)
+            rank = jnp.where(self.classes.any(self.exists & (ids == label)), rank, NO_CLASS)
+        return jnp.where((label < 0) | jnp.isnan(self.classes.max(x)), -1, rank)
+
+    def cotangent(self, dx: Array, target: Any) -> "Block":
+        """The cotangent of a block, from those of its wide logits and its target."""
+        return Block(self.classes, self.zero_masked(dx).astype(self.logits.dtype), target, None, None, None)
 
 
 class RowRule(NamedTuple):
-    """Numbers of each row of a block, and their derivative: of one class axis, and a block of logits."""
+    """Values of each row of a block, and their VJP. It is static: `apply_rule` is a custom derivative made from it."""
 
-    apply: Callable[..., Any]
-    """`(classes, block)` to the numbers, in every mode of differentiation."""
-    forward: Callable[..., tuple[Any, Any]]
-    """`(classes, block)` to the numbers, and what the pull-back needs of them beside the block."""
-    backward: Callable[..., Block]
-    """`(classes, block, of the values, cotangents)` to the cotangents of the block."""
-
-    @classmethod
-    def from_vjp(cls, values: Callable[..., tuple[Any, Any]], pulled_back: Callable[..., Block]) -> "RowRule":
-        """The numbers are a `custom_vjp`: these values, with this pull-back for their derivative."""
-
-        @partial(jax.custom_vjp, nondiff_argnums=(0,))
-        def numbers(classes: ClassAxis, block: Block) -> Any:
-            return values(classes, block)[0]
-
-        def forward(classes: ClassAxis, block: Block) -> tuple[Any, tuple[Block, Any]]:
-            row, sums = values(classes, block)
-            return row, (block, sums)
-
-        def backward(classes: ClassAxis, residuals: tuple[Block, Any], cotangents: Any) -> tuple[Block]:
-            return (pulled_back(classes, *residuals, classes.psum_cotangents(cotangents)),)
-
-        numbers.defvjp(opaque_to_remat(forward), backward)
-        return cls(with_forward_mode(numbers), values, pulled_back)
+    forward: Callable[[Block], tuple[Any, Any]]
+    """`block` to the values, and the residuals of the backward pass beside the block."""
+    backward: Callable[[Block, Any, Any], Block]
+    """`(block, residuals, cotangents)` to the cotangents of the block."""
 
 
-def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | None, counted: Array | None) -> Block:
-    """The block of logits of one device."""
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _apply(rule, block):
+    return rule.forward(block)[0]
+
+
+def _apply_forward(rule, block):
+    values, residuals = rule.forward(block)
+    return values, (block, residuals)
+
+
+def _apply_backward(rule, residuals, cotangents):
+    block, of_values = residuals
+    return (rule.backward(block, of_values, block.classes.psum_cotangents(cotangents)),)
+
+
+_apply.defvjp(opaque_to_remat(_apply_forward), _apply_backward)
+apply_rule = with_forward_mode(_apply)
+"""`apply_rule(rule, block)`: the values of each row, in every mode of differentiation."""
+
+
+def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | None, active: Array | None) -> Block:
+    """The block of one device's logits."""
     logits = compute_gradient_once(logits)
     if arrays.accumulation_dtype(logits, *jax.tree.leaves(target)) == jnp.float64:
         logits, target = jax.tree.map(to_float64, (logits, target))
-    (logits, where), target, counted = with_target_varying(classes, (logits, where), target, counted)
-    return Block(logits, target, where, counted, classes.first_id(logits))
+    (logits, where), target, active = with_target_varying(classes, (logits, where), target, active)
+    return Block(classes, logits, target, where, active, classes.first_id(logits))
 
 
-def with_target_varying(classes: ClassAxis, split: Any, target: Any, shared: Any) -> tuple[Any, Any, Any]:
-    """`aligned`, with a target: what has an axis of all classes is split, anything else is shared by all of them."""
+def with_target_varying(classes: ClassAxis, sharded: Any, target: Any, shared: Any) -> tuple[Any, Any, Any]:
+    """`with_same_varying_axes`, for a target too: its arrays of all classes are sharded, its others shared."""
     if isinstance(target, Distribution):
-        (split, target), shared = with_same_varying_axes(classes.names, (split, target), shared)
+        (sharded, target), shared = with_same_varying_axes(classes.names, (sharded, target), shared)
     elif isinstance(target, Teacher):
-        (split, logits), (of_rows, shared) = with_same_varying_axes(
-            classes.names, (split, target.logits), (target[1:], shared)
-        )
-        target = Teacher(logits, *of_rows)
+        both, rest = (sharded, target.logits), (target[1:], shared)
+        (sharded, logits), (parameters, shared) = with_same_varying_axes(classes.names, both, rest)
+        target = Teacher(logits, *parameters)
     else:
-        split, (target, shared) = with_same_varying_axes(classes.names, split, (target, shared))
-    return split, target, shared
+        sharded, (target, shared) = with_same_varying_axes(classes.names, sharded, (target, shared))
+    return sharded, target, shared

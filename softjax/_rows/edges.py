@@ -1,4 +1,4 @@
-"""Rows and entries that are not finite."""
+"""Values that are not finite: replaced in ignored rows, and written without a NaN constant."""
 
 import jax.numpy as jnp
 
@@ -6,30 +6,31 @@ from softjax._args.types import Array, Bool, Float
 
 
 def to_float64(array: Array) -> Array:
+    """A floating array in float64; any other array as it is."""
     return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
-def zero_ignored(array: Array, counted: Bool[Array, "..."] | None) -> Array:
-    """`array`, with 0 for what is not finite in a row that is not counted: 0 · NaN and 0 · inf would be NaN.
+def zero_ignored(array: Array, active: Bool[Array, "..."] | None) -> Array:
+    """Replaces non-finite values in ignored rows by 0, since 0 · NaN and 0 · inf are NaN.
 
-    What is finite there stays, so that a row keeps its derivative by its weight.
+    Finite values stay, so that the loss keeps its derivative with respect to the weight of the row.
     """
-    if counted is None or not jnp.issubdtype(array.dtype, jnp.inexact):
+    if active is None or not jnp.issubdtype(array.dtype, jnp.inexact):
         return array
-    return jnp.where(counted | jnp.isfinite(array), array, 0)
+    return jnp.where(active | jnp.isfinite(array), array, 0)
 
 
 def nan_where(condition: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x`, NaN where the condition holds. A NaN that is written down would stop `jax.debug_nans` everywhere."""
-    endless = jnp.where(condition, jnp.inf, jnp.zeros_like(x))
-    return (x + endless) - endless
+    """`x`, NaN where the condition holds. A NaN constant would stop `jax.debug_nans` even where it is not selected."""
+    infinite = jnp.where(condition, jnp.inf, jnp.zeros_like(x))
+    return (x + infinite) - infinite
 
 
-def scale_or_zero(coefficient: Array, number: Array) -> Array:
-    """The product, where 0 · inf is 0: at a coefficient of 0 the number takes no part, but moves as it changes."""
-    return coefficient * jnp.where((coefficient == 0) & jnp.isinf(number), 0, number)
+def scale_or_zero(coefficient: Array, value: Array) -> Array:
+    """coefficient · value with 0 · inf = 0. At coefficient 0 the derivative with respect to it stays."""
+    return coefficient * jnp.where((coefficient == 0) & jnp.isinf(value), 0, value)
 
 
-def zero_infinite(f: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`f`, 0 where it is endless."""
-    return jnp.where(jnp.isinf(f), 0, f)
+def zero_infinite(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, 0 where it is infinite."""
+    return jnp.where(jnp.isinf(x), 0, x)

@@ -1,8 +1,8 @@
 """ln Σ_j exp x_j of each row, exact also where one logit stands far above the others.
 
-A row is measured from its peak, and what stands beside the peak is kept apart from it: the mass Σ_j exp(x_j − peak) is
-1 + rest, where the rest is that of all classes but one at the peak. In float32 1 + rest is 1 as soon as the rest is
-below 6e-8, and everything that depends on it is lost; here ln mass is log1p(rest), and 1 − q of the peak rest / mass.
+Let peak be the largest logit, and mass = Σ_j exp(x_j − peak) = 1 + rest. The rest sums over all classes but one at the
+peak. In float32 1 + rest rounds to 1 once rest < 6e-8, and every value computed from the mass is lost. So a row keeps
+(peak, rest): ln mass = log1p(rest), and 1 − q of the peak is rest / mass.
 """
 
 from functools import partial
@@ -19,11 +19,12 @@ from softjax._xla.barrier import barrier
 
 
 class LogSum(NamedTuple):
-    """ln Σ_j exp x_j = peak + log1p(rest)"""
+    """ln Σ_j exp x_j = peak + log1p(rest)."""
 
     peak: Float[Array, "*rows"]
+    """The largest logit."""
     rest: Float[Array, "*rows"]
-    """Σ_j exp(x_j − peak) over all classes but one at the peak"""
+    """Σ_j exp(x_j − peak) over all classes but one at the peak."""
 
     @property
     def mass(self) -> Float[Array, "*rows"]:
@@ -32,44 +33,47 @@ class LogSum(NamedTuple):
 
     @property
     def log_mass(self) -> Float[Array, "*rows"]:
-        """ln Σ_j exp(x_j − peak), which keeps the digits that peak + ln mass rounds away."""
+        """ln Σ_j exp(x_j − peak), with the digits that peak + ln mass would round away."""
         return jnp.log1p(self.rest)
 
     def one_minus_q(self, e: Float[Array, "..."]) -> Float[Array, "..."]:
-        """1 − q_j of e_j = exp(x_j − peak): rest / mass at the peak, exact where q_j rounds to 1."""
-        # where the rest is below 1/2, only the peak has an e above it, 1 but for a rounding
+        """1 − q_j from e_j = exp(x_j − peak). At the peak it is rest / mass, exact where q_j rounds to 1."""
+        # If rest < 1/2, only the peak has e > 1/2, and there e is 1 up to rounding.
         at_peak = (e >= 1) | ((e > 0.5) & (self.rest < 0.5))
         return jnp.where(at_peak, (self.rest - (e - lax.stop_gradient(e))) / self.mass, 1 - e / self.mass)
 
     def is_dominant(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
-        """Whether x_j is the peak, no other class is, and q_j is above 1/2: there q_j − 1 would cancel."""
+        """Whether x_j is the only class at the peak and q_j > 1/2, where q_j − 1 would cancel."""
         return (x == self.peak) & (self.rest < 1)
 
 
-def minus_peak(x: Float[Array, "..."], peak: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x_j − peak, exactly 0 for what is the peak.
+# Three ways to write x_j − peak and its exponential, each for a compiler that rounds or fuses differently.
 
-    A compiler may compute a product and a difference as one operation, without the rounding in between: of logits
-    a · b that are made within the same loop, a_j b_j − peak would not be 0. A number that is used twice it rounds.
+
+def minus_peak(x: Float[Array, "..."], peak: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x_j − peak, exactly 0 at the peak.
+
+    For logits a · b made in the same loop, XLA may fuse a_j b_j − peak into one operation without rounding the product.
+    Then it is not 0 at the peak. A value that is used twice, as x here, is rounded first.
     """
     return x - jnp.where(x > peak, x, peak)
 
 
 def drop_peak(e: Float[Array, "..."]) -> Float[Array, "..."]:
-    """e_j = exp(x_j − peak), and 0 for what is above 1/2: a product, which XLA on a CPU takes into a sum."""
+    """e_j = exp(x_j − peak), 0 where it is above 1/2. It is arithmetic, which XLA on a CPU fuses into a sum."""
     return e - e * jnp.floor(e + 0.5)
 
 
 def exp_beside_peak(x: Float[Array, "..."], peak: Float[Array, "..."], e: Float[Array, "..."]) -> Float[Array, "..."]:
-    """e_j = exp(x_j − peak) of rows whose mass is below 3/2, and 0 for what is the peak, which has no part in it."""
-    if one_cpu.on_one_cpu(x):  # exponentials of its own, of a maximum for the selection of `gap`, go into the sum
+    """e_j = exp(x_j − peak), 0 at the peak, for rows with mass < 3/2."""
+    if one_cpu.on_one_cpu(x):  # a second exponential, of a maximum instead of the `where` of `minus_peak`, fuses
         return drop_peak(jnp.exp(x - jnp.maximum(x, peak)))
     return jnp.where(x < peak, e, 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def log_sum(classes: ClassAxis, logits: Float[Array, "..."], exists: Bool[Array, "..."] | None) -> LogSum:
-    """Of each row, the class axis kept at length 1."""
+    """(peak, rest) of each row; the class axis stays, at length 1."""
     if exists is None and (rows := one_cpu.rows_per_reduction(logits, classes.axis)):
         return one_cpu.reduce_in_steps(lambda x: log_sum(classes, x, None), rows, logits)
     x = existing_logits(logits, exists)
@@ -77,27 +81,27 @@ def log_sum(classes: ClassAxis, logits: Float[Array, "..."], exists: Bool[Array,
     e = jnp.exp(x - peak)
     mass = classes.sum_keepdims(e)
 
-    def exact() -> Array:
-        # A mass below 3/2 has one class whose e is above 1/2; any other mass loses next to nothing to the 1.
+    def exact_rest() -> Array:
+        # If mass < 3/2, a single class has e > 1/2. A larger mass loses next to nothing to the 1.
         return jnp.where(mass < 1.5, classes.sum_keepdims(exp_beside_peak(x, peak, e)), mass - 1)
 
-    rest = one_cpu.cond_any(mass < 1.5, exact, mass - 1, 0 if classes.names else x.size)
+    rest = one_cpu.cond_any(mass < 1.5, exact_rest, mass - 1, 0 if classes.names else x.size)
     return LogSum(peak, jnp.where(peak == jnp.inf, 0, rest))  # exp(inf − inf) is NaN, but ln Σ exp is +inf
 
 
 @log_sum.defjvp
 def _log_sum_jvp(classes, primals, tangents):
-    # drest = Σ_j exp(x_j − peak) (dx_j − dpeak). The term of a peak that stands alone is 0 and left out, so that no
-    # reverse mode takes it apart into numbers that cancel: all that moves stands beside the peak. Over devices the
-    # peak is a constant: what it would add to one part of a slope, it would take off another.
+    # drest = Σ_j exp(x_j − peak) (dx_j − dpeak). The term of a dominant peak is 0 and left out: reverse mode would
+    # split it into values that cancel. Over devices the peak is a constant, since what it adds to one part of a
+    # derivative it takes off another.
     s, x = log_sum(classes, *primals), existing_logits(*primals)
-    step, e = tangents[0].astype(x.dtype), jnp.exp(x - s.peak)
-    e = jnp.where(jnp.isnan(e), 0, e)  # it would survive multiplication by the tangent 0 of a row that weighs nothing
+    dx, e = tangents[0].astype(x.dtype), jnp.exp(x - s.peak)
+    e = jnp.where(jnp.isnan(e), 0, e)  # NaN times the tangent 0 of an ignored row would be NaN
     if classes.names:
-        return s, LogSum(jnp.zeros_like(s.peak), classes.sum_keepdims(e * step))
+        return s, LogSum(jnp.zeros_like(s.peak), classes.sum_keepdims(e * dx))
     at_peak = (x == s.peak).astype(x.dtype)
-    peak = classes.sum_keepdims(at_peak * step) / jnp.maximum(classes.sum_keepdims(at_peak), 1)
-    return s, LogSum(peak, classes.sum_keepdims(jnp.where(s.is_dominant(x), 0, e) * (step - peak)))
+    dpeak = classes.sum_keepdims(at_peak * dx) / jnp.maximum(classes.sum_keepdims(at_peak), 1)
+    return s, LogSum(dpeak, classes.sum_keepdims(jnp.where(s.is_dominant(x), 0, e) * (dx - dpeak)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -108,55 +112,56 @@ def below_peak(classes: ClassAxis, x: Float[Array, "..."], s: LogSum) -> Float[A
 
 @below_peak.defjvp
 def _below_peak_jvp(classes, primals, tangents):
-    # 0 for a peak that stands alone, not dx_j − dx_j.
+    # 0 for a dominant peak, instead of dx_j − dx_j.
     (x, s), (dx, ds) = primals, tangents
-    moved = dx - ds.peak
-    return below_peak(classes, x, s), moved if classes.names else jnp.where(s.is_dominant(x), 0, moved)
+    difference = dx - ds.peak
+    return below_peak(classes, x, s), difference if classes.names else jnp.where(s.is_dominant(x), 0, difference)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def exp_below_peak(
     classes: ClassAxis, x: Float[Array, "..."], s: LogSum, dropped: Bool[Array, "*rows"] | None
 ) -> Float[Array, "..."]:
-    """exp(x_j − peak), and 0 in the dropped rows, which may hold anything.
+    """exp(x_j − peak), 0 in `dropped` rows, which may hold anything.
 
-    The exponential is that of `log_sum`, on the same numbers: a program that takes both takes it once.
+    It is the exponential of `log_sum` with the same operands, so XLA computes it once for both.
     """
     e = jnp.exp(x - s.peak)
-    # by way of a number of each row: of a constant, XLA makes an array outside of the loop that it stands in
+    # A per-row 0 on purpose: XLA would hoist a constant out of the loop and materialise a full array.
     return e if dropped is None else jnp.where(dropped, jnp.zeros_like(s.rest), e)
 
 
 @exp_below_peak.defjvp
 def _exp_below_peak_jvp(classes, primals, tangents):
     (x, s, dropped), (dx, ds, _) = primals, tangents
-    e, moved = exp_below_peak(classes, x, s, dropped), _below_peak_jvp(classes, (x, s), (dx, ds))[1]
-    return e, e * (moved if dropped is None else jnp.where(dropped, 0, moved))
+    e, difference = exp_below_peak(classes, x, s, dropped), _below_peak_jvp(classes, (x, s), (dx, ds))[1]
+    return e, e * (difference if dropped is None else jnp.where(dropped, 0, difference))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def mean_below_peak(
     classes: ClassAxis, x: Float[Array, "..."], s: LogSum, dropped: Bool[Array, "*rows"] | None
 ) -> Float[Array, "*rows"]:
-    """Σ_j q_j (peak − x_j), the entropy but for ln Σ_j exp(x_j − peak); 0 in the dropped rows.
+    """Σ_j q_j (peak − x_j), which is the entropy minus ln mass; 0 in `dropped` rows.
 
-    Maxima for selections, and a peak of its own: XLA on a CPU takes all of it into the sum, and keeps no exponentials.
+    It uses maxima instead of `where`, and a peak of its own. XLA on a CPU fuses all of it into the sum, and keeps no
+    array of exponentials.
     """
     d = jnp.maximum(x - jnp.maximum(x, barrier(s.peak)), _UNDERFLOW)
-    number = -classes.sum_keepdims(jnp.exp(d) * d) / s.mass
-    return number if dropped is None else jnp.where(dropped, 0, number)
+    mean = -classes.sum_keepdims(jnp.exp(d) * d) / s.mass
+    return mean if dropped is None else jnp.where(dropped, 0, mean)
 
 
 _UNDERFLOW = -1000
-"""What is so far below the peak has no part in any type: its exponential is 0, also beside the −inf that it may be."""
+"""exp of it is 0 in every dtype. It replaces −inf, since 0 · inf is NaN."""
 
 
 @mean_below_peak.defjvp
 def _mean_below_peak_jvp(classes, primals, tangents):
     x, s, dropped = primals
 
-    def plain(x: Array, s: LogSum) -> Array:
+    def by_definition(x: Array, s: LogSum) -> Array:
         d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, dropped)
         return classes.sum_keepdims(-e * jnp.where(e == 0, 0, d)) / s.mass
 
-    return mean_below_peak(classes, x, s, dropped), jax.jvp(plain, (x, s), tangents[:2])[1]
+    return mean_below_peak(classes, x, s, dropped), jax.jvp(by_definition, (x, s), tangents[:2])[1]

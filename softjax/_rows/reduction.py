@@ -1,4 +1,4 @@
-"""From nats in each row to what the caller asked for: the base, the weights, the reduction."""
+"""From one loss per sample in nats to the result: base, weights, reduction."""
 
 import math
 
@@ -10,14 +10,14 @@ from softjax._mesh.axes import AxisNames, axis_size, psum
 
 
 def from_nats(nats: Array, base: float) -> Array:
-    """log_b x = ln x / ln b: a number of nats (base e) in bits (2), hartleys (10) or another unit."""
+    """Converts nats (base e) to bits (2), hartleys (10) or another unit: log_b x = ln x / ln b."""
     return nats if base == math.e else nats / math.log(base)
 
 
 def reduce(
     loss: Float[Array, "*samples"], weights: Float[Array, "*samples"] | None, reduction: str, names: AxisNames = ()
 ) -> Float[Array, "*samples"] | Float[Array, ""]:
-    """`mean`: Σ w·l / Σ w (0 when Σ w is 0); `sum`: Σ w·l; `none`: w·l. The sums are those over the mesh axes, too."""
+    """`mean`: Σ w·l / Σ w, 0 if Σ w is 0; `sum`: Σ w·l; `none`: w·l. Sums include the mesh axes `names`."""
     if weights is not None:
         loss = weights * _zero_if_ignored(loss, weights)
     if reduction == "none":
@@ -31,21 +31,21 @@ def reduce(
 def mean_from_sum(
     total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: Length, names: AxisNames
 ) -> Float[Array, ""]:
-    """Σ w·l / Σ w of a sum that is there already, 0 when Σ w is 0."""
+    """Σ w·l / Σ w from Σ w·l; 0 if Σ w is 0."""
     if weights is None:
         return total / max(samples * axis_size(names), 1)
-    mass = psum(jnp.sum(weights), names)
-    return jnp.where(mass == 0, 0, total / jnp.where(mass == 0, 1, mass))
+    weight = psum(jnp.sum(weights), names)
+    return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
 
 
 @jax.custom_jvp
 def _zero_if_ignored(loss: Array, weights: Array) -> Array:
-    # A row of weight 0 contributes 0 · loss; only where that is not a number (0 · NaN, 0 · inf) is it put to 0 by
-    # hand. A finite loss keeps its derivative with respect to the weight, even at weight 0.
+    # 0 · NaN and 0 · inf are NaN, so a non-finite loss of weight 0 is replaced by 0. A finite loss stays: it is the
+    # derivative with respect to its weight, also at weight 0.
     return jnp.where((weights == 0) & ~jnp.isfinite(loss), 0, loss)
 
 
 @_zero_if_ignored.defjvp
 def _zero_if_ignored_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    # The cotangent has the factor 0 where the weight is, and need not ask the loss once more whether it is a number.
+    # The weight 0 makes the cotangent 0 already, so the derivative needs no second look at the loss.
     return _zero_if_ignored(*primals), tangents[0]

@@ -1,1 +1,1 @@
-"""Workarounds for the compiler. Each function equals the plain line that its docstring names."""
+"""Workarounds for XLA and JAX. The docstring of each function names the plain line that it equals."""

@@ -1,4 +1,4 @@
-"""Optimization barriers, which keep XLA from fusing or sharing what stands on their two sides."""
+"""Optimization barriers: XLA neither fuses nor merges operations across them."""
 
 from collections.abc import Hashable
 from typing import Any
@@ -11,23 +11,28 @@ from softjax._xla import one_cpu
 
 
 def varying_axes(array: Array) -> frozenset[Hashable]:
-    """The mesh axes over which the type of the array says that it varies."""
-    kind: Any = jax.typeof(array)
-    return frozenset(kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying)
+    """The mesh axes over which an array varies, by its type (vma); empty outside of `shard_map`."""
+    array_type: Any = jax.typeof(array)
+    # JAX 0.12 has renamed the attribute
+    return frozenset(array_type.vma if hasattr(array_type, "vma") else array_type.manual_axis_type.varying)
 
 
 def barrier(tree: Any) -> Any:
-    """The arrays, as numbers of their own to XLA: what two passes over a block make of them, each makes for itself, and
-    no array of the block is kept from the one to the other.
+    """The arrays of the tree, behind an optimization barrier.
 
-    In one barrier, for XLA takes equal ones for the same; but those that vary over the same mesh axes, for a barrier
-    gives all that it holds the type of what varies most.
+    Equals: `tree`.
+
+    XLA merges equal operations of two passes over a block of logits. It then keeps their result, an array of the
+    block's size, in memory from the first pass to the second. Behind a barrier the second pass computes its own.
+
+    All leaves share one barrier, because XLA also merges two barriers with equal operands. Leaves that vary over
+    different mesh axes get one barrier for each set of axes: a barrier types all its results as varying over the union.
     """
     leaves, structure = jax.tree.flatten(tree)
-    alike: dict[frozenset[Hashable], dict[int, Array]] = {}
+    by_axes: dict[frozenset[Hashable], dict[int, Array]] = {}
     for i, leaf in enumerate(leaves):
-        alike.setdefault(varying_axes(leaf), {})[i] = leaf
-    barred = {i: leaf for each in alike.values() for i, leaf in _barrier_by_index(each).items()}
+        by_axes.setdefault(varying_axes(leaf), {})[i] = leaf
+    barred = {i: leaf for group in by_axes.values() for i, leaf in _barrier_by_index(group).items()}
     return jax.tree.unflatten(structure, [barred[i] for i in range(len(leaves))])
 
 
@@ -38,20 +43,26 @@ def _barrier_by_index(arrays: dict[int, Array]) -> dict[int, Array]:
 
 @_barrier_by_index.defjvp
 def _barrier_jvp(primals, tangents):
-    # JAX 0.12 cannot transpose a barrier some of whose operands are constants of the map
+    # JAX 0.12 cannot transpose a barrier if some of its operands are constants. The tangents need no barrier.
     return _barrier_by_index(*primals), tangents[0]
 
 
 def barrier_small(tree: Any, size: int) -> Any:
-    """The tree, its arrays of less than `size` apart."""
+    """The tree, with its arrays of fewer than `size` elements behind a barrier.
+
+    Equals: `tree`.
+    """
     leaves, structure = jax.tree.flatten(tree)
     small = barrier({i: leaf for i, leaf in enumerate(leaves) if leaf.size < size})
     return jax.tree.unflatten(structure, [small.get(i, leaf) for i, leaf in enumerate(leaves)])
 
 
 def barrier_unless_one_cpu(tree: Any, x: Array) -> Any:
-    """Apart, but not on one CPU: there exponentials of `x` are what costs, and it is in cache.
+    """Row values `tree` of the logits `x`, behind a barrier except on one CPU.
 
-    An accelerator would write those of all of `x` to memory and read them again.
+    Equals: `tree`.
+
+    Without a barrier XLA keeps the exponentials of `x` for the next pass. An accelerator writes them to memory and
+    reads them again. On one CPU XLA may keep them: `x` is in cache there, and the exponentials take most of the time.
     """
     return tree if one_cpu.on_one_cpu(x) else barrier(tree)

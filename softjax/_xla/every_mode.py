@@ -1,4 +1,4 @@
-"""A `custom_vjp` in forward mode, too, and out of the reach of the policies of `jax.checkpoint`."""
+"""Forward mode for a `custom_vjp`, and functions that the policies of `jax.checkpoint` see as one operation."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -12,72 +12,84 @@ from softjax._args.types import Array
 
 
 def with_forward_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function(static, *arrays)`, a `custom_vjp`, in forward mode and to every order as well.
+    """`function(static, *arrays)`, a `custom_vjp`, with forward mode and derivatives of every order.
 
-    A `custom_vjp` refuses forward mode. So a `custom_jvp` stands around it, whose tangent map is the linear transpose
-    of the pull-back that `jax.vjp` makes of `function`: the analytic gradient stands in one place. Reverse mode
-    transposes this map once more, and an output that nobody reads has no cotangent there, so that its part of the rule
-    is not in the program at all. Each of `arrays` may be a pytree; integer outputs have no derivative.
+    Equals: `function`.
+
+    JAX raises an error for forward mode over a `custom_vjp`. This function wraps it in a `custom_jvp`, whose rule is
+    the linear transpose of the backward pass. So there is one analytic gradient for all modes. Reverse mode transposes
+    the rule once more. An output that nobody reads has no cotangent there, so its part of the gradient is never traced.
+
+    Each of `arrays` may be a pytree. Integer outputs have no derivative.
     """
 
-    every = jax.custom_jvp(function, nondiff_argnums=(0,))
+    differentiable = jax.custom_jvp(function, nondiff_argnums=(0,))
 
-    @partial(every.defjvp, symbolic_zeros=True)
-    def push(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
-        of_moving, arrays, steps = _split_moving(partial(function, static), primals, tangents)
+    @partial(differentiable.defjvp, symbolic_zeros=True)
+    def jvp_rule(static: Hashable, primals: Any, tangents: Any) -> tuple[Any, Any]:
+        function_of_perturbed, perturbed, steps = _split_perturbed(partial(function, static), primals, tangents)
 
-        def of(moved: dict[int, Array]) -> tuple[list[Array], Any]:
-            out = of_moving(moved)
-            return [number for number in jax.tree.leaves(out) if _has_derivative(number)], out
+        def floating_outputs(perturbed: dict[int, Array]) -> tuple[list[Array], Any]:
+            out = function_of_perturbed(perturbed)
+            return [array for array in jax.tree.leaves(out) if _has_derivative(array)], out
 
-        numbers, pull, out = jax.vjp(of, arrays, has_aux=True)
+        values, pull, out = jax.vjp(floating_outputs, perturbed, has_aux=True)
 
+        # Under `checkpoint`, no residual of the size of the arrays is kept for the transpose.
         @partial(opaque_to_remat, static=())
-        @partial(jax.checkpoint, prevent_cse=False)  # so that nothing of the size of the arrays is kept
-        def along(pull: Any, steps: dict[int, Array]) -> list[Array]:
-            return jax.linear_transpose(pull, numbers)((steps,))[0]
+        @partial(jax.checkpoint, prevent_cse=False)
+        def push(pull: Any, steps: dict[int, Array]) -> list[Array]:
+            return jax.linear_transpose(pull, values)((steps,))[0]
 
-        return out, _with_zeros_for_integers(out, along(pull, steps) if steps else [jnp.zeros_like(n) for n in numbers])
+        derivatives = push(pull, steps) if steps else [jnp.zeros_like(value) for value in values]
+        return out, _with_zeros_for_integers(out, derivatives)
 
-    return every
+    return differentiable
 
 
 def opaque_to_remat(function: Callable[..., Any], static: tuple[int, ...] = (0,)) -> Callable[..., Any]:
-    """`function(static, *arrays)`, to a policy of `jax.checkpoint` a single operation.
+    """`function(static, *arrays)`, which a policy of `jax.checkpoint` sees as a single operation.
 
-    A policy is asked about each operation, also within a loop: one that saves matrix products would have the logits of
-    every block saved. But it does not look into a `custom_jvp`. This one has the derivative of the function itself.
+    Equals: `function`.
+
+    JAX asks a policy about each operation, also inside a loop. A policy that saves matmuls would save the logits of
+    every chunk. JAX does not look into a `custom_jvp`, so this one wraps the function. Its rule is `jax.jvp`.
     """
-    whole = jax.custom_jvp(function, nondiff_argnums=static)
+    opaque = jax.custom_jvp(function, nondiff_argnums=static)
 
-    @partial(whole.defjvp, symbolic_zeros=True)
-    def push(*args: Any) -> tuple[Any, Any]:
-        *first, primals, tangents = args
-        of_moving, arrays, steps = _split_moving(partial(function, *first), primals, tangents)
-        return jax.jvp(of_moving, (arrays,), (steps,))
+    @partial(opaque.defjvp, symbolic_zeros=True)
+    def jvp_rule(*args: Any) -> tuple[Any, Any]:
+        *static_args, primals, tangents = args
+        function_of_perturbed, perturbed, steps = _split_perturbed(partial(function, *static_args), primals, tangents)
+        return jax.jvp(function_of_perturbed, (perturbed,), (steps,))
 
-    return whole
+    return opaque
 
 
-def _split_moving(
+def _split_perturbed(
     function: Callable[..., Any], primals: Any, tangents: Any
 ) -> tuple[Callable[[Any], Any], dict[int, Any], dict[int, Any]]:
-    """The function of those arrays alone that move, these, and their tangents."""
-    arrays, tree = jax.tree.flatten(primals)
-    each, steps = dict(enumerate(arrays)), dict(enumerate(jax.tree.leaves(tangents)))
-    moving = {i: step for i, step in steps.items() if not isinstance(step, SymbolicZero)}
+    """`function` of its perturbed arrays alone, these arrays, and their tangents, by the index of the leaf.
+
+    An array is perturbed if its tangent is not a symbolic zero.
+    """
+    leaves, structure = jax.tree.flatten(primals)
+    primal_of, tangent_of = dict(enumerate(leaves)), dict(enumerate(jax.tree.leaves(tangents)))
+    steps = {i: tangent for i, tangent in tangent_of.items() if not isinstance(tangent, SymbolicZero)}
     return (
-        lambda moved: function(*jax.tree.unflatten(tree, (each | moved).values())),
-        {i: each[i] for i in moving},
-        moving,
+        lambda perturbed: function(*jax.tree.unflatten(structure, (primal_of | perturbed).values())),
+        {i: primal_of[i] for i in steps},
+        steps,
     )
 
 
-def _has_derivative(number: Array) -> bool:
-    return jnp.issubdtype(number.dtype, jnp.inexact)
+def _has_derivative(array: Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.inexact)
 
 
 def _with_zeros_for_integers(out: Any, derivatives: list[Any]) -> Any:
-    """The derivatives, arrays or JAX's own constants, in the structure of the output, with zeros for its integers."""
-    each = iter(derivatives)
-    return jax.tree.map(lambda n: next(each) if _has_derivative(n) else zero_from_primal(n, symbolic_zeros=True), out)
+    """The derivatives of the floating outputs in the structure of `out`, with symbolic zeros for its integers."""
+    remaining = iter(derivatives)
+    return jax.tree.map(
+        lambda array: next(remaining) if _has_derivative(array) else zero_from_primal(array, symbolic_zeros=True), out
+    )

@@ -1,4 +1,4 @@
-"""What a mesh costs, read from the compiled program: what is sent, what is computed, and what memory it takes."""
+"""What a mesh costs, read from compiled programs: communication, computation and memory."""
 
 import functools
 import math
@@ -30,7 +30,7 @@ def layer(reduction, block_size):
 @pytest.fixture(scope="module")
 def compiled():
     return functools.cache(
-        lambda mesh, reduction, block_size: mesh_cost.compiled(
+        lambda mesh, reduction, block_size: mesh_cost.compile_step(
             lambda h, k, y: layer(reduction, block_size)(h, k, y).sum(),
             (SAMPLES, FEATURES, CLASSES),
             worlds.mesh_of(mesh),
@@ -40,37 +40,38 @@ def compiled():
 
 
 @pytest.mark.parametrize(("mesh", "reduction", "block_size"), covering(SHAPES, LAYERS))
-def test_the_layer_sums_each_gradient_once_and_sends_a_few_numbers_a_sample(compiled, mesh, reduction, block_size):
+def test_the_layer_all_reduces_each_gradient_once_and_a_few_statistics_per_sample(
+    compiled, mesh, reduction, block_size
+):
     data, classes = mesh
     local = SAMPLES // data
-    parts = list(mesh_cost.collectives(compiled(mesh, reduction, block_size).as_text()))
-    assert {part.kind for part in parts} == {"all-reduce"}
-    sizes = [(elements, part.repeated) for part in parts for _, elements in part.sizes]
+    found = list(mesh_cost.collectives(compiled(mesh, reduction, block_size).as_text()))
+    assert {collective.kind for collective in found} == {"all-reduce"}
+    sizes = [(elements, collective.in_loop) for collective in found for _, elements in collective.arrays]
     gradients = [(local * FEATURES, False), (FEATURES * CLASSES // classes, False)]
     for gradient in gradients:
         assert sizes.count(gradient) <= 1
         if gradient in sizes:
             sizes.remove(gradient)
-    # the others: peak, mass and label logit of each sample, forward and backward, and scalars
+    # The rest: peak, mass and label logit of each sample, forward and backward, and scalars.
     assert all(elements <= local for elements, _ in sizes)
-    assert sum(elements for elements, repeated in sizes if not repeated) <= 6 * local + 10
-    assert sum(elements for elements, repeated in sizes if repeated) <= 6 * (block_size or local)
+    assert sum(elements for elements, in_loop in sizes if not in_loop) <= 6 * local + 10
+    assert sum(elements for elements, in_loop in sizes if in_loop) <= 6 * (block_size or local)
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_each_device_does_its_share_of_three_products(compiled, mesh):
-    share = 3 * 2 * SAMPLES * FEATURES * CLASSES / math.prod(mesh)
-    assert (
-        share <= compiled(mesh, "mean", None).cost_analysis()["flops"] <= 1.08 * share
-    )  # 96 features are few beside a softmax
+def test_three_matmuls_are_divided_among_the_devices(compiled, mesh):
+    matmul_flops = 3 * 2 * SAMPLES * FEATURES * CLASSES / math.prod(mesh)
+    # With only 96 features, the softmax itself has a visible cost.
+    assert matmul_flops <= compiled(mesh, "mean", None).cost_analysis()["flops"] <= 1.08 * matmul_flops
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_the_memory_of_a_device_is_that_of_its_share(compiled, mesh):
+def test_a_device_needs_the_memory_of_its_shard(compiled, mesh):
     data, classes = mesh
-    share = (SAMPLES // data, FEATURES, CLASSES // classes)
-    alone = mesh_cost.compiled(layer("mean", 4), share, worlds.mesh_of((1, 1)), jnp.float32)
-    temporary = [c.memory_analysis().temp_size_in_bytes for c in (alone, compiled(mesh, "mean", 4))]
+    shard = (SAMPLES // data, FEATURES, CLASSES // classes)
+    unsharded = mesh_cost.compile_step(layer("mean", 4), shard, worlds.mesh_of((1, 1)), jnp.float32)
+    temporary = [step.memory_analysis().temp_size_in_bytes for step in (unsharded, compiled(mesh, "mean", 4))]
     assert temporary[1] <= 1.05 * temporary[0] + 4096
 
 
@@ -82,7 +83,7 @@ def test_the_memory_of_a_device_is_that_of_its_share(compiled, mesh):
         [{"label_smoothing": 0.1, "z_loss": 0.01, "weights": cases.weights(SAMPLES)}, {}],
     ),
 )
-def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
+def test_losses_of_logits_all_reduce_a_few_statistics_per_sample(world, mesh, options):
     x, y = cases.logits(CLASSES, 1.0, SAMPLES), cases.class_ids(CLASSES, SAMPLES)
     w = options.get("weights", jnp.ones(SAMPLES))
 
@@ -95,29 +96,29 @@ def test_losses_of_logits_send_a_few_numbers_a_sample(world, mesh, options):
         if world not in worlds.GLOBAL:
             arrays = worlds.placed("Auto", mesh, (x, y, w), [LOGITS, ROWS, ROWS])
         hlo = jax.jit(jax.value_and_grad(f)).lower(*arrays).compile().as_text()
-    parts = list(mesh_cost.collectives(hlo))
-    assert {part.kind for part in parts} == {"all-reduce"}
-    assert sum(elements for part in parts for _, elements in part.sizes) <= 8 * SAMPLES // mesh[0] + 10
+    found = list(mesh_cost.collectives(hlo))
+    assert {collective.kind for collective in found} == {"all-reduce"}
+    assert sum(elements for collective in found for _, elements in collective.arrays) <= 8 * SAMPLES // mesh[0] + 10
 
 
-def test_the_program_tells_blocks_and_products():
+def test_a_row_reports_chunks_and_matmuls():
     settings = mesh_cost.Settings(samples=16384, features=256)
-    row = mesh_cost.row(settings, 4096, 8)  # a device's logits are 32 MiB, two blocks
-    assert (row["blocks"], row["shares"]) == (2, (1, 8))
-    assert 3 <= row["products"] < 3.2
-    assert row["gradients_summed"] == 4 * settings.samples * settings.features
-    assert row["temporaries"] < row["temporaries_of_the_plain_way"]
-    assert "does not fit" in mesh_report.line(row | {"temporaries_of_the_plain_way": None})
+    row = mesh_cost.measure_row(settings, 4096, 8)  # the logits of a device have 32 MiB, two chunks
+    assert (row["chunks"], row["mesh_shape"]) == (2, (1, 8))
+    assert 3 <= row["matmuls"] < 3.2
+    assert row["gradient_all_reduce_bytes"] == 4 * settings.samples * settings.features
+    assert row["temporary_bytes"] < row["unfused_temporary_bytes"]
+    assert "does not fit" in mesh_report.line(row | {"unfused_temporary_bytes": None})
 
 
-def test_a_start_gives_its_operands_too():
+def test_operands_of_a_start_are_not_counted():
     both = "(f32[8]{0}, bf16[2,3]{1,0})"
-    (part,) = mesh_cost.collectives(f"  %s = ({both}, {both}) all-reduce-start(%a, %b), replica_groups=[2,4]")
-    assert part == mesh_cost.Collective("all-reduce", (("f32", 8), ("bf16", 6)), False)
+    (collective,) = mesh_cost.collectives(f"  %s = ({both}, {both}) all-reduce-start(%a, %b), replica_groups=[2,4]")
+    assert collective == mesh_cost.Collective("all-reduce", (("f32", 8), ("bf16", 6)), False)
 
 
 @pytest.mark.parametrize(
-    ("groups", "several"),
+    ("groups", "communicates"),
     [
         ("{{0,1},{2,3}}", True),
         ("{{0},{1}}", False),
@@ -127,35 +128,35 @@ def test_a_start_gives_its_operands_too():
         ("mesh['data'=1,'classes'=8] {'data'}", False),
     ],
 )
-def test_a_group_of_one_sends_nothing(groups, several):
+def test_a_group_of_one_device_sends_nothing(groups, communicates):
     line = f"  %s = f32[8]{{0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add"
-    assert bool(list(mesh_cost.collectives(line))) == several
+    assert bool(list(mesh_cost.collectives(line))) == communicates
 
 
 @pytest.mark.parametrize("block_size", [None, 4])
-def test_products_are_found_in_the_program_where_the_compiler_is_silent(compiled, block_size, monkeypatch):
+def test_matmuls_are_counted_in_the_program_if_the_compiler_reports_no_cost(compiled, block_size, monkeypatch):
     step = compiled((2, 4), "mean", block_size)
-    blocks = mesh_cost._blocks(step.as_text())
-    assert blocks == (1 if block_size is None else SAMPLES // 2 // block_size)
+    chunks = mesh_cost._count_chunks(step.as_text())
+    assert chunks == (1 if block_size is None else SAMPLES // 2 // block_size)
     monkeypatch.setattr(type(step), "cost_analysis", lambda self: None)
-    share = 3 * 2 * SAMPLES * FEATURES * CLASSES / 8
-    assert mesh_cost._operations(step, step.as_text(), blocks) == share
+    matmul_flops = 3 * 2 * SAMPLES * FEATURES * CLASSES / 8
+    assert mesh_cost._count_flops(step, step.as_text(), chunks) == matmul_flops
 
 
 def test_topologies():
-    assert targets.options("v6e:4x2") == {"platform": "tpu", "topology_name": "v6e:4x2"}
-    assert targets.options("h200:8")["topology"] == "1x1x8"
-    assert targets.options("h100:2x8")["topology"] == "1x2x8"
-    assert "device_memory_size: 80000000000" in targets.options("h100:1")["target_config"]
+    assert targets.topology_arguments("v6e:4x2") == {"platform": "tpu", "topology_name": "v6e:4x2"}
+    assert targets.topology_arguments("h200:8")["topology"] == "1x1x8"
+    assert targets.topology_arguments("h100:2x8")["topology"] == "1x2x8"
+    assert "device_memory_size: 80000000000" in targets.topology_arguments("h100:1")["target_config"]
     for wrong in ("h200", "h200:", "h200:0", "h200:2x2x2"):
-        with pytest.raises(WrongInput, match=f"^--topology {wrong}: GPUs are written h200:8, or h200:2x8"):
-            targets.options(wrong)
+        with pytest.raises(WrongInput, match=f"^--topology {wrong}: write GPUs as h200:8, or as h200:2x8"):
+            targets.topology_arguments(wrong)
     with pytest.raises(WrongInput, match="takes TPUs or GPUs, not both"):
-        targets.compiler_of_all(["v6e:4x2", "h200:8"])
+        targets.common_compiler(["v6e:4x2", "h200:8"])
 
 
 @pytest.mark.parametrize(("topology", "extra"), [("h200:8", "gpu"), ("v6e:4x2", "tpu")])
-def test_a_compiler_that_is_not_there_is_named(topology, extra, monkeypatch):
+def test_the_error_names_the_extra_of_a_missing_compiler(topology, extra, monkeypatch):
     def missing(**_):
         raise RuntimeError("no such platform\nand more")
 
@@ -163,4 +164,4 @@ def test_a_compiler_that_is_not_there_is_named(topology, extra, monkeypatch):
     with pytest.raises(
         WrongInput, match=f"^cannot compile for {topology}; is the extra `{extra}` installed\\? no such p"
     ):
-        mesh_cost.mesh_of_chips(topology)
+        mesh_cost.topology_mesh(topology)

@@ -1,0 +1,97 @@
+"""The loss of a row, as the runs over a linear layer take it: our own losses, and a caller's function.
+
+Each is static. `row_loss(shared, values, row_args)` gives `(loss, aux)`, where `shared` are arrays that all rows use.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import core
+
+from softjax._args import arrays
+from softjax._args.types import Array
+from softjax._linear.layer import Parameters
+from softjax._linear.samples import ChunkConfig, Samples, guard_ignored, zero_of_rows
+from softjax._rows.statistics import RowValues, Statistics
+
+
+class ElementwiseLoss(NamedTuple):
+    """Arithmetic on row values of any shape: the cross-entropy and the divergences."""
+
+    function: Callable[[Any, Any, float], Array]
+    """`(shared, values, base)` to the loss."""
+    base: float
+
+    def __call__(self, shared: Any, values: Any, _: Any = ()) -> tuple[Array, None]:
+        return self.function(shared, values, self.base), None
+
+    def hoisted(self, _: ChunkConfig, __: Parameters, ___: Samples, shared: Any) -> tuple["ElementwiseLoss", Any]:
+        return self, shared
+
+    def of_samples(self, shared: Any, values: Any, _: Any, __: Any) -> tuple[Array, None]:
+        return self(shared, values)
+
+
+class CallerLoss(NamedTuple):
+    """A caller's `row_loss(statistics, *row_args)`, written for one sample."""
+
+    function: Callable[..., Any]
+    tree: Any
+    """The structure of the row arguments, which are passed as a list of leaves."""
+    has_aux: bool
+
+    def of_sample(self, statistics: Statistics, leaves: list[Array]) -> tuple[Array, Any]:
+        result = self.function(statistics, *jax.tree.unflatten(self.tree, leaves))
+        return arrays.row_loss_result(result, self.has_aux)
+
+    def hoisted(
+        self, config: ChunkConfig, parameters: Parameters, samples: Samples, _: Any
+    ) -> tuple["HoistedLoss", tuple[Array, ...]]:
+        """The loss of a chunk, and the arrays it closes over; traced with arrays that vary over the mesh as rows do."""
+        zeros = jnp.broadcast_to(zero_of_rows(config, parameters, samples), samples.hidden.shape[1])
+        statistics = Statistics.fill(zeros, zeros.astype(jnp.int32))
+        leaves = [jnp.zeros_like(leaf[0]) for leaf in samples.row_args]
+        function, closed_over = hoist_closure(jax.vmap(self.of_sample), statistics, leaves)
+        return HoistedLoss(function), closed_over
+
+    def of_samples(self, _: Any, values: RowValues, row_args: Any, weights: Array | None) -> tuple[Array, Any]:
+        """The loss of each sample and its aux, `[*samples, …]`."""
+        shape = values.statistics.entropy.shape
+
+        def flatten(array: Array) -> Array:
+            return array.reshape((math.prod(shape), *array.shape[len(shape) :]))
+
+        flat = jax.tree.map(flatten, (values.statistics, row_args))
+        if weights is not None:
+            flat = guard_ignored(flat, weights.reshape(-1, 1) != 0)
+        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), jax.vmap(self.of_sample)(*flat))
+
+
+class HoistedLoss(NamedTuple):
+    """A caller's loss of a chunk, which closes over no array."""
+
+    function: "Hoisted"
+
+    def __call__(self, closed_over: tuple[Array, ...], values: RowValues, leaves: list[Array]) -> tuple[Array, Any]:
+        return self.function(closed_over, values.statistics, leaves)
+
+
+class Hoisted(NamedTuple):
+    """A traced function whose closed-over arrays became arguments, so it can be static in a custom derivative."""
+
+    jaxpr: Any
+    out: Any
+    """The structure of its result."""
+
+    def __call__(self, closed_over: tuple[Array, ...], *args: Any) -> Any:
+        flat = core.eval_jaxpr(self.jaxpr, closed_over, *jax.tree.leaves(args))
+        return jax.tree.unflatten(self.out, flat)
+
+
+def hoist_closure(function: Callable[..., Any], *example: Any) -> tuple[Hoisted, tuple[Array, ...]]:
+    """Traces the function for arguments like the example; also returns the arrays, or tracers, it closes over."""
+    closed, out = jax.make_jaxpr(function, return_shape=True)(*example)
+    return Hoisted(closed.jaxpr, jax.tree.structure(out)), tuple(closed.consts)
