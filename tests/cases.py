@@ -1,4 +1,4 @@
-"""Inputs that the tests share: flat and peaked logits, sizes that divide nothing, cotangents that differ by row."""
+"""Inputs that the tests share: flat and peaked logits, odd sizes, cotangents that differ by row."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +27,7 @@ def cotangent(samples=SAMPLES, seed=0):
 
 
 def weights(samples=SAMPLES, seed=0):
-    """Uneven, some of them 0."""
+    """Unequal weights, some of them 0."""
     w = np.random.default_rng([seed, 4]).uniform(0.1, 3.0, samples)
     w[::4] = 0
     return jnp.asarray(w, jnp.float32)
@@ -39,7 +39,7 @@ def real(statistics):
 
 
 def layer(classes, features=13, samples=SAMPLES, spread=1.0, dtype=jnp.float32, seed=0):
-    """hidden, kernel and bias whose logits have about this spread."""
+    """Hidden states, kernel and bias; their logits have about this spread."""
     rng = np.random.default_rng([seed, 5, classes, samples])
     hidden = rng.normal(size=(samples, features))
     kernel = rng.normal(size=(features, classes)) * spread / np.sqrt(features)

@@ -1,4 +1,4 @@
-"""How far two float32 computations of the same numbers may lie apart."""
+"""How far two float32 computations of the same numbers may differ."""
 
 import jax
 import numpy as np

@@ -15,9 +15,9 @@ def slow(*cases):
 def covering(*axes, quick=None):
     """All-pairs testing: cases of the product of the axes that cover each pair of values of two axes.
 
-    The quick cases cover each value of each axis; the others are slow. Quick case number i takes the value i of each
-    axis, modulo its length. `quick` gives these numbers; by default they run up to the length of the longest axis. A
-    tuple among the values stands for several arguments.
+    A few cases are quick, the others slow. Quick case number i takes the value i of each axis, modulo its length. By
+    default i runs over the longest axis, so that the quick cases cover each value of each axis. `quick` gives other
+    numbers. A tuple among the values stands for several arguments.
     """
     axes = [[value if isinstance(value, tuple) else (value,) for value in axis] for axis in axes]
     few = range(max(map(len, axes)))

@@ -1,4 +1,4 @@
-"""A few classes for each sample, equal ids and padding among them, and the distribution that they stand for."""
+"""A few classes per sample, with repeated ids and padding, and the distribution that they stand for."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +7,7 @@ import softjax
 
 
 def sparse(classes, k, samples=11, padding=True, seed=0, mass=1.0):
-    """`SparseLabels`, whose ids also repeat, and whose last ones of some rows are padding: mass 0 and no class."""
+    """`SparseLabels` with repeated ids. In some rows the last id is padding: mass 0 and no class."""
     rng = np.random.default_rng([seed, 7, classes, k])
     ids, p = rng.integers(0, classes, (samples, k)), rng.dirichlet(np.ones(max(k, 1)), samples)[:, :k] * mass
     if padding and k > 1:
@@ -17,7 +17,7 @@ def sparse(classes, k, samples=11, padding=True, seed=0, mass=1.0):
 
 
 def dense(labels, classes):
-    """The same as an array of all classes, in float64."""
+    """The same distribution as a float64 array over all classes."""
     ids, p = np.asarray(labels.ids), np.asarray(labels.probabilities, np.float64)
     every = np.zeros((*ids.shape[:-1], classes))
     for place, j in np.ndenumerate(ids):
@@ -27,7 +27,7 @@ def dense(labels, classes):
 
 
 def at(every, ids):
-    """The entries of an array of all classes at these ids, 0 where an id is none."""
+    """The entries of an array over all classes at these ids, 0 for an id that is no class."""
     ids = np.asarray(ids)
     inside = (ids >= 0) & (ids < every.shape[-1])
     return np.where(inside, np.take_along_axis(every, np.where(inside, ids, 0), -1), 0)

@@ -12,7 +12,7 @@ RTOL = 1e-5
 
 
 def check(reduction, hidden, kernel, bias, labels, block_size, rtol=RTOL, **options):
-    """Value and gradients against the float64 oracle; cotangents that differ by row where there are rows."""
+    """Checks value and gradients against the float64 oracle, with cotangents that differ by row."""
     g = cases.cotangent(len(hidden)) if reduction == "none" else jnp.float32(0.7)
 
     def function(hidden, kernel, bias):

@@ -57,13 +57,13 @@ def linear_cross_entropy(hidden, kernel, labels, *, bias=None, logit_softcap=Non
 
 
 def mean(loss, weights, samples):
-    """Σ weight · loss / Σ weight, of losses that are already weighted."""
+    """Σ weight · loss / Σ weight, for losses that are already weighted."""
     total = samples if weights is None else np.broadcast_to(weights, samples).astype(np.float64).sum()
     return loss.sum() / total
 
 
 def statistics(logits, labels):
-    """The value of each floating number of a row, `[samples]`, and its slope, `[samples, classes]`, by its name."""
+    """Each floating statistic by name: its values `[samples]` and its derivatives `[samples, classes]`."""
     x, y = np.asarray(logits).astype(np.float64), np.asarray(labels)
     classes = x.shape[1]
     log_q = np.stack([log_softmax(row) for row in x])

@@ -1,4 +1,4 @@
-"""What is done on one CPU alone equals the plain line, is not done under a mesh, and keeps arrays out of memory."""
+"""The code for a single CPU gives the same numbers, is unused under a mesh, and saves memory."""
 
 import os
 import subprocess
@@ -152,7 +152,7 @@ def test_rows_of_a_batch_with_several_axes():
 
 @pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 0.2), (jnp.float16, 0.2), (jnp.bfloat16, 2.2)])
 def test_temporary_memory_on_one_cpu(dtype, most, monkeypatch):
-    # float16 would be copied to float32 as a whole, 4 bytes a logit; bfloat16 has its bits copied, 2 bytes.
+    # A float32 copy would take 4 bytes per logit. bfloat16 has its bits copied: 2 bytes per logit.
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     x = jax.ShapeDtypeStruct((1024, 131072), dtype)
     program = jax.jit(lambda x: log_sum(LAST, x, None).log_mass).lower(x).compile()
@@ -190,7 +190,7 @@ def test_picked(route):
 
 @pytest.mark.parametrize(("k", "axis"), covering([0, 1, 4, 9], [-1, -2, -3]))
 def test_several_of_a_row(k, axis, route):
-    """Gathered and added, or by comparison: with equal classes, and with classes that lie elsewhere."""
+    """Gather and scatter-add, or comparison: with repeated classes, and with classes of another device."""
     x = jnp.moveaxis(cases.logits(7, samples=6).reshape(2, 3, 7), -1, axis)
     local = np.random.default_rng(k).integers(-2, 9, (2, 3, k))
     numbers = np.random.default_rng(k).normal(size=local.shape).astype(np.float32)
@@ -222,7 +222,7 @@ def test_a_gradient_that_is_computed_once_is_the_same_in_every_mode(route):
 
 @pytest.mark.parametrize(("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16]))
 def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
-    """The logits and their gradient, then this and its transpose, at most. XLA widens bfloat16 by itself."""
+    """At most two arrays at once: logits and gradient, then gradient and its transpose. XLA widens bfloat16 itself."""
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
     labels = jax.ShapeDtypeStruct(tuple(samples), jnp.int32)
@@ -239,7 +239,7 @@ def test_memory_of_a_product_and_its_loss(samples, dtype, monkeypatch):
 @pytest.mark.parametrize("samples", [24, *slow(21, 23)])
 @pytest.mark.parametrize("route", ["one CPU"], indirect=True)
 def test_a_few_rows_of_a_block_at_a_time(samples, route, monkeypatch):
-    """Every number and every slope, of 4 rows at a time, of 3, and of all where nothing divides their number."""
+    """All statistics and gradients with 4 rows at a time, with 3, and with all rows where no number divides them."""
     x, labels, kernel = cases.logits(9, samples=samples), cases.class_ids(9, samples), jnp.eye(9)
     weights, exist = cases.weights(samples), jnp.arange(9) != 4
     x = x.at[0].set(jnp.nan)  # its weight is 0

@@ -1,4 +1,4 @@
-"""Divergences of logits and of two last layers, against float64: values, gradients, every option, edges, confidence."""
+"""Divergences of logits and of two layers against float64: values, gradients, options, edge cases, confident rows."""
 
 import math
 
@@ -20,7 +20,7 @@ KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
 
 def pair(classes, spread=1.0, apart=0.5, samples=cases.SAMPLES):
-    """A student's logits and a teacher's that are not far from them."""
+    """The logits of a student, and of a teacher with similar logits."""
     x = cases.logits(classes, spread, samples)
     return x, x + apart * min(spread, 1) * cases.logits(classes, samples=samples, seed=1)
 
@@ -43,13 +43,13 @@ def as_kernel(x, y, **options):
 
 
 def as_hidden(x, y, **options):
-    """The student's logits are hidden vectors, the teacher's a kernel."""
+    """The student's logits are the hidden states, the teacher's logits are a kernel."""
     student, teacher = jnp.eye(x.shape[1]), jnp.eye(len(x))
     return softjax.linear_divergence(x, student, teacher, y, reduction="none", block_size=1000, **options)
 
 
 def fused(x, y, **options):
-    """By the sum, whose gradients are taken while the logits are at hand; the rows by their weights."""
+    """The rows as the gradient of the fused sum by its weights."""
 
     def total(weights):
         eye = jnp.eye(len(x))
@@ -69,7 +69,7 @@ def test_value_and_gradient(way, kind, classes, spread):
         options = {"kind": kind, "beta": beta, "temperature": temperature, "base": math.e}
         value, (dx,) = vjp(lambda x, options=options: way(x, y, **options), (x,), cases.cotangent())
         expected, gradient, of_teacher = exact.divergence(x, y, kind, beta, temperature)
-        # as a rounding of each logit would change it, relative to itself
+        # the relative change from rounding each logit
         rounding = (np.abs(gradient * x) + np.abs(of_teacher * y)).sum(1) * np.finfo(np.float32).eps / expected
         allowed = 1e-5 + rounding
         assert np.all(np.abs(value - expected) <= allowed * expected)
@@ -81,7 +81,7 @@ def test_value_and_gradient(way, kind, classes, spread):
 
 @pytest.mark.parametrize(("kind", "route"), covering(KINDS, ROUTES), indirect=["route"])
 def test_both_routes(kind, route):
-    """One CPU and elsewhere."""
+    """The same results on one CPU and on other platforms."""
     x, y = pair(7)
     for way in (dense, as_kernel):
         value, gradient = jax.jit(jax.value_and_grad(lambda x, way=way: jnp.sum(way(x, y, kind=kind, base=math.e))))(x)
@@ -92,7 +92,7 @@ def test_both_routes(kind, route):
 
 @pytest.mark.parametrize(("kind", "gap"), covering(KINDS, [10.0, 40.0, 80.0]))
 def test_confident_rows(kind, gap):
-    """Both are sure of one class, or one of them more than the other: right to 1e-3 of itself, each entry too."""
+    """Two confident rows, equally or not: each value and each gradient entry has a relative error of at most 1e-3."""
     x = jnp.asarray([[gap, 0.0, -1.0, 0.5], [gap, 0.0, 0.0, 0.3]])
     y = jnp.asarray([[gap, 0.2, -1.2, 0.3], [gap / 2, 0.4, -1.0, 0.0]])
     for way in (dense, as_kernel):
@@ -226,7 +226,7 @@ SECOND = {"hessian": jax.hessian, "reverse twice": lambda f, by: jax.jacrev(jax.
               ("jensen_shannon", "teacher"), ("jensen_shannon", "both"), ("forward_kl", "both")], list(SECOND)),
 )  # fmt: skip
 def test_second_derivatives_beside_a_class_without_probability(kind, lacking, mode, x64):
-    """A class of logit −inf is one of next to no probability, also in what T and β change of a slope."""
+    """A logit of −inf acts as a very low logit, also in the derivatives by T and β."""
     x, y = (a.astype(jnp.float64) for a in pair(5, samples=3))
 
     def total(t, beta, x, logit):
@@ -276,7 +276,7 @@ def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
 
     with_gradient = jax.jit(jax.value_and_grad(total))
     expected, gradient = with_gradient(x, y)
-    if way is as_hidden:  # there the teacher's logits are a kernel
+    if way is as_hidden:  # in `as_hidden` the teacher's logits are a kernel
         value, found = with_gradient(x.at[1].set(bad), y)
     else:
         value, found = with_gradient(x.at[1].set(bad).at[4, 2].set(bad), y.at[4].set(bad).at[1, 0].set(bad))
@@ -312,7 +312,7 @@ def test_two_layers_of_other_widths_types_caps_and_biases(kind):
 
 @pytest.mark.parametrize(("kind", "reduction", "count"), covering(KINDS, [("mean", 4), ("none", 6)]))
 def test_no_more_products_than_said_and_no_logits(kind, reduction, count):
-    """The products of the value, of its gradients by the student, and no array of all samples and classes."""
+    """The count of matmuls of the value and of its gradients; no array of all samples and classes."""
     arrays = [jnp.ones(shape) for shape in ((64, 8), (8, 97), (64, 6), (6, 97))]
 
     def loss(*arrays):

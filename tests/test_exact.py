@@ -38,7 +38,7 @@ def target(kind, labels, classes):
 
 
 def gaps(x):
-    """How far each logit stands below the peak; the peak's own is the row's largest."""
+    """The distance of each logit to the peak. For the peak itself, the largest distance of the row."""
     below = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
     return np.where(below == 0, below.max(1, keepdims=True), below)
 
@@ -82,7 +82,7 @@ def test_every_gap(classes, kind, route):
 
 @pytest.mark.parametrize("classes", [1000, 32769, pytest.param(131072, marks=pytest.mark.slow)])
 def test_many_classes(classes, route):
-    """Against sums that leave the label out by subtraction of what is no sum of it: the peak is the label."""
+    """The label is the peak. Expected values sum the other classes without it."""
     for gap in (5.0, 17.0, 40.0):
         x, _ = confident(gap, classes)
         x = jnp.tile(x, (16, 1))  # enough rows to be taken a few at a time
@@ -196,7 +196,7 @@ def test_forward_mode_and_hessian_vector_products(reduction):
 
 
 def test_a_linear_layer_before_its_products_round():
-    """Logits that a product makes exactly: one feature a class, in float32."""
+    """Logits that a matmul computes exactly: one feature per class, in float32."""
 
     @partial(jax.jit, static_argnames=("reduction", "block_size"))
     @jax.value_and_grad
@@ -215,7 +215,7 @@ def test_a_linear_layer_before_its_products_round():
 
 
 def test_the_losses_of_confident_rows_still_fall():
-    """What the digits are for: a step of plain descent moves a separable problem that float32 calls solved."""
+    """Gradient descent still moves a separable problem whose float32 loss would otherwise be 0."""
     x, labels = jnp.array([[17.5, 0.0]]), jnp.array([0])
     gradient = jax.grad(softjax.cross_entropy)(x, labels, **NATS)
     assert gradient[0, 0] == -gradient[0, 1] != 0
@@ -223,7 +223,7 @@ def test_the_losses_of_confident_rows_still_fall():
 
 @jax.jit
 def of_products(x, labels, scale):
-    """The loss, its gradient by the logits and the numbers of a row, of logits that the same program makes."""
+    """The loss, its gradient and the statistics of logits that the same program computes."""
 
     def loss(x, offset):
         return softjax.cross_entropy(x * scale + offset, labels, reduction="none", **NATS)
@@ -236,7 +236,7 @@ def of_products(x, labels, scale):
     ("classes", "spread", "route"), covering([2, 5, 40], [1.0, 8.0, 30.0], ROUTES), indirect=["route"]
 )
 def test_logits_that_are_products(classes, spread, route):
-    """A compiler may fuse a · b − peak into one rounding, so that it is not 0 where a · b is the peak."""
+    """A compiler may fuse a · b − peak into one rounding: it is then not 0 where a · b is the peak."""
     x, labels = cases.logits(classes, spread, samples=64), cases.class_ids(classes, samples=64)
     for scale in (1 / 3, 0.37, 2.2985997):
         logits = jax.block_until_ready(x * jnp.float32(scale))  # rounded, as no fusion has them
@@ -256,7 +256,7 @@ def test_logits_that_are_products(classes, spread, route):
 
 @pytest.mark.parametrize("options", [{}, {"logit_softcap": 7.0}, {"reduction": "none"}])
 def test_a_layer_of_one_feature(options, route):
-    """Its product is a multiplication, and may be fused with what comes after it."""
+    """Its matmul is a multiplication, which XLA may fuse with later operations."""
     rng = np.random.default_rng(0)
     h, k = (jnp.asarray(rng.normal(size=shape) * 5, jnp.float32) for shape in ((64, 1), (1, 5)))
     labels = cases.class_ids(5, samples=64)

@@ -1,4 +1,4 @@
-"""One law, run over every way of computing the same loss: values and gradients are those of the float64 oracle."""
+"""One law for every way to compute the loss: values and gradients equal the float64 oracle."""
 
 import math
 
@@ -50,7 +50,7 @@ def _middle_axis(logits, labels, **options):
 
 def _as_kernel(block_size):
     def way(logits, labels, **options):
-        """The logits are the kernel, one feature a sample."""
+        """The logits are the kernel, with one feature per sample."""
         return softjax.linear_cross_entropy(
             jnp.eye(len(logits)), logits, labels, reduction="none", block_size=block_size, **options
         )
@@ -60,7 +60,7 @@ def _as_kernel(block_size):
 
 def _as_hidden(block_size):
     def way(logits, labels, **options):
-        """The logits are the hidden vectors, one feature a class."""
+        """The logits are the hidden states, with one feature per class."""
         eye = jnp.eye(logits.shape[1])
         return softjax.linear_cross_entropy(logits, eye, labels, reduction="none", block_size=block_size, **options)
 
@@ -194,7 +194,7 @@ def test_against_autodiff_of_the_plain_formula():
     indirect=["route"],
 )
 def test_rows_summed_in_blocks(dtype, classes, route):
-    # Large enough that one CPU takes a few rows at a time, and a number of rows that the blocks do not divide.
+    # Large enough that one CPU processes a few rows at a time, with a number of rows that these do not divide.
     samples = 4 * 256 * 1024 // classes + 133
     x, labels = cases.logits(classes, 3.0, samples, dtype), cases.class_ids(classes, samples)
     expected, _ = oracle.cross_entropy(x, labels)

@@ -44,7 +44,7 @@ def test_every_option(reduction, block_size, softcap):
     ("reduction", "dtype", "spread"), covering(["mean", "none"], [jnp.float16, jnp.bfloat16], [0.02, 1.0, 20.0])
 )
 def test_low_precision_by_a_budget(reduction, dtype, spread):
-    # The budget is the error of the plain route, whose products take the same operands; a few ulp of the type beside.
+    # The budget is the error of the unfused baseline, whose matmuls take the same operands, plus a few ulp of the type.
     hidden, kernel, bias = cases.layer(129, spread=spread, dtype=dtype)
     labels, g = cases.class_ids(129), cases.cotangent()
 
@@ -214,7 +214,7 @@ def test_the_gradient_of_the_weights():
         return softjax.linear_cross_entropy(hidden, kernel, labels, **options).sum()
 
     for w in (cases.weights(), jnp.zeros(cases.SAMPLES)):
-        # also of samples, and of blocks, that weigh nothing
+        # also of samples and of chunks of weight 0
         for reduction in ("sum", "none"):
             ours = by_weights(w, reduction)
             np.testing.assert_allclose(ours, oracle.linear_cross_entropy(hidden, kernel, labels)[0], rtol=RTOL)
@@ -299,7 +299,7 @@ def test_the_statistics():
 
 @pytest.mark.parametrize("route", ["mean", "sum", "none", "loss"])
 def test_gradients_of_float16_outlive_the_loss_scale(route):
-    """Gradients of confident logits are below the least float16: the scale must reach them before they are rounded."""
+    """Gradients of confident logits underflow float16: the loss scale must multiply them before they are rounded."""
     h, k, y = jnp.array([[4.0]], jnp.float16), jnp.array([[4.75, 0.0]], jnp.float16), jnp.array([0])
 
     def loss(h, k):
@@ -314,7 +314,7 @@ def test_gradients_of_float16_outlive_the_loss_scale(route):
 
 
 def test_every_number_of_a_layer():
-    """Statistics of the layer are those of its logits, integers too."""
+    """The statistics of the layer are those of its logits, also the integer ones."""
     hidden, kernel, bias = cases.layer(9, spread=3.0)
     labels = cases.class_ids(9)
     for block_size in (None, 4):

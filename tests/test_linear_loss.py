@@ -1,4 +1,4 @@
-"""What a row loss measures beside the loss: exact, in the same pass, without a derivative. What it closes over."""
+"""The `aux` of a row loss is exact, takes no extra pass and has no derivative. Also tests closed-over arrays."""
 
 import cases
 import chex
@@ -223,7 +223,7 @@ def test_tracers_too():
 
 @pytest.mark.parametrize("reduction", ["none", *slow("mean")])
 def test_weighted_in_every_mode(reduction):
-    """A row of weight 0 holds NaN: no derivative of the caller's loss is one, forward or backward."""
+    """A row of weight 0 holds NaN: no derivative of the caller's loss is NaN, forward or reverse."""
     hidden, kernel, _ = cases.layer(5)
     weights, labels = cases.weights(), cases.class_ids(5)
     clean, t = hidden, cases.layer(5, seed=2)[0]

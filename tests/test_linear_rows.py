@@ -1,4 +1,4 @@
-"""Log-probabilities at given classes, dense and fused, and the most probable classes."""
+"""Log-probabilities at given classes, dense and fused, and the top k classes."""
 
 import cases
 import few
@@ -61,7 +61,7 @@ def test_ids_that_are_no_class_and_classes_that_do_not_exist(route):
         actual, (dx,) = vjp(f, (x,), jnp.ones((2, 3)))
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
         q = np.exp(log_q)
-        np.testing.assert_allclose(dx, np.eye(5)[[0, 4]] - q, rtol=1e-5, atol=1e-6)  # of those that are numbers
+        np.testing.assert_allclose(dx, np.eye(5)[[0, 4]] - q, rtol=1e-5, atol=1e-6)  # the NaN entries add nothing
     nowhere = softjax.log_probabilities(x, jnp.array([[0], [1]]), where=False)
     np.testing.assert_array_equal(nowhere, [[-np.inf], [-np.inf]])
     np.testing.assert_array_equal(softjax.linear_log_probabilities(jnp.eye(2), x, ids[:, :1] * 0, where=False), nowhere)
@@ -87,7 +87,7 @@ def test_options_of_the_layer(base):
 
 
 def test_products():
-    """One forward, three more backward."""
+    """One matmul forward, three more backward."""
     hidden, kernel, _ = cases.layer(9)
     ids = np.random.default_rng(0).integers(0, 9, (11, 3))
     f = lambda h, k: softjax.linear_log_probabilities(h, k, ids, block_size=4).sum()  # noqa: E731
@@ -120,7 +120,7 @@ def test_the_gradient_of_the_top_k_is_that_at_its_ids():
 
 
 def test_the_top_k_make_labels():
-    """k = C: the teacher's distribution itself."""
+    """With k = C they are the teacher's whole distribution."""
     hidden, kernel, _ = cases.layer(9, spread=3.0)
     t = softjax.linear_top_k(hidden, kernel, 9, base=np.e)
     labels = softjax.SparseLabels(t.ids, jnp.exp(t.log_probabilities))

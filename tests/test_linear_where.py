@@ -1,4 +1,4 @@
-"""Classes that do not exist, by `where` or a bias of −inf, are as if they had been deleted from the last layer."""
+"""Classes masked by `where` or by a bias of −inf act as if deleted from the last layer."""
 
 import contextlib
 from functools import partial
@@ -62,7 +62,7 @@ def test_where_no_class_exists_nothing_is_counted(where):
 
 @pytest.mark.parametrize(("reduction", "block_size"), covering(["mean", "none"], [None, 4]))
 def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, block_size):
-    """tanh(−inf) is −1: the class must not come back to life, forward or backward."""
+    """tanh(−inf) is −1: the softcap must not bring the class back, forward or backward."""
     hidden, kernel, bias = cases.layer(9)
     labels = cases.class_ids(9) % 7
 
@@ -84,12 +84,12 @@ def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, 
     np.testing.assert_allclose(tangent, jnp.vdot(kernel[:, :7], right[1]), rtol=1e-4)
 
 
-# What a GPU's matrix products want: a block's logits have some more classes, which do not exist.
+# For the matmuls of a GPU, the classes of a chunk's logits are padded.
 
 
 @pytest.fixture
 def filled_up(monkeypatch):
-    """Sets how many more."""
+    """Sets the number of padded classes."""
 
     def set_to(count):
         monkeypatch.setattr(chunks, "padding_for_tensor_cores", lambda classes, platform: count)
@@ -99,7 +99,7 @@ def filled_up(monkeypatch):
 
 
 def widths(function, *arrays):
-    """The lengths of the last axes in the program."""
+    """The lengths of the last axes of all arrays in the program."""
     arrays = jax.tree.leaves([e.outvars for e in jaxprs.equations(jax.make_jaxpr(function)(*arrays))])
     return {array.aval.shape[-1] for array in arrays if array.aval.shape}
 
@@ -128,7 +128,7 @@ def log_probabilities(h, k, b):
 
 
 def top_k(h, k, b):
-    top = softjax.linear_top_k(h, k, 9, bias=b.at[2:7].set(-jnp.inf))  # the last are classes that do not exist
+    top = softjax.linear_top_k(h, k, 9, bias=b.at[2:7].set(-jnp.inf))  # the last ids are masked classes
     return top.ids.astype(jnp.float32), jnp.maximum(top.log_probabilities, -99)
 
 

@@ -1,4 +1,4 @@
-"""peak and rest: edges, derivatives to any order, and the digits beside the peak."""
+"""`LogSum`: edge cases, derivatives of any order, and precision beside the peak."""
 
 import cases
 import jax
@@ -59,7 +59,7 @@ def test_what_stands_beside_the_peak():
 
 @pytest.mark.parametrize("row", [[0.0, 1.0, 3.0], *slow([2.0, 2.0, 0.0], [40.0, 0.0, 1.0])])
 def test_the_derivatives_are_those_of_the_plain_sum(row):
-    """Of any function that measures a row from its peak, in every nesting, also where a scan leaves out rules."""
+    """Functions of the logits below the peak have right derivatives in every nesting of modes, also inside a scan."""
     x, v = jnp.array([row]), jnp.array([[0.3, -1.0, 2.0]])
 
     def ours(x):

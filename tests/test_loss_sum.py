@@ -149,7 +149,7 @@ def test_random_keys_as_row_arguments():
 
 
 def test_row_arguments_of_any_kind():
-    # a tree of arrays, one of them of more than a number a row, one of integers
+    # a tree of arrays: one has several values per row, one holds integers
     tree = {"a": ADVANTAGE, "b": (jnp.ones((cases.SAMPLES, 2, 3)), jnp.arange(cases.SAMPLES))}
 
     def row_loss(s, tree):
@@ -194,7 +194,7 @@ def test_what_is_not_read_is_not_computed():
         return program.lower(HIDDEN).compile().as_text().count(" reduce(")
 
     assert 0 < sums(lambda s: s.log_normalizer) < sums(lambda s: s.log_normalizer + s.entropy)
-    jitted = jax.jit(lambda s: s.log_normalizer * 1.0)  # also behind a jit of the caller's own
+    jitted = jax.jit(lambda s: s.log_normalizer * 1.0)  # also behind the caller's own `jit`
     assert sums(jitted) < sums(jax.jit(lambda s: s.log_normalizer + s.entropy))
 
 
@@ -215,7 +215,7 @@ def test_wrong_row_losses_are_refused():
 
 @pytest.mark.parametrize("weights", [None, jnp.full(2**16 + 3, 0.3)])
 def test_many_blocks_lose_no_more_than_one(weights):
-    """Rows alike, so that each rounding of a plain sum would fall the same way."""
+    """Equal rows, so that a plain sum would round in the same direction each time."""
     samples = 2**16 + 3
     hidden, labels = jnp.full((samples, 1), 0.7), jnp.zeros(samples, jnp.int32)
     kernel, bias = jnp.array([[0.3, -0.5]]), jnp.array([0.1, -0.2])
@@ -257,7 +257,7 @@ def test_only_arguments_and_a_few_numbers_are_kept():
     _, pull = jax.vjp(rows, hidden, kernel, bias)
     kept = [leaf.size for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size")]
     arguments = sorted(a.size for a in (hidden, kernel, bias))[::-1]
-    filled = hidden.size // cases.SAMPLES * 12  # the last of the blocks of 4 is filled up
+    filled = hidden.size // cases.SAMPLES * 12  # the last chunk of 4 is padded
     assert sum(kept) <= sum(arguments) + filled + 14 * 12
 
 
@@ -274,7 +274,7 @@ def test_nor_under_vmap():
 
 
 def test_blocks_that_weigh_nothing_may_hold_anything():
-    """Beside one that does, in one stretch of rows, and at logits whose exponentials overflow."""
+    """Next to a chunk with weight, in one range of rows, and at logits whose exponentials overflow."""
     hidden, kernel, _ = cases.layer(9, samples=12)
     labels, w = cases.class_ids(9, 12), jnp.ones(12).at[:4].set(0)
 
@@ -292,7 +292,7 @@ def test_blocks_that_weigh_nothing_may_hold_anything():
     ("reduction", "block_size", "route"), covering(["mean", "sum", "none"], [None, 4], ROUTES), indirect=["route"]
 )
 def test_a_label_out_of_range_spoils_no_other_gradient(reduction, block_size, route):
-    """Its loss is NaN; its row has gradient 0, and the kernel that of the other rows."""
+    """Its loss is NaN, its row has gradient 0, and the kernel has the gradient of the other rows."""
     hidden, kernel, _ = cases.layer(5)
     labels = cases.class_ids(5).at[jnp.array([3, 7])].set(jnp.array([-1, 5]))
     options = {"reduction": reduction, "block_size": block_size}

@@ -95,7 +95,7 @@ def test_poly_without_its_leading_term():
 
 @pytest.mark.parametrize(("name", "parameter"), CASES)
 def test_at_the_ends_of_h(name, parameter):
-    """Values at 0, +inf and NaN; every slope, and the second by h, a number there and where exp underflows."""
+    """Values at 0, +inf and NaN. All derivatives there, and where exp underflows, are finite."""
     h = jnp.array([0.0, 1e-42, 1e-38, 1e-30, 100.0, 3e38, jnp.inf, jnp.nan])
     value, *slopes = three(name, h, parameter)
     bound = 1 / parameter if name == "generalized" else np.inf
@@ -128,7 +128,7 @@ def test_no_focus_is_the_cross_entropy_itself():
 @pytest.mark.parametrize(("name", "parameter"), [("focal", 2.0), ("focal", 0.5), ("poly", 1.0), ("generalized", 0.7)])
 @pytest.mark.parametrize("spread", cases.SPREADS)
 def test_of_logits(name, parameter, spread):
-    """Value and pull-back of a random cotangent, of labels, distributions and confident rows."""
+    """Values and VJPs of a random cotangent, for ids, distributions and confident rows."""
     x, g = cases.logits(9, spread), cases.cotangent()
     for labels in (cases.class_ids(9), jnp.argmax(x, -1), cases.distribution(9)):
         value, gradient = pulled(name, parameter, x, labels, g)
@@ -144,7 +144,7 @@ def test_of_logits(name, parameter, spread):
 
 @partial(jax.jit, static_argnums=0)
 def pulled(name, parameter, x, labels, g):
-    """The loss of each row and the pull-back of g, by one program for all parameters."""
+    """The loss of each row and the VJP of g, by one program for all parameters."""
     value, pull = jax.vjp(lambda x: getattr(losses, name)(softjax.statistics(x, labels), *parameters(parameter)), x)
     return value, pull(g)[0]
 
@@ -219,7 +219,7 @@ def test_in_every_mode(name, parameter, x64):
 
 @pytest.mark.parametrize(("name", "parameter"), [FEW[0], *slow(FEW[-1])])
 def test_one_line_serves_every_route(name, parameter):
-    """A linear layer's statistics and its sum over blocks, with weights that leave out a label of −100."""
+    """A layer's statistics and its chunked sum, with weight 0 for a label of −100."""
     h, k, b = cases.layer(7)
     y, w = cases.class_ids(7).at[0].set(-100), cases.weights()
 

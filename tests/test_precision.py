@@ -48,7 +48,7 @@ def test_the_default_where_it_is_called_holds_for_all_products(route):
             return function(h, k)
 
     assert precisions(jax.grad(highest, (0, 1)), H, K) == [("HIGHEST", "HIGHEST")] * products
-    # a default that holds only where the gradient is taken reaches no product
+    # a default that is set only around the backward pass reaches no matmul
     with jax.default_matmul_precision("default"):
         _, pull = jax.vjp(function, H, K)
     with jax.default_matmul_precision("highest"):

@@ -30,7 +30,7 @@ CASES = [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) fo
 
 
 def total(h, k, y):
-    """Each route once, so that one program tells what they keep."""
+    """All routes in one program."""
     fused = softjax.linear_cross_entropy(h, k, y, block_size=ROWS)
     rows = softjax.linear_cross_entropy(h, k, y, reduction="none", block_size=ROWS)
     loss = softjax.linear_loss(lambda s: s.cross_entropy**2, h, k, y, block_size=ROWS)
@@ -40,7 +40,7 @@ def total(h, k, y):
 
 
 def memory(policy):
-    """The bytes of the compiled gradient beside arguments and results."""
+    """The temporary memory of the compiled gradient, in bytes."""
     inside = jax.checkpoint(lambda h, k, y: total(jnp.sin(h), k, y), policy=policy)
     h, k = jax.ShapeDtypeStruct((N, F), jnp.float32), jax.ShapeDtypeStruct((F, C), jnp.float32)
     program = jax.jit(jax.grad(inside, (0, 1))).lower(h, k, jax.ShapeDtypeStruct((N,), jnp.int32)).compile()

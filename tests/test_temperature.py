@@ -1,4 +1,4 @@
-"""The temperature against scipy's search and at the edges."""
+"""The fitted temperature against scipy's search, and in edge cases."""
 
 import cases
 import jax
@@ -18,7 +18,7 @@ W = np.random.default_rng(1).uniform(0, 2, len(Y)).astype(np.float32)
 
 
 def searched(x, y, weights=None):
-    """The temperature of least cross-entropy, by scipy in float64; of ids or distributions."""
+    """The temperature of the lowest cross-entropy, by scipy in float64, for ids or distributions."""
     x, y = np.asarray(x).astype(np.float64), np.asarray(y)
     p = np.eye(x.shape[1])[y] if y.dtype.kind == "i" else y.astype(np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
@@ -74,7 +74,7 @@ def test_shifted_logits_keep_their_digits():
 
 
 def test_classes_that_do_not_exist():
-    """A class of logit −inf is as deleted; a label of such a class has no say."""
+    """A class of logit −inf acts as deleted; a sample with such a label is ignored."""
     x, y = jnp.asarray(X), jnp.asarray(Y)
     wide = jnp.pad(x, ((0, 0), (0, 2)), constant_values=-jnp.inf)
     np.testing.assert_allclose(fit_temperature(wide, y), fit_temperature(x, y), rtol=1e-5)
@@ -84,7 +84,7 @@ def test_classes_that_do_not_exist():
 
 
 def test_the_ends_of_the_bracket():
-    """All right, however sure; no better than chance; all wrong."""
+    """All samples correct, all wrong, and predictions no better than chance."""
     x, right = cases.logits(5, 3.0, 64), jnp.argmax(cases.logits(5, 3.0, 64), -1)
     for scale in (1e-3, 1.0, 100.0, 1e6):
         np.testing.assert_allclose(fit_temperature(x * scale, right), 0.01, rtol=1e-6)
@@ -115,7 +115,7 @@ def test_samples_of_weight_0_may_hold_anything():
 
 
 def test_jit_vmap_and_axes():
-    """Each example of a `vmap` has a root of its own, some at the ends of the bracket."""
+    """Each example of a `vmap` has its own root, some at the ends of the bracket."""
     x, y = jnp.asarray(X).reshape(4, 100, 10), jnp.asarray(Y).reshape(4, 100)
     y = y.at[1].set(jnp.argmax(x[1], -1))
     expected = [searched(x[0], y[0]), 0.01, searched(x[2], y[2]), searched(x[3], y[3])]

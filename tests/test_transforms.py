@@ -1,4 +1,4 @@
-"""jit, vmap, jvp, linearize, hessian, Hessian-vector products, checkpoint and scan, each of the oracle's derivative."""
+"""jit, vmap, jvp, linearize, hessian, Hessian-vector products, checkpoint and scan give the oracle's derivatives."""
 
 import cases
 import chex
@@ -148,7 +148,7 @@ def test_while_and_cond_in_forward_mode():
 
 
 def test_blocks_of_rows_differentiate_in_every_mode(route):
-    # On one CPU these rows are summed in blocks by a loop; no derivative goes through the loop.
+    # On one CPU a loop sums these rows a few at a time; no derivative goes through the loop.
     x, y = cases.logits(2048, 1.0, 700, jnp.bfloat16), cases.class_ids(2048, 700)
     v = cases.logits(2048, 1.0, 700, jnp.bfloat16, seed=1)
 
@@ -187,7 +187,7 @@ SHARED = {
 
 @pytest.mark.parametrize(("route", "case"), covering(ROUTES, SHARED), indirect=["route"])
 def test_gradient_of_what_a_jitted_vmap_shares(case):
-    """JAX maps the derivative of the function that is mapped already: the two must agree on what is."""
+    """JAX differentiates the mapped function under `jit`: both must agree on which arrays are mapped."""
     x, p = cases.logits(7, samples=7), cases.distribution(7, 7)
     y = jnp.stack([cases.class_ids(7, 7), cases.class_ids(7, 7, seed=1)])
 

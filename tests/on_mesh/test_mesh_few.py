@@ -22,7 +22,7 @@ WAYS = [("mean", True), ("none", False), ("none", True), ("mean", False)]
 LAYER = [ROWS2, P(None, "classes"), P("classes")]
 
 
-@pytest.mark.parametrize(("world", "reduction", "fused"), covering(worlds.WORLDS, WAYS, quick=(0, 4)))
+@pytest.mark.parametrize(("world", "reduction", "fused"), covering(worlds.WORLDS, WAYS, quick=(1, 4)))
 @pytest.mark.parametrize("k", [3, *slow(12)])
 def test_sparse_labels(world, reduction, k, fused):
     hidden, kernel, bias = cases.layer(CLASSES, samples=SAMPLES, spread=3.0)
