@@ -45,13 +45,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that read what the compiler made of a program: its text, its memory, its work. They read what users have.
 OF_THE_COMPILED = {
-    "test_cpu",
+    "test_barrier",
     "test_cross_entropy",
     "test_every_mode",
     "test_layer",
     "test_mesh_cost",
+    "test_one_cpu",
     "test_remat",
     "test_rows",
+    "test_transpose",
 }
 
 # The modules that take longest, the longest first: with `--dist=loadfile` no worker is left with one at the end.
