@@ -32,12 +32,9 @@ def test_every_transform_uses_the_given_transpose():
 
 
 def test_add_with_transpose_has_the_derivatives_of_its_operands_and_of_the_matrix():
-    """Of every order; P is closed over."""
-    matrix, total, x = (
-        cases.logits(4, samples=3, seed=1),
-        cases.logits(1, samples=3)[:, 0],
-        cases.logits(4, samples=1)[0],
-    )
+    """The matrix is an array that `add` closes over."""
+    shapes = (3, 4), (3,), (4,)
+    matrix, total, x = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
 
     def by_hand(matrix, total, x):
         return transpose.add_with_transpose(lambda t, x: t + matrix @ x, lambda y: matrix.T @ y, total, x)
