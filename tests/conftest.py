@@ -49,18 +49,28 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Modules that read a compiled program: its text, its memory, its cost. They compile with the options that users have.
 OF_THE_COMPILED = {
-    "test_cpu",
+    "test_barrier",
     "test_cross_entropy",
     "test_every_mode",
     "test_layer",
     "test_mesh_cost",
+    "test_one_cpu",
     "test_remat",
-    "test_rows",
+    "test_statistics",
+    "test_transpose",
 }
 
 # The modules that take longest, longest first: with `--dist=loadfile`, no worker starts a long module at the end.
 LONGEST = ["test_mesh", "test_divergence", "test_edges", "test_distil", "test_train_classifier", "test_lm_loss"]
-LONGEST += ["test_linear", "test_train_lm", "test_processes", "test_rows", "test_recipes", "test_law", "test_flags"]
+LONGEST += [
+    "test_linear",
+    "test_train_lm",
+    "test_processes",
+    "test_statistics",
+    "test_recipes",
+    "test_law",
+    "test_flags",
+]
 LONGEST += ["test_train_classifier_refusals", "test_transforms", "test_target", "test_benchmark", "test_softmax"]
 
 

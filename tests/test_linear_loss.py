@@ -10,7 +10,6 @@ import pytest
 from covering import covering, slow
 
 import softjax
-from softjax._linear import row_losses
 
 C = 9
 HIDDEN, KERNEL, BIAS = cases.layer(C, spread=3.0)
@@ -198,27 +197,6 @@ def test_a_wrong_result_is_refused_by_name():
         call(lambda s: (s.cross_entropy, s.entropy), has_aux=1)
     with pytest.raises(ValueError, match="`reduction` must be one of"):
         call(lambda s: s.cross_entropy, reduction="max")
-
-
-SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
-
-
-def test_closed_over_arrays_become_arguments():
-    t = jnp.arange(3.0)
-    function, closed_over = row_losses.hoist_closure(lambda x, y: {"a": x * t.sum(), "b": y}, SCALAR, SCALAR)
-    assert len(closed_over) == 1
-    assert function(closed_over, 2.0, 5.0) == {"a": 6.0, "b": 5.0}
-    assert function((2 * t,), 2.0, 5.0)["a"] == 12
-    hash(function)
-
-
-def test_tracers_too():
-    def f(t):
-        function, closed_over = row_losses.hoist_closure(lambda x: x * t, SCALAR)
-        return function(closed_over, 3.0)
-
-    assert jax.jit(jax.grad(f))(2.0) == 3
-    assert list(jax.vmap(f)(jnp.arange(2.0))) == [0, 3]
 
 
 @pytest.mark.parametrize("reduction", ["none", *slow("mean")])

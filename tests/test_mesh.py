@@ -1,4 +1,4 @@
-"""Everything split over a mesh: the tests of `on_mesh`, in a process of their own with eight simulated devices."""
+"""Everything that is sharded over a mesh: runs the tests of `on_mesh` in a subprocess with eight simulated devices."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ FOLDER = Path(__file__).with_name("on_mesh")
 
 @pytest.mark.parametrize("sizes", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_on_eight_devices(sizes):
-    """All of them in one process, compiled as conftest says, which it reads too."""
+    """All tests run in one subprocess, which reads conftest.py and so compiles as this process does."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", sizes, str(FOLDER)]

@@ -29,7 +29,6 @@ from softjax._rows.block import Block, RowRule
 from softjax._rows.edges import scale_or_zero, zero_infinite
 from softjax._rows.log_sum import LogSum, below_peak, exp_below_peak, log_sum
 from softjax._xla import one_cpu
-from softjax._xla.barrier import barrier_unless_one_cpu
 
 
 class RowSoftmax(NamedTuple):
@@ -146,7 +145,7 @@ def divergence_forward(
     kind: Callable[..., ClassTerms], block: Block
 ) -> tuple[Float[Array, "*rows"], DivergenceResiduals]:
     classes = block.classes
-    residuals = barrier_unless_one_cpu(_log_sums(block), block.logits)
+    residuals = one_cpu.barrier_unless_one_cpu(_log_sums(block), block.logits)
     student, teacher = _softmaxes(block, residuals)
     terms = kind(student, teacher, teacher_target(block).beta)
 

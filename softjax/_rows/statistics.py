@@ -28,7 +28,7 @@ from softjax._rows.block import Block, RowRule
 from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_below_peak
 from softjax._rows.target import RowResiduals, measure_row, target_derivatives, target_vjp
 from softjax._xla import one_cpu
-from softjax._xla.barrier import barrier, barrier_unless_one_cpu
+from softjax._xla.barrier import barrier
 
 
 class Statistics(NamedTuple):
@@ -108,7 +108,7 @@ class Residuals(NamedTuple):
 def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
     classes, x = block.classes, block.wide_logits()
     target, row = measure_row(block, x, log_sum(classes, block.logits, block.exists))
-    s = barrier_unless_one_cpu(row.log_sum, x)
+    s = one_cpu.barrier_unless_one_cpu(row.log_sum, x)
     squeezed = LogSum(*map(classes.squeeze, s))
     e, count = exp_below_peak(classes, x, s, row.dropped), block.num_classes()
     prediction = block.first_equal(x, s.peak)

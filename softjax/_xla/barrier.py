@@ -7,7 +7,6 @@ import jax
 from jax import lax
 
 from softjax._args.types import Array
-from softjax._xla import one_cpu
 
 
 def varying_axes(array: Array) -> frozenset[Hashable]:
@@ -55,14 +54,3 @@ def barrier_small(tree: Any, size: int) -> Any:
     leaves, structure = jax.tree.flatten(tree)
     small = barrier({i: leaf for i, leaf in enumerate(leaves) if leaf.size < size})
     return jax.tree.unflatten(structure, [small.get(i, leaf) for i, leaf in enumerate(leaves)])
-
-
-def barrier_unless_one_cpu(tree: Any, x: Array) -> Any:
-    """Row values `tree` of the logits `x`, behind a barrier except on one CPU.
-
-    Equals: `tree`.
-
-    Without a barrier XLA keeps the exponentials of `x` for the next pass. An accelerator writes them to memory and
-    reads them again. On one CPU XLA may keep them: `x` is in cache there, and the exponentials take most of the time.
-    """
-    return tree if one_cpu.on_one_cpu(x) else barrier(tree)

@@ -52,8 +52,9 @@ def opaque_to_remat(function: Callable[..., Any], static: tuple[int, ...] = (0,)
 
     Equals: `function`.
 
-    JAX asks a policy about each operation, also inside a loop. A policy that saves matmuls would save the logits of
-    every chunk. JAX does not look into a `custom_jvp`, so this one wraps the function. Its rule is `jax.jvp`.
+    For functions that JAX does not differentiate: the forward rule of a `custom_vjp`, and a map of tangents. JAX asks a
+    policy about each of their operations, also inside a loop, so one that saves matmuls would save the logits of every
+    chunk. JAX does not look into a `custom_jvp`: this one wraps the function, and its rule is `jax.jvp`.
     """
     opaque = jax.custom_jvp(function, nondiff_argnums=static)
 

@@ -219,6 +219,17 @@ def _rows_per_step(block: Any) -> int | None:
     return step_rows if x.shape[0] >= 4 * most and 4 * step_rows >= most else None
 
 
+def barrier_unless_one_cpu(tree: Any, x: Array) -> Any:
+    """Row values `tree` of the logits `x`, behind a barrier except on one CPU.
+
+    Equals: `tree`.
+
+    Without a barrier XLA keeps the exponentials of `x` for the next pass. An accelerator writes them to memory and
+    reads them again. On one CPU XLA may keep them: `x` is in cache there, and the exponentials take most of the time.
+    """
+    return tree if on_one_cpu(x) else barrier(tree)
+
+
 # Tiles of a sum
 
 _TILE_BYTES = 2**23

@@ -1,10 +1,12 @@
-"""Sums, maxima and places along the class axis; over devices they are tested by test_mesh.py."""
+"""Reductions over the class axis, and mesh axes. test_mesh.py runs them on eight devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+import softjax
 from softjax._mesh import axes
 from softjax._mesh.axes import NO_CLASS, ClassAxis
 
@@ -12,7 +14,7 @@ X = jnp.array([[1.0, 3.0, 3.0], [2.0, -jnp.inf, 0.0]])
 
 
 @pytest.mark.parametrize("axis", [-1, -2])
-def test_along_the_axis(axis, route):
+def test_reductions_over_the_class_axis(axis, route):
     classes, x = ClassAxis(axis), X if axis == -1 else X.T
     assert classes.num_classes(x) == 3
     np.testing.assert_array_equal(classes.squeeze(classes.max(x)), [3, 2])
@@ -25,7 +27,7 @@ def test_along_the_axis(axis, route):
     np.testing.assert_array_equal(classes.squeeze(classes.min(ids)), [0, 0])
 
 
-def test_the_first_of_those_that_exist():
+def test_first_equal_skips_masked_classes():
     classes, exists = ClassAxis(-1), jnp.array([[True, False, True]])
     most = classes.max(X)
     np.testing.assert_array_equal(classes.first_equal(X, most, exists)[:, 0], [2, 0])
@@ -34,19 +36,33 @@ def test_the_first_of_those_that_exist():
     assert jnp.iinfo(jnp.int32).max == NO_CLASS
 
 
-def test_no_classes():
+def test_reductions_over_no_classes():
     empty = jnp.zeros((2, 0))
     assert (ClassAxis(-1).max(empty) == -jnp.inf).all()
     assert not ClassAxis(-1).sum_keepdims(empty).any()
 
 
-def test_present():
+def test_existing_logits_are_wide_and_minus_infinity_where_masked():
     x = jnp.array([1.0, 2.0], jnp.bfloat16)
     assert axes.existing_logits(x, None).dtype == jnp.float32
     np.testing.assert_array_equal(axes.existing_logits(x, jnp.array([False, True])), [-jnp.inf, 2])
 
 
-def test_axes_that_a_vmap_binds_are_not_those_of_a_shard_map():
+def test_an_axis_that_a_vmap_binds_is_not_manual():
     seen = []
     jax.vmap(lambda x: seen.append((axes.manual_names(("i",)), axes.vmap_names(("i",)))) or x, axis_name="i")(X)
     assert seen == [((), ("i",))]
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_inside_shard_map_an_argument_may_be_invariant(check_vma):
+    x, y = jnp.arange(48.0).reshape(8, 6) / 10, jnp.zeros(8, jnp.int32)
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def gradient(x, y):
+        return jax.grad(lambda x: jax.lax.pmean(softjax.cross_entropy(x, y), "i"))(x)
+
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("i")), out_specs=P(), check_vma=check_vma)
+    np.testing.assert_allclose(jax.jit(sharded)(x, y), jax.grad(softjax.cross_entropy)(x, y), atol=1e-7)
+    rows = jax.shard_map(softjax.softmax, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=check_vma)
+    assert jax.jit(rows)(jnp.ones((4096, 1024), jnp.bfloat16)).shape == (4096, 1024)

@@ -1,0 +1,26 @@
+"""One program for all losses: an eager call compiles once, and gives what a jitted call gives."""
+
+import cases
+import jax
+import numpy as np
+
+import softjax
+from softjax._api.evaluate import logits_loss
+
+
+def test_eager_calls_compile_once():
+    x, y = cases.logits(5), cases.class_ids(5)
+    logits_loss.clear_cache()
+    for smoothing in (0.1, 0.2, 0.3):
+        softjax.cross_entropy(x, y, label_smoothing=smoothing)
+    assert logits_loss._cache_size() == 1
+
+
+def test_the_result_does_not_depend_on_jit():
+    x, y = cases.logits(129), cases.class_ids(129)
+    np.testing.assert_array_equal(jax.jit(softjax.cross_entropy)(x, y), softjax.cross_entropy(x, y))
+
+
+def test_the_name_shows_in_profiles():
+    text = jax.jit(softjax.cross_entropy).lower(cases.logits(5), cases.class_ids(5)).as_text()
+    assert "_cross_entropy" in text

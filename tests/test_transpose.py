@@ -1,0 +1,93 @@
+"""Transposes that are written by hand: every transform uses them, and they save the memory that they are for."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from covering import covering
+
+import softjax
+from softjax._xla import one_cpu, transpose
+
+
+def test_every_transform_uses_the_given_transpose():
+    """A transpose that is wrong on purpose, by a factor of 5, shows where it is used."""
+
+    def double(x):
+        return transpose.with_transpose(lambda x: 2 * x, lambda y: 10 * y, x)
+
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(double(x), 2 * x)
+    np.testing.assert_array_equal(jax.jvp(double, (x,), (x,))[1], 2 * x)
+    for transform in (lambda f: f, jax.jit, lambda f: lambda x: jax.vmap(f)(x[:, None])[:, 0]):
+        np.testing.assert_array_equal(jax.vjp(transform(double), x)[1](x)[0], 10 * x)
+    transposed = jax.linear_transpose(double, x)
+    np.testing.assert_array_equal(jax.linear_transpose(lambda y: transposed(y)[0], x)(x)[0], 2 * x)
+    tree = {"a": x, "b": 2 * x}
+    swapped = transpose.with_transpose(
+        lambda t: {"a": t["a"] + t["b"], "b": t["b"]}, lambda t: {"a": t["a"], "b": t["a"] + t["b"]}, tree
+    )
+    np.testing.assert_array_equal(swapped["a"], 3 * x)
+
+
+def test_add_with_transpose_has_the_derivatives_of_its_operands_and_of_the_matrix():
+    """The matrix is an array that `add` closes over."""
+    shapes = (3, 4), (3,), (4,)
+    matrix, total, x = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
+
+    def by_hand(matrix, total, x):
+        return transpose.add_with_transpose(lambda t, x: t + matrix @ x, lambda y: matrix.T @ y, total, x)
+
+    def plain(matrix, total, x):
+        return total + matrix @ x
+
+    def derivatives(f):
+        def loss(*args):
+            return jnp.sum(jnp.sin(f(*args)))
+
+        gradient = jax.grad(loss, (0, 1, 2))
+        args = (matrix, total, x)
+        return f(*args), jax.jvp(f, args, args), gradient(*args), jax.jvp(gradient, args, args)[1]
+
+    for ours, expected in zip(*map(jax.tree.leaves, (derivatives(by_hand), derivatives(plain))), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+    alone = jax.linear_transpose(lambda x: by_hand(matrix, jnp.zeros_like(total), x), x)(total)[0]
+    np.testing.assert_allclose(alone, matrix.T @ total, rtol=1e-5, atol=1e-6)
+
+
+def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
+    x = cases.logits(2**15, samples=8).reshape(2, 4, -1).at[0, 0, :3].set(jnp.array([-0.0, jnp.nan, jnp.inf]))
+
+    def double(x):
+        return 2 * transpose.compute_gradient_once(x)
+
+    value, pull = jax.vjp(double, x)
+    _, push = jax.linearize(double, x)
+    transposed_twice = jax.linear_transpose(lambda g: pull(g)[0], x)(x)[0]
+    under_vmap = jax.vmap(double)(x[None])[0], jax.vmap(pull)(x[None])[0][0]
+    for doubled in (value, pull(x)[0], push(x), transposed_twice, *under_vmap):
+        np.testing.assert_array_equal(doubled, 2 * x)
+        assert jnp.signbit(doubled[0, 0, 0])
+    assert ("scatter" in str(jax.make_jaxpr(pull)(x))) == (route == "one CPU")
+    half = x.astype(jnp.bfloat16)
+    assert "scatter" not in str(jax.make_jaxpr(jax.vjp(double, half)[1])(half))
+
+
+@pytest.mark.parametrize(("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16]))
+def test_memory_of_a_matmul_and_its_loss(samples, dtype, monkeypatch):
+    """At most two arrays of the logits' size: logits and gradient, then gradient and its transpose.
+
+    XLA itself widens bfloat16.
+    """
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
+    hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
+    labels = jax.ShapeDtypeStruct(tuple(samples), jnp.int32)
+    for weights in (None, jax.ShapeDtypeStruct(labels.shape, jnp.float32)):
+
+        def loss(hidden, kernel, labels, weights):
+            return softjax.cross_entropy(hidden @ kernel, labels, weights=weights)
+
+        program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, kernel, labels, weights).compile()
+        arrays = program.memory_analysis().temp_size_in_bytes / (4 * 256 * 2048)
+        assert arrays < (2.1 if dtype == jnp.float32 else 2.7)
