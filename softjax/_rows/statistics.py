@@ -184,9 +184,9 @@ chunks of a linear layer, and in eager calls."""
 if TYPE_CHECKING:
     StatisticsArgument = Statistics
 else:
-    from softjax._args.types import Anything
+    from softjax._args.types import any_value
 
-    StatisticsArgument = Anything("Statistics")  # refused below, with a message that says what was meant
+    StatisticsArgument = any_value("Statistics")  # `check_statistics` refuses anything else
 
 
 def check_statistics(value: Any) -> Statistics:
