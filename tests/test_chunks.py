@@ -67,6 +67,7 @@ def test_walk_leaves_out_what_is_not_occupied():
 def test_occupied():
     w = jnp.array([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
     np.testing.assert_array_equal(chunks.active_chunks(w), [False, True, True])
+    assert chunks.active_chunks(w.at[0, 1].set(jnp.nan)).all()
     seen = []
     # all of them, where the weights themselves are differentiated by
     jax.jvp(lambda w: seen.append(chunks.active_chunks(w)) or w, (w,), (w,))

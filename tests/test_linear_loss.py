@@ -199,6 +199,42 @@ def test_a_wrong_result_is_refused_by_name():
         call(lambda s: s.cross_entropy, reduction="max")
 
 
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_row_args_broadcast_to_the_samples(reduction):
+    hidden, labels, scale = HIDDEN[:10].reshape(2, 5, -1), LABELS[:10].reshape(2, 5), jnp.arange(10.0).reshape(2, 5)
+
+    def loss(scale):
+        def row_loss(s, scale):
+            return scale * s.cross_entropy
+
+        return softjax.linear_loss(row_loss, hidden, KERNEL, labels, scale, reduction=reduction, block_size=4).sum()
+
+    for small in (3.0, jnp.float32(3), jnp.full((1, 1), 3.0), scale[:, :1], scale[:1]):
+        small = jnp.asarray(small)
+        full = jnp.broadcast_to(small, (2, 5))
+        np.testing.assert_allclose(loss(small), loss(full), rtol=1e-6)
+        gradient, expected = jax.grad(loss)(small), jax.grad(loss)(full)
+        axes = tuple(i for i in range(2) if small.ndim == 0 or small.shape[i] == 1)
+        np.testing.assert_allclose(gradient, expected.sum(axes, keepdims=small.ndim > 0), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"got shape \(2,\)\. .* Add axes of length 1: row_arg\[:, None\]\."):
+        loss(scale[:, 0])
+
+
+@pytest.mark.parametrize("index", [lambda e: jnp.mean(e, -1), lambda e: e[0], lambda e: e[:, None].sum()])
+def test_a_row_loss_for_a_batch_is_told_that_it_sees_one_sample(index):
+    with pytest.raises(ValueError, match="`row_loss` is called for one sample: each of its statistics is a scalar"):
+        softjax.linear_loss(lambda s: index(s.entropy), HIDDEN, KERNEL, LABELS)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_nan_weight_ignores_no_other_sample(reduction):
+    labels, weights = jnp.zeros(64, jnp.int32), jnp.ones(64).at[5].set(jnp.nan)
+    options = {"weights": weights, "reduction": reduction, "block_size": 8}
+    value = softjax.linear_cross_entropy(jnp.ones((64, 3)), jnp.ones((3, 5)), labels, **options)
+    expected = jnp.full(64, jnp.log10(5)).at[5].set(jnp.nan) if reduction == "none" else jnp.nan
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", *slow("mean")])
 def test_weighted_in_every_mode(reduction):
     """A row of weight 0 holds NaN: no derivative of the caller's loss is NaN, forward or reverse."""

@@ -147,12 +147,22 @@ def layer_arrays(hidden: Any, kernel: Any, bias: Any, prefix: str = "") -> tuple
 
 
 def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
-    """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
+    """The leaves of the row arguments, which broadcast to the samples, and their tree.
+
+    A leaf is a scalar, or has leading axes that equal those of the samples or are 1.
+    """
     leaves, tree = jax.tree.flatten(value)
     arrays = [to_array("row_args", leaf) for leaf in leaves]
     for array in arrays:
-        if array.shape[: len(samples)] != samples:
-            raise ValueError(f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}.")
+        leading = array.shape[: len(samples)]
+        fits = len(leading) == len(samples) and all(a in (1, b) for a, b in zip(leading, samples, strict=True))
+        if array.ndim and not fits:
+            missing = len(samples) - array.ndim
+            cure = f" Add axes of length 1: row_arg[{', '.join([':'] * array.ndim + ['None'] * missing)}]."
+            raise ValueError(
+                f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}. Scalars and axes "
+                f"of length 1 broadcast.{cure if missing > 0 else ''}"
+            )
     return arrays, tree
 
 
