@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from classifier import digits
 from common import settings
 from common.program import WrongInput
 from margin import figure
 from margin.descent import Samples, Schedule, contenders, curves, hard_margin
+from train_classifier import load_digits
 
 NAME = "max-margin"
 EXACT = ("softjax", "float64")  # the run that the others are to be level with
@@ -55,7 +55,7 @@ class Options:
 
 
 def compare(options: Options, console: Console) -> dict[str, Any]:
-    samples = Samples(*digits.whole(options.classes), options.classes)
+    samples = Samples(*load_digits(options.classes), options.classes)
     schedule = Schedule(options.rate, options.steps, options.every)
     runs = []
     for library, dtype, descend in contenders():

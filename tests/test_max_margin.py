@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import max_margin as program
-from classifier import digits
 from margin.descent import Samples, Schedule, by_torch, contenders, hard_margin, margin, unit
+from train_classifier import load_digits
 
 SMALL = ("--classes", "3", "--rate", "0.05", "--steps", "6000", "--every", "100")
 CONFIDENT = 24 * math.log(2)  # the gap from which 1 + Σ rounds to 1 in float32
@@ -33,7 +33,7 @@ def runs(results):
 
 
 def samples(classes=3):
-    return Samples(*digits.whole(classes), classes)
+    return Samples(*load_digits(classes), classes)
 
 
 def test_it_leaves_its_two_files(folder, results):

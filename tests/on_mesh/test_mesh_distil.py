@@ -1,11 +1,11 @@
-"""Distillation on a mesh: each student learns what it learns on one device, from labels that the mesh has written."""
+"""Distillation on a mesh has the same results as on one device, from labels that were computed on the mesh."""
 
 import json
 
 import pytest
 from lm_runs import config_of, distil, run, write_text
 
-# AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
+# AdamW enlarges rounding errors of a gradient that is nearly 0: these steps are few, with a small learning rate.
 SMALL = {"steps": 2, "evaluate_every": 1, "checkpoint_every": 2, "learning_rate": 1e-3}
 
 
