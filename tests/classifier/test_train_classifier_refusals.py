@@ -8,12 +8,13 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
-from classifier_runs import contents, die_at_disk_operation, results, run
+from classifier_runs import SMALL, contents, die_at_disk_operation, results, run
 from endings import Killed, the_one_line
 
 import train_classifier as program
 from common import runs
 from common.runs import FOLDER
+from common.settings import decisive, parse
 from train_classifier import DEFAULT_CONFIG
 
 
@@ -75,7 +76,7 @@ def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier,
     assert json.loads(results(earlier)["metrics.json"])["settings"]["seed"] == 1
 
 
-def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypatch, capsys):
+def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, no_plots, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -159,11 +160,11 @@ def test_an_unwritable_folder_gets_one_line(tmp_path, capsys, name):
     assert (tmp_path / "a file").read_text() == "precious"
 
 
-def test_options_override_the_config_and_the_config_the_default(tmp_path, no_plots):
+def test_options_override_the_config_and_the_config_the_default(tmp_path):
     config = tmp_path / "config.toml"
     config.write_text(DEFAULT_CONFIG.read_text().replace("seed = 0", "seed = 7").replace("1e-3", "0.5"))
-    assert run(tmp_path / "new", "--config", config, "--weight_decay", "0.25", "--schedule=constant") == 0
-    settings = json.loads((tmp_path / "new" / "metrics.json").read_text())["settings"]
+    words = [*SMALL, "--config", str(config), "--weight_decay", "0.25", "--schedule=constant"]
+    settings = decisive(parse(program.Options, words, DEFAULT_CONFIG).settings)
     assert settings.items() >= {"seed": 7, "weight_decay": 0.25, "schedule": "constant", "epochs": 4}.items()
 
 

@@ -5,6 +5,8 @@ from endings import default_signals as default_signals
 from endings import what_a_killed_save_leaves as what_a_killed_save_leaves
 from lm_runs import config_of, run, write_text
 
+from language_model import plots
+
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
@@ -17,3 +19,8 @@ def finished(text):
     config = config_of(text.parent / "finished", text)
     assert run(config.output, text) == 0
     return config
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda *_: dict.fromkeys(plots.NAMES, b"a plot"))

@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
 from covering import slow
 from endings import the_one_line
-from lm_runs import config_of, last_state, metrics, options, run, same_result
+from lm_runs import config_of, hidden_states, last_state, metrics, options, run, same_result
 
 import train_lm as program
 from common import runs
@@ -51,7 +50,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
     others, confidence, right = [], [], []
     for start in range(0, len(test) - 1, finished.sequence_length):
         window = test[start : start + finished.sequence_length + 1]
-        hidden = np.asarray(model(jax.numpy.asarray(window[:-1])), np.float64)
+        hidden = np.asarray(hidden_states(model, np.array([window[:-1]]))[0], np.float64)
         logits = hidden @ np.asarray(model.kernel, np.float64)
         log_probability = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         for position, (before, token) in enumerate(itertools.pairwise(window)):
@@ -117,7 +116,7 @@ def finished_steps(config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
-def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys, number):
+def test_a_signal_saves_and_stops(tmp_path, text, finished, no_plots, monkeypatch, capsys, number):
     config = config_of(tmp_path / "run", text)
     step = program.train_step
 
@@ -154,6 +153,7 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, t
     assert finished_steps(config_of(tmp_path / "run", text)) == 4
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path, text, capsys):
     assert run(tmp_path / "run", text, learning_rate=1e30) == 2
     line = the_one_line(capsys)
@@ -162,7 +162,7 @@ def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path,
 
 # Threads of Orbax outlive the event loop that they report to.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, monkeypatch, capsys):
+def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, no_plots, monkeypatch, capsys):
     config = config_of(tmp_path / "run", text)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     save = runs.Run.save
@@ -186,6 +186,7 @@ def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished,
     gc.collect()  # so that what the failed write left does not warn in a later test
 
 
+@pytest.mark.slow  # `test_runs.py` and the classifier have the same module
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, text, finished, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
@@ -232,13 +233,13 @@ def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finish
     assert "belongs to a run with other settings" in the_one_line(capsys)
 
 
-def test_an_earlier_run_is_not_lost(tmp_path, text, finished, capsys):
+def test_an_earlier_run_is_not_lost(tmp_path, text, finished, no_plots, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
     assert run(folder, text) == 2
     assert "--resume to go on with it, --overwrite to replace it" in the_one_line(capsys)
-    assert run(folder, text, "--overwrite", steps=2) == 0
-    assert finished_steps(config_of(folder, text)) == 2
+    assert run(folder, text, "--overwrite", checkpoint_every=3) == 0
+    assert {path.name for path in (folder / runs.FOLDER).iterdir()} == {"9", "12"}
 
 
 def test_where_nothing_can_be_written(tmp_path, text, capsys):
