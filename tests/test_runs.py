@@ -195,6 +195,22 @@ def test_a_save_that_fails_leaves_nothing_and_can_be_repeated(tmp_path, monkeypa
     assert names(tmp_path) == {"1", "2"}
 
 
+def test_after_a_run_has_begun_only_the_main_thread_prints_tracebacks_of_destructors(tmp_path, monkeypatch):
+    class Failing:
+        def __del__(self):
+            raise RuntimeError("a loop is closed")
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: printed.append(str(error.exc_value)))
+    Run(tmp_path, SETTINGS)
+    thread = threading.Thread(target=Failing)
+    thread.start()
+    thread.join()
+    assert printed == []
+    Failing()
+    assert printed == ["a loop is closed"]
+
+
 # Signals.
 
 

@@ -25,6 +25,8 @@ import logging
 import os
 import shutil
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -132,8 +134,7 @@ class Run:
         last: int = 0,
         replace: bool = False,
     ):
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # Orbax also raises what it logs here
+        _silence_orbax()
         self._folder, self._checkpoints = folder, folder.resolve() / FOLDER
         self._settings, self._results, self._every, self._last = settings, results, every, last
         self._stopping = False
@@ -247,6 +248,21 @@ def _saved_steps(folder: Path) -> list[int]:
 
 def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
+def _silence_orbax() -> None:
+    """Orbax logs its errors, and after a failed write its threads print tracebacks. It also raises these errors."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    if hook.__module__ == __name__:
+        return
+
+    def print_for_main_thread(error: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            hook(error)
+
+    sys.unraisablehook = print_for_main_thread
 
 
 def _flat(tree: Any) -> dict[str, Any]:
