@@ -36,16 +36,17 @@ def _curves(curves: Mapping[str, np.ndarray], evaluated: Sequence[int], tokens_p
     loss = curves["loss"]
     tokens = np.arange(1, len(loss) + 1) * tokens_per_step
     window = max(len(loss) // 50, 1)
-    axes.plot(tokens, loss, color="C0", alpha=0.25, linewidth=0.8)
     if window > 1:
-        smooth = np.convolve(loss, np.ones(window) / window, "valid")
-        axes.plot(tokens[window - 1 :], smooth, color="C0", label=f"training, mean of {window} steps")
+        axes.plot(tokens, loss, color="C0", alpha=0.25, linewidth=0.8)
+    smooth = np.convolve(loss, np.ones(window) / window, "valid")
+    label = f"training, mean of {window} steps" if window > 1 else "training"
+    axes.plot(tokens[window - 1 :], smooth, color="C0", label=label)
     test_tokens = np.asarray(evaluated) * tokens_per_step
     held_out = {"color": "C1", "markersize": 3.5, "linewidth": 1.1, "label": "held-out files"}
     axes.plot(test_tokens, curves["test_loss"], "o-", **held_out)
     last = curves["test_loss"][-1]
     axes.annotate(f"{last:.2f}", (test_tokens[-1], last), (4, 0), textcoords="offset points", color="C1", va="center")
-    axes.set(title="Cross-entropy", xlabel="training tokens", ylabel="nats per token", xlim=(0, tokens[-1] * 1.06))
+    axes.set(title="Cross-entropy", xlabel="training tokens", ylabel="nats per token", xlim=(0, tokens[-1] * 1.1))
     axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.grid(alpha=0.25)
     axes.legend()
@@ -81,7 +82,8 @@ def _positions(test: Evaluation) -> Figure:
         (nats / np.maximum(tokens, 1))[some],
         "o-",
         color="C0",
-        label="mean of an octave of positions",
+        markersize=4,
+        label="mean over an octave of positions",
     )
     axes.set(
         title="Cross-entropy on the held-out files, by position",
@@ -109,7 +111,7 @@ def _calibration(measured: metrics.Calibration) -> Figure:
     above.set(title=title, ylabel="accuracy", ylim=(-0.03, 1.03))
     above.legend(loc="upper left")
     below.bar((np.arange(bins) + 0.5) / bins, fraction, width=0.9 / bins, color="C0")
-    below.set(xlabel="probability of the most likely token", ylabel="tokens", xlim=(0, 1.02))
+    below.set(xlabel="probability of the most likely token", ylabel="fraction of tokens", xlim=(0, 1.02))
     for axes in (above, below):
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))

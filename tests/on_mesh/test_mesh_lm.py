@@ -6,7 +6,9 @@ import pytest
 from endings import the_one_line
 from lm_runs import config_of, last_state, metrics, run, write_text
 
+import train_lm as program
 from common.runs import Run
+from language_model import plots
 
 # AdamW enlarges rounding errors of a gradient that is nearly 0: these steps are few, with a small learning rate.
 SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_every": 4, "z_loss": 1e-3}
@@ -15,6 +17,15 @@ SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_eve
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("lm") / "text")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def training_alone():
+    """No plots and no sample of text: the tests do not read them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda *_: dict.fromkeys(plots.NAMES, b"a plot"))
+        patch.setattr(program, "sample", lambda *_: "")
+        yield
 
 
 @pytest.fixture(scope="module")
