@@ -146,7 +146,7 @@ def load_data(config: Config) -> Data:
     return Data(Images(train_pixels, train_labels), Images(test_pixels, test_labels))
 
 
-# The model, its loss and a step of training.
+# The state of a run.
 
 Params = dict[str, jax.Array]
 
@@ -158,6 +158,25 @@ class State(NamedTuple):
     optimiser: optax.OptState
     epoch: jax.Array
     history: dict[str, jax.Array]  # one value per epoch, NaN for those to come
+
+
+def steps_per_epoch(data: Data, config: Config) -> int:
+    return len(data.train.labels) // config.batch_size
+
+
+def initial_state(data: Data, config: Config) -> State:
+    # Zeros are as good a start as any: the objective is convex.
+    params = {
+        "kernel": jnp.zeros((data.train.pixels.shape[1], config.classes), jnp.float32),
+        "bias": jnp.zeros(config.classes, jnp.float32),
+    }
+    optimiser = make_optimiser(config, config.epochs * steps_per_epoch(data, config))
+    history = {name: jnp.full(config.epochs, jnp.nan, jnp.float32) for name in CURVES}
+    state = State(params, optimiser.init(params), jnp.int32(0), history)
+    return jax.device_put(state, P()) if config.mesh else state  # a copy on every device
+
+
+# The model, its loss, a step of training and the loop.
 
 
 def model(params: Params, pixels: jax.Array) -> jax.Array:
@@ -191,22 +210,6 @@ def train_step(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
         updates, moments = optimiser.update(gradient, state.optimiser, state.params)
     return state._replace(params=optax.apply_updates(state.params, updates), optimiser=moments), loss
-
-
-def steps_per_epoch(data: Data, config: Config) -> int:
-    return len(data.train.labels) // config.batch_size
-
-
-def initial_state(data: Data, config: Config) -> State:
-    # Zeros are as good a start as any: the objective is convex.
-    params = {
-        "kernel": jnp.zeros((data.train.pixels.shape[1], config.classes), jnp.float32),
-        "bias": jnp.zeros(config.classes, jnp.float32),
-    }
-    optimiser = make_optimiser(config, config.epochs * steps_per_epoch(data, config))
-    history = {name: jnp.full(config.epochs, jnp.nan, jnp.float32) for name in CURVES}
-    state = State(params, optimiser.init(params), jnp.int32(0), history)
-    return jax.device_put(state, P()) if config.mesh else state  # a copy on every device
 
 
 def train(state: State, data: Data, config: Config, run: runs.Run) -> State:
