@@ -1,20 +1,21 @@
-"""The names that shapes and dtypes go by in annotations.
+"""The names that annotations use for arrays, shapes and options.
 
-The axes, in words: `*samples` are the batch axes, `classes` the class axis; `*rows` stands for the shape of
-the logits with the class axis kept at length 1, so that a number of a row broadcasts against its logits.
-Annotations are checked by the test run (`--jaxtyping-packages=softjax,beartype.beartype`), never in use.
+Axes have names: `*samples` are the batch axes and `classes` is the class axis. `*rows` is the shape of the logits with
+a class axis of length 1, so that one value per row broadcasts against the logits. Only the tests check annotations
+(`--jaxtyping-packages=softjax,beartype.beartype`); a user's program never does.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType
 
-from jax.typing import ArrayLike as ArrayLike
 from jaxtyping import Array as Array
 from jaxtyping import Bool as Bool
 from jaxtyping import Float as Float
 from jaxtyping import Integer as Integer
 
 if TYPE_CHECKING:
+    from jax.typing import ArrayLike as ArrayLike
+
     Function = Callable[..., Any]
     Axis = Count = Length = int
     Axes = int | tuple[int, ...]
@@ -26,24 +27,18 @@ if TYPE_CHECKING:
     Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 else:
 
-    class Anything(type):
-        """A type of everything, of which `help` shows the name, which must be no other type's: the checks go by names.
+    def _unchecked(name):
+        """Returns a type that accepts every value and that `help` shows as `name`.
 
-        What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
-        checks of annotations would come before it.
+        The argument checks refuse a wrong value with a message that says what is expected. A checked annotation would
+        raise before them, with a message about types.
         """
+        hint = NewType(name, object)
+        hint.__module__ = "typing"  # `inspect` omits this module's name, so a signature shows `name` without a path
+        return hint
 
-        def __new__(cls, name):
-            return super().__new__(cls, name, (), {"__module__": "builtins"})
-
-        def __init__(cls, name):
-            super().__init__(name, (), {})
-
-        def __instancecheck__(cls, instance):
-            return True
-
-    ArrayLike, Function, Flag, Number = map(Anything, ("ArrayLike", "Function", "Flag", "Number"))
-    Axis, Axes, Count, AxisName = map(Anything, ("Axis", "Axes", "Count", "AxisName"))
-    Length, Shape = map(Anything, ("Length", "Shape"))  # which `jax.export` may leave open, and no integers then
-    Reduction = Anything("'mean' | 'sum' | 'none'")
-    Kind = Anything("'forward_kl' | 'reverse_kl' | 'jensen_shannon'")
+    ArrayLike, Function, Flag, Number = map(_unchecked, ("ArrayLike", "Function", "Flag", "Number"))
+    Axis, Axes, Count, AxisName = map(_unchecked, ("Axis", "Axes", "Count", "AxisName"))
+    Length, Shape = map(_unchecked, ("Length", "Shape"))  # `jax.export` allows symbolic lengths, which are no `int`
+    Reduction = Annotated[Any, Literal["mean", "sum", "none"]]
+    Kind = Annotated[Any, Literal["forward_kl", "reverse_kl", "jensen_shannon"]]

@@ -17,7 +17,7 @@ To add a number: a field, a value, a slope.
 """
 
 from functools import partial, reduce
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType
 
 import jax
 import jax.numpy as jnp
@@ -180,9 +180,8 @@ STATISTICS_IN_CACHE = RowRule.from_vjp(partial(one_cpu.in_cache, statistics_forw
 if TYPE_CHECKING:
     StatisticsArgument = Statistics
 else:
-    from softjax._args.types import Anything
-
-    StatisticsArgument = Anything("Statistics")  # refused below, with a message that says what was meant
+    # Accepts every value at run time, so that `check_statistics` refuses a wrong one with its own message.
+    StatisticsArgument = NewType("Statistics", object)
 
 
 def check_statistics(value: Any) -> Statistics:
