@@ -228,7 +228,7 @@ def with_teacher(
     plan: Plan, problem: LayerArrays, hidden: Any, kernel: Any, bias: Any, cap: Any
 ) -> tuple[Plan, LayerArrays]:
     """The same, with a second layer beside the first, of as many samples and classes."""
-    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, bias, whose="teacher_")
+    hidden, kernel, bias = arrays.layer_arrays(hidden, kernel, bias, prefix="teacher_")
     samples, classes = problem.shape, plan.layer.num_classes(problem.parameters)
     if hidden.shape[:-1] != samples:
         raise ValueError(f"`teacher_hidden` must have the samples of `hidden`, {samples}; got {hidden.shape[:-1]}.")
