@@ -1,4 +1,7 @@
-"""Labels: what the target of a loss is."""
+"""The kinds of target that a loss or a query has.
+
+`Labels` is what a caller passes, checked. `Target` is what the row statistics read: `target_from_labels` converts.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax._args.types import Array, Float, Integer, Shape
+from softjax._args.types import Array, Float, Integer, Length, Shape
 
 
 class SparseLabels(NamedTuple):
@@ -28,61 +31,64 @@ class SparseLabels(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """No label: another row of logits, whose distribution is to be learnt."""
+    """The target of a divergence: logits of a teacher, whose distribution the student learns."""
 
     logits: Any
-    """Of the shape of the logits; None where a layer is to make them."""
+    """Logits of the shape of the student's; None where a layer computes them."""
     temperature: Any
-    """T > 0, by which the logits of both are divided, a scalar or one for each row; None for 1."""
+    """T > 0, which divides the logits of student and teacher: a scalar or one value per row; None for 1."""
     beta: Any
-    """The teacher's share of the mixture of both, likewise; None where there is no mixture."""
+    """The weight of the teacher in the mixture of both: a scalar or one value per row; None without a mixture."""
 
     def broadcast_to_rows(self, shape: Shape, dtype: Any) -> "Teacher":
-        """The same, with numbers of each row for the scalars."""
+        """Returns the teacher with one temperature and one beta per row, in arrays of this shape and dtype."""
 
-        def number(scalar: Any) -> Array:
+        def broadcast(scalar: Any) -> Array:
             return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
 
-        return Teacher(self.logits, *jax.tree.map(number, self[1:]))
+        return Teacher(self.logits, *jax.tree.map(broadcast, self[1:]))
 
 
 Labels = Array | SparseLabels
 
 
 class ClassIds(NamedTuple):
-    """A class id for each row, −1 for one that is no class, the class axis kept at length 1."""
+    """Target of one class id per row, −1 for an id that is no class."""
 
     ids: Integer[Array, "..."]
+    """The ids, with a class axis of length 1."""
 
 
 class Distribution(NamedTuple):
-    """The probability of each class, in each row."""
+    """Target that gives each class of a row a probability."""
 
     probabilities: Float[Array, "..."]
 
     def pad_classes(self, count: int) -> "Distribution":
-        """With `count` more classes of no mass, the class axis being the last."""
+        """Returns the distribution with `count` padded classes of probability 0; the class axis must be the last."""
         p = self.probabilities
         return Distribution(jnp.pad(p, [*[(0, 0)] * (p.ndim - 1), (0, count)]))
 
 
 class FewProbabilities(NamedTuple):
-    """`SparseLabels`, their ids −1 for what is no class, at the place of the class axis."""
+    """Target of `SparseLabels`: k class ids and their probabilities per row, with k at the class axis."""
 
     ids: Integer[Array, "..."]
+    """The ids, −1 for an id that is no class."""
     probabilities: Float[Array, "..."]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TopKClasses:
-    """No label: the k most probable classes of the row are asked for."""
+    """Target of no label, which asks for the k most probable classes of each row."""
 
     k: int
 
-    def checked(self, classes: int) -> "TopKClasses":
-        if self.k > classes:
-            raise ValueError(f"`k` must be at most the number of classes, {classes}; got {self.k}.")
+    def checked(self, num_classes: int) -> "TopKClasses":
+        """Returns itself. Refuses a `k` of more than `num_classes`."""
+        if self.k > num_classes:
+            raise ValueError(f"`k` must be at most the number of classes, {num_classes}; got {self.k}.")
         return self
 
 
@@ -90,34 +96,36 @@ Target = ClassIds | Distribution | FewProbabilities | TopKClasses
 
 
 def ids_without_mass(ids: Integer[Array, "*samples k"]) -> SparseLabels:
-    """Classes of which no more is asked than how probable they are."""
+    """Returns labels of probability 0 at these ids, for queries that need the log-probabilities alone."""
     return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
 
 
 def is_distribution(labels: Any) -> bool:
-    """Whether the labels have an axis of all classes, which may be split over devices."""
+    """Whether the labels are a distribution, whose class axis is sharded where that of the logits is."""
     return isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.floating)
 
 
-def target_from_labels(labels: Labels, classes: int, axis: int) -> ClassIds | Distribution | FewProbabilities:
-    """The labels as what they are; `classes` counts those of all devices."""
-    if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
-        raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {classes}.")
+def target_from_labels(labels: Labels, num_classes: Length, axis: int) -> ClassIds | Distribution | FewProbabilities:
+    """Returns the target of checked labels; `num_classes` includes the classes of all devices.
+
+    Refuses more classes than int32 can hold.
+    """
+    if isinstance(num_classes, int) and num_classes > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {num_classes}.")
     if isinstance(labels, SparseLabels):
-        ids, probabilities = (
-            jnp.moveaxis(a, -1, axis) for a in (canonical_ids(labels.ids, classes), labels.probabilities)
-        )
-        return FewProbabilities(ids, probabilities)
+        ids = canonical_ids(labels.ids, num_classes)
+        return FewProbabilities(jnp.moveaxis(ids, -1, axis), jnp.moveaxis(labels.probabilities, -1, axis))
     if is_distribution(labels):
         return Distribution(labels)
-    return ClassIds(jnp.expand_dims(canonical_ids(labels, classes), axis))
+    return ClassIds(jnp.expand_dims(canonical_ids(labels, num_classes), axis))
 
 
-def canonical_ids(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
-    """int32 ids, −1 for every id that is no class: one meaning for every integer type, narrow, wide or unsigned."""
+def canonical_ids(labels: Integer[Array, "*samples"], num_classes: Length) -> Integer[Array, "*samples"]:
+    """Returns class ids in int32, −1 for each id outside 0 … num_classes − 1, whatever their integer dtype."""
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     valid = labels >= 0
-    if not isinstance(classes, int) or classes <= jnp.iinfo(labels.dtype).max:
-        valid &= labels < classes
+    # A dtype that cannot hold `num_classes` holds no id above it.
+    if not isinstance(num_classes, int) or num_classes <= jnp.iinfo(labels.dtype).max:
+        valid &= labels < num_classes
     return jnp.where(valid, labels.astype(jnp.int32), -1)
