@@ -1,4 +1,4 @@
-"""Argument checks: each error names the argument, what came, and what was expected."""
+"""Checks of array arguments: an error names the argument, what is expected, and what came."""
 
 import math
 
@@ -9,10 +9,11 @@ import pytest
 
 import softjax
 
-X, Y = jnp.zeros((3, 5)), jnp.zeros(3, jnp.int32)
+LOGITS, LABELS = jnp.zeros((3, 5)), jnp.zeros(3, jnp.int32)
 
 
-def ce(logits=X, labels=Y, **options):
+def ce(logits=LOGITS, labels=LABELS, **options):
+    """The cross-entropy of valid arguments, except for those that a test replaces."""
     return softjax.cross_entropy(logits, labels, **options)
 
 
@@ -28,12 +29,6 @@ def ce(logits=X, labels=Y, **options):
         (lambda: ce(axis=-3), ValueError, "`axis` must name an axis"),
         (lambda: ce(axis=1.0), TypeError, r"`axis` must be an integer, got float: 1\.0"),
         (lambda: ce(axis=(0, 1)), TypeError, "`axis` must be an integer, got tuple"),
-        (lambda: ce(labels=jnp.zeros((3, 5), jnp.int32)), ValueError, r"one-hot .* must be floating"),
-        (lambda: ce(labels=jnp.zeros((3, 1), jnp.int32)), ValueError, r"labels\.squeeze\(-1\)"),
-        (lambda: ce(labels=jnp.zeros(4, jnp.int32)), ValueError, r"Integer `labels` .*\(3,\); got \(4,\)"),
-        (lambda: ce(labels=jnp.zeros(3)), ValueError, r"Floating `labels` .* Class ids must be integer"),
-        (lambda: ce(labels=jnp.zeros((3, 4))), ValueError, r"\(3, 5\); got \(3, 4\)"),
-        (lambda: ce(labels=jnp.zeros(3, bool)), TypeError, "`labels` must be integer class ids or .* got bool"),
         (lambda: ce(where=jnp.ones(5)), TypeError, "`where` must be boolean, got float32"),
         (lambda: ce(where=jnp.ones(4, bool)), ValueError, r"`where` must broadcast .*\(3, 5\); got \(4,\)"),
         (lambda: ce(where=jnp.ones((1, 3, 5), bool)), ValueError, "`where` must broadcast"),
@@ -41,55 +36,25 @@ def ce(logits=X, labels=Y, **options):
         (lambda: ce(weights=jnp.ones(2)), ValueError, "`weights` must broadcast"),
         (lambda: ce(weights=jnp.ones(3, jnp.complex64)), TypeError, "`weights` must be a real floating"),
         (lambda: ce(weights="x"), TypeError, "`weights` must be an array, got str"),
-        (lambda: ce(base=1), ValueError, "`base` must be a positive finite number other than 1, got 1"),
-        (lambda: ce(base=0), ValueError, "`base`"),
-        (lambda: ce(base=-2.0), ValueError, "`base`"),
-        (lambda: ce(base=math.inf), ValueError, "`base`"),
-        (lambda: ce(base=math.nan), ValueError, "`base`"),
-        (lambda: ce(base=10**400), ValueError, "`base`"),
-        (lambda: ce(base="e"), TypeError, "`base` must be a Python number, got str"),
-        (lambda: ce(base=True), TypeError, "`base` must be a Python number, got bool"),
-        (lambda: ce(base=jnp.array(2.0)), TypeError, "`base` must be a Python number"),
-        (lambda: ce(label_smoothing=1.5), ValueError, r"`label_smoothing` must be in \[0, 1\.0\], got 1\.5"),
-        (lambda: ce(label_smoothing=-0.1), ValueError, "`label_smoothing`"),
-        (lambda: ce(label_smoothing=math.nan), ValueError, "`label_smoothing`"),
-        (lambda: ce(label_smoothing=jnp.zeros(3)), ValueError, "`label_smoothing` must be a scalar"),
-        (lambda: ce(label_smoothing="x"), TypeError, "`label_smoothing` must be a number, got str"),
-        (lambda: ce(z_loss=-1.0), ValueError, "`z_loss` must be finite and at least 0, got -1"),
-        (lambda: ce(z_loss=math.inf), ValueError, "`z_loss`"),
-        (lambda: ce(z_loss=None), TypeError, "`z_loss` must be a number"),
-        (lambda: ce(z_loss=10**400), ValueError, "`z_loss` must be finite"),
         (lambda: ce(np.zeros((3, 5), ">f4")), TypeError, "`logits` must be an array that JAX can hold, got >f4"),
-        (lambda: ce(reduction="avg"), ValueError, "`reduction` must be one of 'mean', 'sum', 'none', got 'avg'"),
-        (lambda: ce(reduction=None), ValueError, "`reduction` must be one of"),
         (lambda: softjax.softmax(jnp.arange(3)), TypeError, "`logits` must be a real floating array, got int32"),
-        (lambda: softjax.softmax(X, axis=5), ValueError, "`axis`"),
-        (lambda: softjax.log_softmax(X, base=1), ValueError, "`base`"),
-        (lambda: softjax.statistics(X, jnp.zeros(3)), ValueError, "Floating `labels`"),
+        (lambda: softjax.softmax(LOGITS, axis=5), ValueError, "`axis`"),
     ],
 )
-def test_a_wrong_argument_is_refused_by_name(call, error, message):
+def test_wrong_arrays_are_refused_eagerly_and_under_jit(call, error, message):
     with pytest.raises(error, match=message):
         call()
     with pytest.raises(error, match=message):
         jax.jit(call)()
 
 
-def test_a_scalar_array_is_checked_like_a_python_number():
-    with pytest.raises(ValueError, match="`label_smoothing`"):
-        ce(label_smoothing=jnp.array(2.0))
-    assert ce(label_smoothing=jnp.array(0.0), z_loss=np.float32(0)) == ce()
-
-
-def test_options_are_keyword_only():
-    with pytest.raises(TypeError, match="positional"):
-        softjax.cross_entropy(X, Y, 10.0)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
-def test_numpy_arrays_are_accepted(kind):
+@pytest.mark.parametrize("as_array", [np.asarray, jnp.asarray])
+def test_numpy_arrays_are_accepted(as_array):
     value = ce(
-        kind(np.zeros((3, 5))), kind(np.zeros(3, np.int64)), weights=kind(np.ones(3)), where=kind(np.ones(5, bool))
+        as_array(np.zeros((3, 5))),
+        as_array(np.zeros(3, np.int64)),
+        weights=as_array(np.ones(3)),
+        where=as_array(np.ones(5, bool)),
     )
     np.testing.assert_allclose(value, math.log10(5), rtol=1e-6)
 
@@ -110,15 +75,8 @@ def test_weights_broadcast_to_the_samples(shape):
     np.testing.assert_allclose(ce(x, jax.nn.one_hot(y, 5), weights=w), ce(x, y, weights=w), rtol=1e-6)
 
 
-def test_the_error_names_the_axis_that_fits_the_ids():
-    images, ids = jnp.zeros((2, 3, 5, 6)), jnp.zeros((2, 5, 6), int)
-    with pytest.raises(ValueError, match="If the classes are axis 1 of `logits`, say axis=1"):
-        ce(images, ids)
-    assert np.isfinite(ce(images, ids, axis=1))
-
-
 @pytest.mark.parametrize("name", ["logits", "labels", "where", "weights"])
-def test_masked_arrays_are_refused_by_name(name):
+def test_numpy_masked_arrays_are_refused(name):
     arrays = {
         "logits": np.ones((2, 3)),
         "labels": np.zeros(2, int),
@@ -130,24 +88,10 @@ def test_masked_arrays_are_refused_by_name(name):
         ce(**arrays)
 
 
-def test_a_boolean_is_not_an_integer():
+def test_a_boolean_is_no_integer():
     with pytest.raises(TypeError, match="`axis` must be an integer, got bool: True"):
-        softjax.softmax(X, axis=True)
+        softjax.softmax(LOGITS, axis=True)
     with pytest.raises(TypeError, match="`block_size` must be an integer, got bool: True"):
-        softjax.linear_cross_entropy(X, jnp.ones((X.shape[1], 3)), Y, block_size=True)
+        softjax.linear_cross_entropy(LOGITS, jnp.ones((LOGITS.shape[1], 3)), LABELS, block_size=True)
     with pytest.raises(TypeError, match="`num_classes` must be an integer, got bool"):
-        softjax.validate_labels(Y, np.True_)
-
-
-@pytest.mark.parametrize("classes", [2**31, 2**32 + 1])
-def test_more_classes_than_int32_holds_are_refused(classes):
-    logits, ids = jax.ShapeDtypeStruct((2, classes), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.int32)
-    for labels in (ids, logits):
-        with pytest.raises(ValueError, match="at most 2³¹ − 1"):
-            jax.eval_shape(softjax.cross_entropy, logits, labels)
-    hidden, kernel = jax.ShapeDtypeStruct((2, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, classes), jnp.bfloat16)
-    with pytest.raises(ValueError, match="at most 2³¹ − 1"):
-        jax.eval_shape(softjax.linear_cross_entropy, hidden, kernel, ids)
-    most = jax.ShapeDtypeStruct((2, 2**31 - 1), jnp.bfloat16)
-    assert jax.eval_shape(softjax.statistics, most, ids).entropy.shape == (2,)
-    assert jax.eval_shape(softjax.softmax, logits).shape == (2, classes)
+        softjax.validate_labels(LABELS, np.True_)

@@ -1,4 +1,4 @@
-"""Argument checks of labels, and validate_labels."""
+"""Checks of labels: by dtype and shape in every loss, and by value in `validate_labels`."""
 
 import cases
 import few
@@ -10,9 +10,42 @@ from jax.experimental import checkify
 
 import softjax
 
+LOGITS, LABELS = jnp.zeros((3, 5)), jnp.zeros(3, jnp.int32)
+
+
+def ce(logits=LOGITS, labels=LABELS, **options):
+    """The cross-entropy of valid arguments, except for those that a test replaces."""
+    return softjax.cross_entropy(logits, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ce(labels=jnp.zeros((3, 5), jnp.int32)), ValueError, r"one-hot .* must be floating"),
+        (lambda: ce(labels=jnp.zeros((3, 1), jnp.int32)), ValueError, r"labels\.squeeze\(-1\)"),
+        (lambda: ce(labels=jnp.zeros(4, jnp.int32)), ValueError, r"Integer `labels` .*\(3,\); got \(4,\)"),
+        (lambda: ce(labels=jnp.zeros(3)), ValueError, r"Floating `labels` .* Class ids must be integer"),
+        (lambda: ce(labels=jnp.zeros((3, 4))), ValueError, r"\(3, 5\); got \(3, 4\)"),
+        (lambda: ce(labels=jnp.zeros(3, bool)), TypeError, "`labels` must be integer class ids or .* got bool"),
+        (lambda: softjax.statistics(LOGITS, jnp.zeros(3)), ValueError, "Floating `labels`"),
+    ],
+)
+def test_wrong_labels_are_refused_eagerly_and_under_jit(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+    with pytest.raises(error, match=message):
+        jax.jit(call)()
+
+
+def test_a_hint_names_the_axis_that_fits_the_class_ids():
+    images, ids = jnp.zeros((2, 3, 5, 6)), jnp.zeros((2, 5, 6), int)
+    with pytest.raises(ValueError, match="If the classes are axis 1 of `logits`, say axis=1"):
+        ce(images, ids)
+    assert np.isfinite(ce(images, ids, axis=1))
+
 
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32])
-def test_good_labels_pass(dtype):
+def test_valid_labels_are_accepted(dtype):
     softjax.validate_labels(jnp.array([0, 4, 2], dtype), 5)
     softjax.validate_labels(jnp.array([0, 4, 2], dtype), 300)
     softjax.validate_labels(np.zeros((0, 3), np.int32), 5)
@@ -28,7 +61,7 @@ def test_good_labels_pass(dtype):
         (np.array([255], np.uint8), r"labels\[0\] is 255, outside 0 … 4\."),
     ],
 )
-def test_the_first_bad_label_is_named(labels, message):
+def test_the_first_invalid_label_is_named(labels, message):
     with pytest.raises(ValueError, match=message):
         softjax.validate_labels(labels, 5)
     error, _ = jax.jit(checkify.checkify(lambda y: softjax.validate_labels(y, 5)))(labels)
@@ -36,7 +69,7 @@ def test_the_first_bad_label_is_named(labels, message):
         error.throw()
 
 
-def test_labels_of_ignored_samples_are_not_checked():
+def test_ignored_samples_may_have_any_label():
     labels = jnp.array([[0, -100], [9, -100]])
     with pytest.raises(ValueError, match=r"labels\[1, 0\] is 9"):
         softjax.validate_labels(labels, 5, weights=labels != -100)
@@ -45,7 +78,7 @@ def test_labels_of_ignored_samples_are_not_checked():
     error.throw()
 
 
-def test_labels_of_a_wrong_dtype_or_shape_are_refused():
+def test_wrong_arguments_of_validate_labels_are_refused():
     with pytest.raises(TypeError, match="`labels` must be integer class ids, got float32"):
         softjax.validate_labels(jnp.zeros(3), 5)
     with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):
@@ -56,7 +89,7 @@ def test_labels_of_a_wrong_dtype_or_shape_are_refused():
         softjax.validate_labels(jnp.array([0, 1]), 5, weights=jnp.ones(3))
 
 
-def test_sparse_labels_that_do_not_fit():
+def test_wrong_sparse_labels_are_refused():
     x, labels = cases.logits(9), few.sparse(9, 4)
     for target, error, message in [
         (
@@ -86,7 +119,7 @@ def test_sparse_labels_that_do_not_fit():
                 call(target)
 
 
-def test_the_first_bad_id_with_mass_is_named():
+def test_the_first_invalid_id_with_mass_is_named():
     labels = few.sparse(9, 4)
     softjax.validate_labels(labels, 9)
     wrong = labels._replace(ids=labels.ids.at[4, 2].set(9))

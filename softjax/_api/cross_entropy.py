@@ -104,7 +104,7 @@ class Coefficients(NamedTuple):
 
     @classmethod
     def checked(cls, label_smoothing: Any, z_loss: Any) -> "Coefficients":
-        smoothing = options.coefficient("label_smoothing", label_smoothing, most=1.0)
+        smoothing = options.coefficient("label_smoothing", label_smoothing, maximum=1.0)
         return cls(smoothing, options.coefficient("z_loss", z_loss))
 
 

@@ -1,1 +1,1 @@
-"""Argument checks: static facts, refused by the name of the argument."""
+"""Argument checks: each function returns a usable value, or raises an error that names the argument."""

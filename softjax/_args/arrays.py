@@ -1,7 +1,6 @@
-"""Argument checks of arrays: shapes and dtypes, checked when a function is called or traced.
+"""Checks of array arguments: dtype, shape and axes, which are static and so are known under `jit` too.
 
-Each function takes what the caller passed and returns the array that the computation expects. It refuses anything else
-with a message that names the argument.
+Each function returns the checked array or axis, or raises a `TypeError` or `ValueError` that names the argument.
 """
 
 import math
@@ -18,7 +17,7 @@ _SCALARS = (bool, int, float, complex)
 
 
 def to_array(name: str, value: Any) -> Array:
-    """An array; refuses what is none, and a NumPy mask."""
+    """Returns `value` as a JAX array. Refuses lists, masked arrays and dtypes that JAX does not have."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must not be a NumPy masked array, whose mask JAX drops; got {value.dtype}.")
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) and not hasattr(value, "__jax_array__"):
@@ -31,7 +30,7 @@ def to_array(name: str, value: Any) -> Array:
 
 
 def floating(name: str, value: Any) -> Array:
-    """A real floating array of 16 bits or more."""
+    """Returns a real floating array. Refuses other dtypes, and floats of less than 16 bits."""
     array = to_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a real floating array, got {array.dtype}.")
@@ -42,13 +41,16 @@ def floating(name: str, value: Any) -> Array:
 
 
 def logits(value: Any, axis: Any) -> tuple[Array, int]:
-    """The logits, and their class axis counted from the end."""
+    """Returns the logits and their class axis as a negative index, as `class_axis` does."""
     array = floating("logits", value)
     return array, class_axis("logits", array, axis)
 
 
 def class_axis(name: str, array: Array, axis: Any) -> int:
-    """`axis` counted from the end, so that it stays the same axis when `vmap` adds one in front."""
+    """Returns `axis` as a negative index, which stays valid when `vmap` adds an axis in front.
+
+    Refuses an axis that the array does not have, and an axis without classes unless there are no samples.
+    """
     index = integer("axis", axis)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have a class axis, got a scalar.")
@@ -61,89 +63,99 @@ def class_axis(name: str, array: Array, axis: Any) -> int:
 
 
 def axes(name: str, array: Array, value: Any) -> tuple[int, ...]:
-    """Several axes counted from the end, each once."""
-    found = tuple(class_axis(name, array, axis) for axis in value)
-    if len(set(found)) < max(len(found), 1):
+    """Returns several class axes as negative indices. Refuses an empty list and an axis that occurs twice."""
+    indices = tuple(class_axis(name, array, axis) for axis in value)
+    if len(set(indices)) < max(len(indices), 1):
         raise ValueError(f"`axis` must name each axis of `{name}` once, and at least one, got {tuple(value)}.")
-    return found
+    return indices
 
 
-def samples_shape(shape: Shape, axis: int) -> Shape:
-    """The shape of the logits without their class axis."""
-    axis = axis % len(shape)
-    return shape[:axis] + shape[axis + 1 :]
+def samples_shape(logits_shape: Shape, axis: int) -> Shape:
+    """Returns the shape of the logits without their class axis."""
+    axis = axis % len(logits_shape)
+    return logits_shape[:axis] + logits_shape[axis + 1 :]
 
 
-def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
-    """`array` with leading axes of length 1 up to the rank of `shape`; refuses what does not broadcast to it."""
-    short = len(shape) - array.ndim
-    padded = (1,) * short + array.shape
-    if short < 0 or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
-        raise ValueError(f"`{name}` must broadcast to the shape of {to}, {shape}; got {array.shape}.")
-    return array.reshape(padded)
+def _broadcastable(name: str, array: Array, shape: Shape, reference: str) -> Array:
+    """Returns `array` with the rank of `shape`, by leading axes of length 1. Refuses one that does not broadcast.
+
+    The message calls the array of that shape `reference`.
+    """
+    missing_axes = len(shape) - array.ndim
+    full_rank = (1,) * missing_axes + array.shape
+    if missing_axes < 0 or any(a not in (1, b) for a, b in zip(full_rank, shape, strict=True)):
+        raise ValueError(f"`{name}` must broadcast to the shape of {reference}, {shape}; got {array.shape}.")
+    return array.reshape(full_rank)
 
 
 def where(value: Any, logits: Array) -> Array | None:
-    """None, or a boolean mask of the rank of the logits, which broadcasts to them."""
+    """Returns a boolean mask with the rank of the logits that broadcasts to them, or None for no mask."""
     return None if value is None else _broadcastable("where", _boolean("where", value), logits.shape, "`logits`")
 
 
-def class_mask(value: Any, classes: int) -> Array | None:
-    """None, or a boolean mask `[classes]`."""
+def class_mask(value: Any, num_classes: int) -> Array | None:
+    """Returns a boolean mask `[num_classes]`, or None for no mask."""
     if value is None:
         return None
-    mask = _broadcastable("where", _boolean("where", value), (classes,), "the classes of `kernel`")
-    return jnp.broadcast_to(mask, (classes,))
+    mask = _broadcastable("where", _boolean("where", value), (num_classes,), "the classes of `kernel`")
+    return jnp.broadcast_to(mask, (num_classes,))
 
 
 def _boolean(name: str, value: Any) -> Array:
+    """Returns a boolean array. Refuses other dtypes."""
     array = to_array(name, value)
     if array.dtype != jnp.bool_:
         raise TypeError(f"`{name}` must be boolean, got {array.dtype}.")
     return array
 
 
-def weights(value: Any, shape: Shape) -> Array | None:
-    """None, or boolean or real weights of the rank of the samples, which broadcast to them."""
+def weights(value: Any, samples_shape: Shape) -> Array | None:
+    """Returns boolean or real weights with the rank of the samples that broadcast to them, or None for no weights."""
     if value is None:
         return None
     array = to_array("weights", value)
     if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
         array = floating("weights", array)
-    return _broadcastable("weights", array, shape, "`labels` (one weight for each sample)")
+    return _broadcastable("weights", array, samples_shape, "`labels` (one weight for each sample)")
 
 
 def positive_integer(name: str, value: Any) -> int:
-    """A Python integer of at least 1."""
-    number = integer(name, value)
-    if number < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {number}.")
-    return number
+    """Returns a Python integer. Refuses integers less than 1, and whatever `integer` refuses."""
+    checked = integer(name, value)
+    if checked < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {checked}.")
+    return checked
 
 
 def layer_arrays(hidden: Any, kernel: Any, bias: Any, prefix: str = "") -> tuple[Array, Array, Array | None]:
-    """`[*samples, features]`, `[features, classes]` and `[classes]`, all real floating."""
-    h, k = floating(f"{prefix}hidden", hidden), floating(f"{prefix}kernel", kernel)
-    if h.ndim == 0:
+    """Returns the arrays of a layer: hidden states `[*samples, features]`, kernel `[features, classes]` and bias.
+
+    The bias is `[classes]` or None. Refuses shapes that do not fit together. `prefix` starts the names in messages.
+    """
+    hidden, kernel = floating(f"{prefix}hidden", hidden), floating(f"{prefix}kernel", kernel)
+    if hidden.ndim == 0:
         raise ValueError(f"`{prefix}hidden` must have an axis of features, got a scalar.")
-    if k.ndim != 2:
-        raise ValueError(f"`{prefix}kernel` must be [features, classes], got shape {k.shape}.")
-    if not all(isinstance(length, int) for length in (h.shape[-1], *k.shape)):
-        raise ValueError(f"`{prefix}kernel` must have a known shape, where only samples may be open; got {k.shape}.")
-    if k.shape[0] != h.shape[-1]:
-        hint = f" Pass its transpose: {prefix}kernel.T." if k.shape[1] == h.shape[-1] else ""
+    if kernel.ndim != 2:
+        raise ValueError(f"`{prefix}kernel` must be [features, classes], got shape {kernel.shape}.")
+    # `jax.export` allows symbolic lengths. The size of a chunk depends on the features and the classes.
+    if not all(isinstance(length, int) for length in (hidden.shape[-1], *kernel.shape)):
         raise ValueError(
-            f"`{prefix}kernel` must be [features, classes] with the {h.shape[-1]} features of `{prefix}hidden` "
-            f"{h.shape}, got {k.shape}.{hint}"
+            f"`{prefix}kernel` must have a known shape, where only samples may be open; got {kernel.shape}."
         )
-    if k.shape[1] == 0 and math.prod(h.shape[:-1]) > 0:
-        raise ValueError(f"`{prefix}kernel` must have at least one class, got shape {k.shape}.")
+    if kernel.shape[0] != hidden.shape[-1]:
+        hint = f" Pass its transpose: {prefix}kernel.T." if kernel.shape[1] == hidden.shape[-1] else ""
+        raise ValueError(
+            f"`{prefix}kernel` must be [features, classes] with the {hidden.shape[-1]} features of `{prefix}hidden` "
+            f"{hidden.shape}, got {kernel.shape}.{hint}"
+        )
+    if kernel.shape[1] == 0 and math.prod(hidden.shape[:-1]) > 0:
+        raise ValueError(f"`{prefix}kernel` must have at least one class, got shape {kernel.shape}.")
     if bias is None:
-        return h, k, None
-    b = floating(f"{prefix}bias", bias)
-    if b.shape != k.shape[1:]:
-        raise ValueError(f"`{prefix}bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
-    return h, k, b
+        return hidden, kernel, None
+    bias = floating(f"{prefix}bias", bias)
+    if bias.shape != kernel.shape[1:]:
+        raise ValueError(f"`{prefix}bias` must have one entry for each class, {kernel.shape[1:]}; got {bias.shape}.")
+    return hidden, kernel, bias
 
 
 def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
@@ -167,7 +179,10 @@ def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
 
 
 def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
-    """The result of a caller's row loss for one sample: a real floating scalar, and aux."""
+    """Returns the loss and the auxiliary arrays that `row_loss` computed for one sample.
+
+    Refuses a loss that is not a real floating scalar. Without `has_aux` the auxiliary arrays are None.
+    """
     if not has_aux and isinstance(value, tuple):
         raise TypeError(
             "`row_loss` must give a scalar for one sample, got a tuple; `(loss, aux)` needs `has_aux=True`."
@@ -182,7 +197,7 @@ def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
 
 
 def integer(name: str, value: Any) -> int:
-    """A Python integer; refuses a boolean."""
+    """Returns a Python integer. Refuses booleans and whatever `operator.index` refuses, such as 2.0."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be an integer, got bool: {value!r}.")
     try:
@@ -192,5 +207,5 @@ def integer(name: str, value: Any) -> int:
 
 
 def accumulation_dtype(*arrays: Array) -> Any:
-    """The type that numbers are accumulated in: float64 if any of the arrays is, else float32."""
-    return jnp.float64 if any(a.dtype == jnp.float64 for a in arrays) else jnp.float32
+    """Returns the dtype in which sums over these arrays accumulate: float64 if one of them is float64, else float32."""
+    return jnp.float64 if any(array.dtype == jnp.float64 for array in arrays) else jnp.float32

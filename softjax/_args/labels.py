@@ -1,4 +1,7 @@
-"""Labels as the caller passes them, and targets as the row rules take them."""
+"""The kinds of target that a loss or a query has.
+
+`Labels` is what a caller passes, checked. `Target` is what the row statistics read: `target_from_labels` converts.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -6,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from softjax._args.types import Array, Float, Integer, Shape
+from softjax._args.types import Array, Float, Integer, Length, Shape
 
 
 class SparseLabels(NamedTuple):
@@ -35,17 +38,17 @@ class SparseLabels(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """The target of a divergence: a teacher's logits."""
+    """The target of a divergence: logits of a teacher, whose distribution the student learns."""
 
     logits: Any
-    """In the shape of the student's logits; None until a layer has made them."""
+    """Logits of the shape of the student's; None where a layer computes them."""
     temperature: Any
-    """T > 0, which divides both rows of logits: a scalar, or one value per row; None for 1."""
+    """T > 0, which divides the logits of student and teacher: a scalar or one value per row; None for 1."""
     beta: Any
-    """The weight of the teacher in the mixture β p + (1 − β) q, likewise; None without a mixture."""
+    """The weight of the teacher in the mixture of both: a scalar or one value per row; None without a mixture."""
 
     def broadcast_to_rows(self, shape: Shape, dtype: Any) -> "Teacher":
-        """The teacher, with one temperature and one β per row."""
+        """Returns the teacher with one temperature and one beta per row, in arrays of this shape and dtype."""
 
         def broadcast(scalar: Any) -> Array:
             return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
@@ -57,40 +60,42 @@ Labels = Array | SparseLabels
 
 
 class ClassIds(NamedTuple):
-    """A class id for each row, −1 if it is out of range. It keeps the class axis, at length 1."""
+    """Target of one class id per row, −1 for an id that is no class."""
 
     ids: Integer[Array, "..."]
+    """The ids, with a class axis of length 1."""
 
 
 class Distribution(NamedTuple):
-    """A probability for each class of each row."""
+    """Target that gives each class of a row a probability."""
 
     probabilities: Float[Array, "..."]
 
     def pad_classes(self, count: int) -> "Distribution":
-        """The distribution with `count` more classes without mass, along the last axis."""
+        """Returns the distribution with `count` padded classes of probability 0; the class axis must be the last."""
         p = self.probabilities
         return Distribution(jnp.pad(p, [*[(0, 0)] * (p.ndim - 1), (0, count)]))
 
 
 class FewProbabilities(NamedTuple):
-    """`SparseLabels` with their k classes along the class axis; an id out of range is −1."""
+    """Target of `SparseLabels`: k class ids and their probabilities per row, with k at the class axis."""
 
     ids: Integer[Array, "..."]
+    """The ids, −1 for an id that is no class."""
     probabilities: Float[Array, "..."]
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TopKClasses:
-    """No label: it asks for the k most probable classes of each row."""
+    """Target of no label, which asks for the k most probable classes of each row."""
 
     k: int
 
-    def checked(self, classes: int) -> "TopKClasses":
-        """Itself; refuses a k larger than the number of classes."""
-        if self.k > classes:
-            raise ValueError(f"`k` must be at most the number of classes, {classes}; got {self.k}.")
+    def checked(self, num_classes: int) -> "TopKClasses":
+        """Returns itself. Refuses a `k` of more than `num_classes`."""
+        if self.k > num_classes:
+            raise ValueError(f"`k` must be at most the number of classes, {num_classes}; got {self.k}.")
         return self
 
 
@@ -98,34 +103,36 @@ Target = ClassIds | Distribution | FewProbabilities | TopKClasses
 
 
 def ids_without_mass(ids: Integer[Array, "*samples k"]) -> SparseLabels:
-    """Classes with mass 0: they ask for log-probabilities only."""
+    """Returns labels of probability 0 at these ids, for queries that need the log-probabilities alone."""
     return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
 
 
 def is_distribution(labels: Any) -> bool:
-    """Whether the labels have an axis of all classes, which may be sharded."""
+    """Whether the labels are a distribution, whose class axis is sharded where that of the logits is."""
     return isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.floating)
 
 
-def target_from_labels(labels: Labels, classes: int, axis: int) -> ClassIds | Distribution | FewProbabilities:
-    """The target of a row rule; `classes` is the number of classes on all devices."""
-    if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
-        raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {classes}.")
+def target_from_labels(labels: Labels, num_classes: Length, axis: int) -> ClassIds | Distribution | FewProbabilities:
+    """Returns the target of checked labels; `num_classes` includes the classes of all devices.
+
+    Refuses more classes than int32 can hold.
+    """
+    if isinstance(num_classes, int) and num_classes > jnp.iinfo(jnp.int32).max:
+        raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {num_classes}.")
     if isinstance(labels, SparseLabels):
-        ids, probabilities = (
-            jnp.moveaxis(a, -1, axis) for a in (canonical_ids(labels.ids, classes), labels.probabilities)
-        )
-        return FewProbabilities(ids, probabilities)
+        ids = canonical_ids(labels.ids, num_classes)
+        return FewProbabilities(jnp.moveaxis(ids, -1, axis), jnp.moveaxis(labels.probabilities, -1, axis))
     if is_distribution(labels):
         return Distribution(labels)
-    return ClassIds(jnp.expand_dims(canonical_ids(labels, classes), axis))
+    return ClassIds(jnp.expand_dims(canonical_ids(labels, num_classes), axis))
 
 
-def canonical_ids(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
-    """int32 ids, −1 for every id out of range, from any integer dtype: narrow, wide or unsigned."""
+def canonical_ids(labels: Integer[Array, "*samples"], num_classes: Length) -> Integer[Array, "*samples"]:
+    """Returns class ids in int32, −1 for each id outside 0 … num_classes − 1, whatever their integer dtype."""
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     valid = labels >= 0
-    if not isinstance(classes, int) or classes <= jnp.iinfo(labels.dtype).max:
-        valid &= labels < classes
+    # A dtype that cannot hold `num_classes` holds no id above it.
+    if not isinstance(num_classes, int) or num_classes <= jnp.iinfo(labels.dtype).max:
+        valid &= labels < num_classes
     return jnp.where(valid, labels.astype(jnp.int32), -1)

@@ -1,4 +1,8 @@
-"""Argument checks of options: Python values, and scalars that may be traced."""
+"""Checks of options: Python values such as `base` and `reduction`, and scalars that may be traced.
+
+Each function returns the checked option, or raises a `TypeError` or `ValueError` that names the argument. The value of
+a traced scalar is unknown, so only its dtype and shape are checked.
+"""
 
 import math
 import numbers
@@ -19,29 +23,36 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 def base(value: Any) -> float:
-    """A Python number, positive, finite and not 1."""
+    """Returns the base of the logarithm. Refuses all but positive finite Python numbers other than 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`base` must be a Python number, got {type(value).__name__}: {value!r:.60}.")
     try:
-        number = float(value)
+        checked = float(value)
     except OverflowError:
-        number = math.inf
-    if not 0 < number < math.inf or number == 1:
+        checked = math.inf
+    if not 0 < checked < math.inf or checked == 1:
         raise ValueError(f"`base` must be a positive finite number other than 1, got {value!r}.")
-    return number
+    return checked
 
 
-def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
-    """A number in [0, most]; None if it is 0. It may be a traced scalar, for schedules, whose value is not checked."""
-    expected = f"in [0, {most}]" if most < math.inf else "finite and at least 0"
-    number = scalar(name, value, expected, lambda number: 0 <= number <= most)
-    return number if isinstance(number, Tracer) else number or None
+def coefficient(name: str, value: Any, maximum: float = math.inf) -> Any | None:
+    """Returns a coefficient in [0, maximum], and None for 0, whose term is left out.
+
+    A traced scalar, as in a schedule, is returned unchanged: its term stays even where the value is 0.
+    """
+    expected = f"in [0, {maximum}]" if maximum < math.inf else "finite and at least 0"
+    checked = scalar(name, value, expected, lambda c: 0 <= c <= maximum)
+    return checked if isinstance(checked, Tracer) else checked or None
 
 
-def scalar(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> Any:
-    """A finite number for which `fits` holds, or a traced scalar, whose value is not checked."""
+def scalar(name: str, value: Any, expected: str, is_allowed: Callable[[float], bool]) -> Any:
+    """Returns a Python float, or a traced scalar array unchanged.
+
+    Refuses what is not a real scalar, a number outside the range of float32 and one that `is_allowed` rejects.
+    `expected` describes the allowed numbers in the message.
+    """
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not abs(cast(float, value)) <= float(np.finfo(np.float32).max) or not fits(cast(float, value)):
+        if not abs(cast(float, value)) <= float(np.finfo(np.float32).max) or not is_allowed(cast(float, value)):
             raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
         return float(value)
     if not isinstance(value, (jax.Array, np.ndarray)):
@@ -49,36 +60,38 @@ def scalar(name: str, value: Any, expected: str, fits: Callable[[float], bool]) 
     array = arrays.floating(name, value)
     if array.ndim != 0:
         raise ValueError(f"`{name}` must be a scalar, got shape {array.shape}.")
-    return array if isinstance(array, Tracer) else scalar(name, array.item(), expected, fits)
+    return array if isinstance(array, Tracer) else scalar(name, array.item(), expected, is_allowed)
 
 
 def real(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    """A finite number, or a traced scalar, whose value is not checked."""
+    """Returns a scalar array of `dtype`. Refuses numbers that are not finite, and what `scalar` refuses."""
     return jnp.asarray(scalar(name, value, "finite", lambda _: True)).astype(dtype)
 
 
 def nonnegative(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    return jnp.asarray(scalar(name, value, "finite and at least 0", lambda number: number >= 0)).astype(dtype)
+    """Returns a scalar array of `dtype`. Refuses negative numbers, and what `scalar` refuses."""
+    return jnp.asarray(scalar(name, value, "finite and at least 0", lambda x: x >= 0)).astype(dtype)
 
 
 def positive(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
-    number = scalar(name, value, "finite and greater than 0", lambda number: number > 0)
-    return jnp.asarray(number).astype(dtype)
+    """Returns a scalar array of `dtype`. Refuses numbers that are not positive, and what `scalar` refuses."""
+    return jnp.asarray(scalar(name, value, "finite and greater than 0", lambda x: x > 0)).astype(dtype)
 
 
 def reduction(value: Any) -> str:
-    """One of "mean", "sum", "none"."""
+    """Returns "mean", "sum" or "none". Refuses everything else."""
     return choice("reduction", value, REDUCTIONS)
 
 
-def choice(name: str, value: Any, known: Iterable[str]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}.")
+def choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """Returns `value` if it is one of the strings `choices`. Refuses everything else."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
     return value
 
 
 def softcap(value: Any, name: str = "logit_softcap") -> float | None:
-    """A positive finite Python number, or None."""
+    """Returns a positive finite Python number, or None for no softcap. Refuses everything else."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -89,12 +102,16 @@ def softcap(value: Any, name: str = "logit_softcap") -> float | None:
 
 
 def precision(value: Any) -> Any:
-    """A precision of `lax.dot_general`; None is resolved to `jax.default_matmul_precision` as it stands now."""
+    """Returns a precision for `lax.dot_general`. Refuses what `lax.dot` refuses.
+
+    None becomes the current `jax.default_matmul_precision`, so that the backward pass uses it too, wherever it runs.
+    """
     if value is None:
         return getattr(jax.config, "jax_default_matmul_precision") or lax.Precision.DEFAULT  # noqa: B009
     try:
-        value, ones = tuple(value) if isinstance(value, list) else value, jax.ShapeDtypeStruct((1, 1), jnp.float32)
-        jax.eval_shape(partial(lax.dot, precision=value, preferred_element_type=jnp.float32), ones, ones)
+        value = tuple(value) if isinstance(value, list) else value
+        matrix = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+        jax.eval_shape(partial(lax.dot, precision=value, preferred_element_type=jnp.float32), matrix, matrix)
     except (TypeError, ValueError) as error:
         kinds = "a `jax.lax.Precision`, its name, a pair of them, or a `jax.lax.DotAlgorithmPreset`"
         raise ValueError(f"`precision` must be None, {kinds}, as in `jax.numpy.matmul`; got {value!r:.60}.") from error
@@ -102,11 +119,12 @@ def precision(value: Any) -> Any:
 
 
 def block_size(value: Any) -> int | None:
-    """A Python integer of at least 1, or None."""
+    """Returns a Python integer of at least 1, or None for the default. Refuses everything else."""
     return None if value is None else arrays.positive_integer("block_size", value)
 
 
 def flag(name: str, value: Any) -> bool:
+    """Returns True or False. Refuses everything else, also 0 and 1."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be True or False, got {type(value).__name__}: {value!r:.60}.")
     return bool(value)
