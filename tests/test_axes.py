@@ -1,4 +1,4 @@
-"""Reductions over the class axis, and mesh axes. test_mesh.py runs them on eight devices."""
+"""Reductions over the class axis, on one device and in a `shard_map`."""
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ def test_reductions_over_the_class_axis(axis, route):
 
 def test_first_equal_skips_masked_classes():
     classes, exists = ClassAxis(-1), jnp.array([[True, False, True]])
-    most = classes.max(X)
-    np.testing.assert_array_equal(classes.first_equal(X, most, exists)[:, 0], [2, 0])
+    largest = classes.max(X)
+    np.testing.assert_array_equal(classes.first_equal(X, largest, exists)[:, 0], [2, 0])
     np.testing.assert_array_equal(classes.first_equal(X, jnp.full((2, 1), jnp.nan))[:, 0], [-1, -1])
-    np.testing.assert_array_equal(classes.first_equal(X, most, None, jnp.int32(10))[:, 0], [11, 10])
+    np.testing.assert_array_equal(classes.first_equal(X, largest, None, jnp.int32(10))[:, 0], [11, 10])
     assert jnp.iinfo(jnp.int32).max == NO_CLASS
 
 
@@ -55,7 +55,7 @@ def test_an_axis_that_a_vmap_binds_is_not_manual():
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_shard_map_an_argument_may_be_invariant(check_vma):
+def test_a_shard_map_may_pass_a_replicated_argument(check_vma):
     x, y = jnp.arange(48.0).reshape(8, 6) / 10, jnp.zeros(8, jnp.int32)
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
 
