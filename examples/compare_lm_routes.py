@@ -28,9 +28,9 @@ from benchmarks.timing import interleaved, ratio
 from common import settings
 from language_model import data
 from language_model.data import Batches
-from language_model.loss import ROUTES
-from language_model.settings import Config
-from language_model.training import CompiledStep
+from language_model.settings import ROUTES, Config
+from language_model.timing import TimedStep
+from train_lm import initial_state, train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ def compare(config: Config, rounds: int) -> dict[str, Any]:
     """Trains with every route, and returns the entry of this configuration in the results file."""
     corpus = data.load(config)
     batches = Batches(corpus, config)
+    configs = {route: dataclasses.replace(config, loss=route, steps=rounds + 2) for route in ROUTES}
     programs = {
-        route: CompiledStep(dataclasses.replace(config, loss=route, steps=rounds + 2), batches)  # pyright: ignore[reportArgumentType]
-        for route in ROUTES
+        route: TimedStep(train_step, initial_state(config), batches, config) for route, config in configs.items()
     }
     calls: dict[str, Callable[[], Any]] = dict(programs)
     timings = interleaved(calls, rounds=rounds, at_least=0, seed=config.seed)

@@ -1,25 +1,21 @@
-"""Three small language models learn: from a teacher's sparse labels, from its hidden vectors, and from the text alone.
+"""Distil a language model into three students: from sparse labels, from hidden states, and from the text alone.
 
-    python examples/train_lm.py                 # the teacher
-    python examples/distil.py                   # everything as in configs/distil.toml
-    python examples/distil.py --k 8             # any of its settings changed
-    python examples/distil.py --resume          # go on where a stopped or killed run was; compare a finished one anew
+    python examples/train_lm.py                 # trains the teacher
+    python examples/distil.py                   # the settings of configs/distil.toml
+    python examples/distil.py --k 8             # any of them changed
+    python examples/distil.py --resume          # go on after an interrupt, or compare finished students again
     python examples/distil.py --overwrite       # start anew in folders that hold a run
 
-The labels are the teacher's k likeliest tokens (`softjax.linear_top_k`), written once to disk. From the hidden vectors
-and the teacher's last layer `softjax.linear_divergence` takes the whole distribution. Nowhere do logits exist. The
-students are alike at the beginning and see the same text in the same order.
+The sparse labels are the teacher's k most likely tokens (`softjax.linear_top_k`), written once to disk. From hidden
+states, `softjax.linear_divergence` compares the whole distributions. Logits are never materialised. The students begin
+with the same parameters and see the same batches.
 """
-
-from common import program
-
-if __name__ == "__main__":
-    program.end_in_one_line(program.RESUMABLE)
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,77 +23,77 @@ import numpy as np
 
 from benchmarks import distil_report, machine
 from benchmarks.timing import interleaved
-from common import checkpoint, settings
-from common.program import WrongInput
+from common import program, runs, settings
+from common.settings import WrongInput
 from language_model import teacher as teachers
 from language_model.data import Batches
 from language_model.distillation import (
     DEFAULT_CONFIG,
     Distillation,
-    OfHiddenVectors,
-    OfSparseLabels,
+    HiddenStateLoss,
     Options,
-    nearness,
+    SparseLabelLoss,
+    distance,
 )
 from language_model.evaluation import evaluate
-from language_model.loss import TEXT, Loss
 from language_model.model import Transformer
 from language_model.settings import Config
-from language_model.teacher import Teacher
-from language_model.training import CompiledStep, State, evaluation_steps, initial_state, train
+from language_model.teacher import SparseLabelBatches, Teacher
+from language_model.timing import TimedStep
+from train_lm import TEXT, Loss, State, evaluation_steps, initial_state, train, train_step
 
-# In the order of writing: where the last is there, both are.
-RESULTS = ("distil.png", "distil.json")
+RESULTS = ("distil.png", "distil.json")  # in the order of writing: distil.json means that both are there
+WARM_UP = 2  # steps before the timed ones
 
 
 class Lesson(NamedTuple):
-    """What a student learns by, and from what beside the text of each step."""
+    """What a student learns from."""
 
     loss: Loss
-    beside: Callable[[int], Any] = lambda step: ()
+    batches: Batches
 
 
-def lessons(teacher: Teacher, wanted: Distillation, config: Config) -> dict[str, Lesson]:
-    of_both = {"text_share": wanted.text_share}
-    labels = teachers.sparse_labels(teacher, wanted.k, max(wanted.steps, timed(wanted)), config)
-    of_divergence = {"kind": wanted.kind, "beta": wanted.beta, "temperature": wanted.temperature}
+def make_lessons(teacher: Teacher, wanted: Distillation, config: Config) -> dict[str, Lesson]:
+    text = Batches(teacher.corpus, config)
+    labelled = SparseLabelBatches(teacher, wanted.k, max(wanted.steps, wanted.rounds + WARM_UP), config)
+    divergence = {"kind": wanted.kind, "beta": wanted.beta, "temperature": wanted.temperature}
     return {
-        "sparse": Lesson(OfSparseLabels(rest=wanted.rest, **of_both), labels),
-        "hidden": Lesson(OfHiddenVectors(teacher.model, **of_divergence, **of_both)),
-        "text": Lesson(TEXT),
+        "sparse": Lesson(SparseLabelLoss(rest=wanted.rest, text_share=wanted.text_share), labelled),
+        "hidden": Lesson(HiddenStateLoss(teacher.model, **divergence, text_share=wanted.text_share), text),
+        "text": Lesson(TEXT, text),
     }
 
 
-@program.exit_status(program.RESUMABLE)
+@runs.exit_status
 def main(argv: Sequence[str] | None = None) -> None:
     options = settings.parse(Options, argv, DEFAULT_CONFIG)
     wanted = options.settings
-    of_teacher = teachers.config_of(wanted.teacher, cache=wanted.cache, mesh=wanted.mesh)
-    config = wanted.student(of_teacher)
+    teacher_config = teachers.config_of(wanted.teacher, cache=wanted.cache, mesh=wanted.mesh)
+    config = wanted.student(teacher_config)
     if wanted.k > config.vocabulary:
         raise WrongInput(f"`k` {wanted.k} is more than the teacher's vocabulary of {config.vocabulary}.")
     with config.on_mesh(), contextlib.ExitStack() as stack:
-        teacher = teachers.load(of_teacher)
+        teacher = teachers.load(teacher_config, initial_state(teacher_config))
         program.make_writable(config.output)
         decisive = settings.decisive(wanted) | {"teacher": teacher.fingerprint, "text": teacher.corpus.fingerprint}
-        # All before the first student learns: the last may be the one whose folder is refused.
-        kept = {
-            name: stack.enter_context(
-                checkpoint.begun(config.output / name, options, decisive, [f"../{result}" for result in RESULTS])
-            )
+        results = [f"../{name}" for name in RESULTS]
+        times = {"every": config.checkpoint_every, "last": config.steps}
+        # All folders are opened before the first student learns: the last of them may be refused.
+        student_runs = {
+            name: stack.enter_context(runs.open_run(config.output / name, options, decisive, results, **times))
             for name in distil_report.STUDENTS
         }
-        taught = lessons(teacher, wanted, config)
+        lessons = make_lessons(teacher, wanted, config)
         students = {}
-        for name, lesson in taught.items():
-            state = kept[name].restore(initial_state(config, lesson.loss))
+        for name, (loss, batches) in lessons.items():
+            state = student_runs[name].restore(initial_state(config))
             print(f"Learning from {distil_report.STUDENTS[name]}, after step {int(state.step)}.")
-            students[name] = train(state, teacher.corpus, config, kept[name], *lesson)
-        publish(compare(teacher, students, taught, wanted, config), config)
+            students[name] = train(state, batches, teacher.corpus, config, student_runs[name], loss)
+        publish(compare(teacher, students, lessons, wanted, config), config)
 
 
 def compare(
-    teacher: Teacher, students: dict[str, State], taught: dict[str, Lesson], wanted: Distillation, config: Config
+    teacher: Teacher, students: dict[str, State], lessons: dict[str, Lesson], wanted: Distillation, config: Config
 ) -> dict[str, Any]:
     results = {
         "settings": settings.decisive(wanted),
@@ -110,25 +106,24 @@ def compare(
             "hidden": config.compute_dtype.itemsize * teacher.model.kernel.shape[0],
             "sparse": wanted.k * teachers.label_type(config).itemsize,
         },
-        "teacher": worth(teacher, teacher.model, config),
+        "teacher": held_out_metrics(teacher, teacher.model, config),
         "students": {
-            name: worth(teacher, state.model, config) | {"curve": state.curves["test_loss"].tolist()}
+            name: held_out_metrics(teacher, state.model, config) | {"curve": state.curves["test_loss"].tolist()}
             for name, state in students.items()
         },
     }
-    for name, numbers in times(teacher, taught, wanted, config).items():
+    for name, numbers in measure_steps(lessons, wanted, config).items():
         results["students"][name] |= numbers
     return results
 
 
-def worth(teacher: Teacher, model: Transformer, config: Config) -> dict[str, Any]:
-    """Of the model on the held-out files."""
+def held_out_metrics(teacher: Teacher, model: Transformer, config: Config) -> dict[str, Any]:
     test = evaluate(model, teacher.corpus, config)
     return {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model)),
         "nats_per_token": test.nats_per_token,
         "accuracy": test.means["accuracy"],
-        **nearness(teacher.model, model, teacher.corpus, config),
+        **distance(teacher.model, model, teacher.corpus, config),
         "calibration_error": float(test.calibration.expected_error()),
         "calibration": {
             field.name: np.asarray(getattr(test.calibration, field.name)).tolist()
@@ -137,18 +132,13 @@ def worth(teacher: Teacher, model: Transformer, config: Config) -> dict[str, Any
     }
 
 
-def timed(wanted: Distillation) -> int:
-    """Steps: two go before the rounds."""
-    return wanted.rounds + 2
-
-
-def times(
-    teacher: Teacher, taught: dict[str, Lesson], wanted: Distillation, config: Config
-) -> dict[str, dict[str, Any]]:
-    """Of a step of each student, the steps interleaved; and its memory beside arguments and results."""
-    config = dataclasses.replace(config, steps=timed(wanted))
-    batches = Batches(teacher.corpus, config)
-    steps = {name: CompiledStep(config, batches, *lesson) for name, lesson in taught.items()}
+def measure_steps(lessons: dict[str, Lesson], wanted: Distillation, config: Config) -> dict[str, dict[str, Any]]:
+    """Time and temporary memory of a training step of each student. The timed steps are interleaved."""
+    config = dataclasses.replace(config, steps=wanted.rounds + WARM_UP)
+    steps = {
+        name: TimedStep(train_step, initial_state(config), batches, config, loss)
+        for name, (loss, batches) in lessons.items()
+    }
     timings = interleaved(dict(steps), rounds=wanted.rounds, at_least=0, seed=config.seed)
     return {
         name: {
@@ -172,4 +162,4 @@ def publish(results: dict[str, Any], config: Config) -> None:
 
 
 if __name__ == "__main__":
-    program.leave(main())
+    sys.exit(main())

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from classifier import digits
 from common import settings
 from common.program import WrongInput
 from margin import figure
 from margin.descent import Samples, Schedule, contenders, hard_margin, measure_curves
+from train_classifier import load_digits
 
 NAME = "max-margin"
 REFERENCE = ("softjax", "float64")  # the table compares the other runs with this one
@@ -59,7 +59,7 @@ class Options:
 
 def compare(options: Options, console: Console) -> dict[str, Any]:
     """Runs every contender and returns the results file."""
-    samples = Samples(*digits.whole(options.classes), options.classes)
+    samples = Samples(*load_digits(options.classes), options.classes)
     schedule = Schedule(options.rate, options.steps, options.every)
     runs = []
     for library, dtype, descend in contenders():

@@ -1,17 +1,15 @@
-"""Small runs of the classifier example, and a disk that dies."""
+"""Small runs of `train_classifier.py`, and a kill at a disk operation."""
 
 import json
 import os
 from pathlib import Path
 
 import numpy as np
-from runs import Killed
+from endings import Killed
 
 import train_classifier as program
-from classifier.settings import parse
-from classifier.training import initial_state, load_data
-from common.checkpoint import FOLDER, LOCK, Checkpoints
-from common.settings import decisive
+from common.runs import LOCK, Run
+from common.settings import decisive, parse
 
 SMALL = ("--classes", "3", "--batch-size", "100", "--epochs", "4", "--checkpoint-every", "2")
 
@@ -21,7 +19,7 @@ def run(output, *options, small=SMALL):
 
 
 def contents(folder):
-    """The files of a run, without its lock, which names the process."""
+    """The files of a run without the lock, which names the process."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -36,14 +34,15 @@ def arrays(path):
 
 
 def last_state(folder):
-    """What the last checkpoint of a finished run holds."""
+    """The state in the last checkpoint of a finished run."""
     settings = json.loads((folder / "metrics.json").read_text())["settings"]
-    config = parse([f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]).settings
-    return Checkpoints(folder / FOLDER, decisive(config)).restore(initial_state(load_data(config), config))
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    config = parse(program.Options, words, program.DEFAULT_CONFIG).settings
+    return Run(folder, decisive(config)).restore(program.initial_state(program.load_data(config), config))
 
 
 def die_at_disk_operation(monkeypatch, number):
-    """The program dies there: within a write, half of which has reached the disk, or before a rename."""
+    """Kills the program at this operation: in a write, when half of it is on the disk, or before a rename."""
     left = [number]
     fsync, replace, rename = os.fsync, Path.replace, Path.rename
 

@@ -1,4 +1,4 @@
-"""Tiny runs of the language model example, on text made up for it."""
+"""Tiny runs of `train_lm.py` and `distil.py`, on generated text."""
 
 import json
 import random
@@ -9,11 +9,10 @@ import numpy as np
 
 import distil as distil_program
 import train_lm as program
-from common.checkpoint import FOLDER, Checkpoints
-from common.settings import decisive, read
+from common.runs import Run
+from common.settings import decisive, parse, read
 from language_model import data
-from language_model.settings import DEFAULT_CONFIG, Config, parse
-from language_model.training import initial_state
+from language_model.settings import DEFAULT_CONFIG, Config, Options
 
 WORDS = "the a cat dog sees likes old red house and under über naïve 東京".split()  # noqa: SIM905
 TINY = {
@@ -58,7 +57,7 @@ def run(output, text, /, *flags, **settings):
 
 
 def config_of(output, text, **settings):
-    return parse(options(output, text, **settings)).settings
+    return parse(Options, options(output, text, **settings), DEFAULT_CONFIG).settings
 
 
 def default_config():
@@ -66,17 +65,21 @@ def default_config():
 
 
 def last_state(config):
-    """What the last checkpoint of a run holds."""
+    """The state in the last checkpoint of a run."""
     settings = decisive(config) | {"text": data.load(config).fingerprint}
-    return Checkpoints(config.output / FOLDER, settings).restore(initial_state(config))
+    return Run(config.output, settings).restore(program.initial_state(config))
 
 
 def same_result(ours, theirs):
-    """Bit for bit: parameters, moments and curves, and what is made of them."""
+    """Compares parameters, moments and curves bit by bit, and the results."""
     for actual, expected in zip(*map(jax.tree.leaves, (last_state(ours), last_state(theirs))), strict=True):
         assert np.asarray(actual).tobytes() == np.asarray(expected).tobytes()
     for name in ("metrics.json", "sample.txt"):
         assert (ours.output / name).read_bytes() == (theirs.output / name).read_bytes()
+
+
+# Compiled: outside of `jit` each operation would be a program of its own.
+hidden_states = jax.jit(lambda model, inputs: jax.vmap(model)(inputs))
 
 
 def metrics(folder):
@@ -94,7 +97,7 @@ TINY_STUDENT = {
     "warmup_steps": 2,
     "evaluate_every": 3,
     "checkpoint_every": 4,
-    "rounds": 1,
+    "rounds": 6,  # with two steps before them as many as `steps`: one program is traced for both
 }
 
 

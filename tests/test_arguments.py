@@ -1,4 +1,4 @@
-"""What the functions of `Statistics` refuse, naming the argument and what came."""
+"""Argument checks of losses and metrics: each error names the argument and what came."""
 
 import re
 
@@ -24,7 +24,7 @@ LOSSES += [lambda s, f=f: f(s, 0.1, 8.0) for f in (losses.additive_margin, losse
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_parameters(name):
+def test_a_parameter_out_of_range_is_refused(name):
     call = CALLS[name]
     least = {"gamma": "at least 0", "margin": "at least 0", "epsilon": "finite"}.get(name, "greater than 0")
     out_of_range = {"at least 0": [-1e-9, -1], "greater than 0": [0, -1.0], "finite": []}[least]
@@ -45,7 +45,7 @@ def test_parameters(name):
 
 
 @pytest.mark.parametrize("function", LOSSES)
-def test_statistics(function):
+def test_anything_but_statistics_is_refused(function):
     for value in (cases.logits(5), tuple(S), None):
         with pytest.raises(TypeError, match=r"`s` must be `Statistics`, as `softjax.statistics\(logits, labels\)`"):
             function(value)

@@ -66,3 +66,17 @@ def test_a_shard_map_may_pass_a_replicated_argument(check_vma):
     np.testing.assert_allclose(jax.jit(sharded)(x, y), jax.grad(softjax.cross_entropy)(x, y), atol=1e-7)
     rows = jax.shard_map(softjax.softmax, mesh=mesh, in_specs=P("i"), out_specs=P("i"), check_vma=check_vma)
     assert jax.jit(rows)(jnp.ones((4096, 1024), jnp.bfloat16)).shape == (4096, 1024)
+
+
+def test_pmax_keeps_nan_inf_and_signed_zeros():
+    x = jnp.array([[-jnp.inf, -1.5, -0.0, 0.0, 2.0, jnp.inf, jnp.nan], [-jnp.inf, -2.0, 0.0, -0.0, 3.0, 1.0, 7.0]])
+    found = jax.vmap(lambda x: axes.pmax(x, ("i",)), axis_name="i")(x)
+    np.testing.assert_array_equal(found[0], [-np.inf, -1.5, 0, 0, 3, np.inf, np.nan])
+    assert not np.signbit(np.asarray(found[0, 2:4])).any()
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_first_equal_prefers_0_to_minus_0():
+    x = jnp.array([[-0.0, 0.0, 0.0], [-0.0, -0.0, -1.0], [-3.0, -3.0, -4.0]])
+    found = ClassAxis(-1).first_equal(x, x.max(-1, keepdims=True))
+    np.testing.assert_array_equal(found[:, 0], jax.lax.top_k(x, 1)[1][:, 0])

@@ -67,6 +67,7 @@ def test_scan_chunks_skips_inactive_chunks():
 def test_active_chunks():
     w = jnp.array([[0.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
     np.testing.assert_array_equal(chunks.active_chunks(w), [False, True, True])
+    assert chunks.active_chunks(w.at[0, 1].set(jnp.nan)).all()
     seen = []
     # all are active where the weights are differentiated
     jax.jvp(lambda w: seen.append(chunks.active_chunks(w)) or w, (w,), (w,))

@@ -56,6 +56,20 @@ def test_second_derivative_and_forward_mode():
     np.testing.assert_allclose(jax.jacfwd(H, argnums=1)(p, q), jax.grad(H, argnums=1)(p, q), rtol=1e-6)
 
 
+def test_derivatives_where_p_and_q_are_both_0():
+    p, q = jnp.array([0.0, 0.5, 0.5]), jnp.array([0.0, 0.4, 0.6])
+    direction = jnp.array([0.0, 0.1, -0.1])
+    _, tangent = jax.jvp(lambda p, q: H(p, q, base=math.e), (p, q), (direction, direction))
+    # Σ −ln q dp − p/q dq over the other two classes
+    expected = -(np.log(0.4) * 0.1 - np.log(0.6) * 0.1) - (0.5 / 0.4 * 0.1 - 0.5 / 0.6 * 0.1)
+    np.testing.assert_allclose(tangent, expected, rtol=2e-5)
+    _, tangent = jax.jvp(lambda p: H(p, q), (p,), (jnp.array([0.1, 0.0, -0.1]),))
+    assert tangent == jnp.inf  # −ln 0 times a tangent above 0
+    by_p = jax.grad(H)(p, q, base=math.e)
+    np.testing.assert_allclose(by_p, [np.inf, -np.log(0.4), -np.log(0.6)], rtol=1e-6)
+    assert np.isfinite(jax.jacfwd(lambda q: H(p, q))(q)).all()
+
+
 def test_refused_arguments():
     with pytest.raises(ValueError, match="one shape, got \\(2,\\) and \\(3,\\)"):
         H(jnp.ones(2), jnp.ones(3))

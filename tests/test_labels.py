@@ -1,4 +1,4 @@
-"""What a target is."""
+"""Targets: class ids, distributions and a few classes, from the labels of a caller."""
 
 import math
 
@@ -12,7 +12,7 @@ from softjax._args import labels
 from softjax._xla import one_cpu
 
 
-def test_a_target_is_what_the_labels_are():
+def test_the_type_of_a_target_follows_the_labels():
     ids = labels.target_from_labels(jnp.array([0, 4, 5, -1, -100]), 5, -1)
     assert isinstance(ids, labels.ClassIds)
     assert ids.ids.tolist() == [[0], [4], [-1], [-1], [-1]]

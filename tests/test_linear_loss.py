@@ -199,6 +199,44 @@ def test_wrong_results_of_a_row_loss_are_refused_by_name():
         call(lambda s: s.cross_entropy, reduction="max")
 
 
+@pytest.mark.parametrize("reduction", ["sum", *slow("none")])
+def test_row_args_broadcast_to_the_samples(reduction):
+    hidden, labels, scale = HIDDEN[:10].reshape(2, 5, -1), LABELS[:10].reshape(2, 5), jnp.arange(10.0).reshape(2, 5)
+
+    def loss(scale):
+        def row_loss(s, scale):
+            return scale * s.cross_entropy
+
+        return softjax.linear_loss(row_loss, hidden, KERNEL, labels, scale, reduction=reduction, block_size=4).sum()
+
+    small = [jnp.float32(3), scale[:, :1], scale[:1]]
+    full = jnp.stack([jnp.broadcast_to(row_arg, (2, 5)) for row_arg in small])
+    found = jax.jit(lambda args: [jax.value_and_grad(loss)(row_arg) for row_arg in args])(small)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(loss)))(full)
+    sums = [gradients[0].sum(), gradients[1].sum(1, keepdims=True), gradients[2].sum(0, keepdims=True)]
+    for (value, gradient), wanted, summed in zip(found, values, sums, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
+        np.testing.assert_allclose(gradient, summed, rtol=1e-5)
+    assert loss(3.0) == loss(jnp.float32(3))
+    with pytest.raises(ValueError, match=r"got shape \(2,\)\. .* Add axes of length 1: row_arg\[:, None\]\."):
+        loss(scale[:, 0])
+
+
+@pytest.mark.parametrize("index", [lambda e: jnp.mean(e, -1), lambda e: e[0], lambda e: e[:, None].sum()])
+def test_a_row_loss_that_expects_a_batch_is_refused(index):
+    with pytest.raises(ValueError, match="`row_loss` is called for one sample: each of its statistics is a scalar"):
+        softjax.linear_loss(lambda s: index(s.entropy), HIDDEN, KERNEL, LABELS)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_nan_weight_ignores_no_other_sample(reduction):
+    labels, weights = jnp.zeros(64, jnp.int32), jnp.ones(64).at[5].set(jnp.nan)
+    options = {"weights": weights, "reduction": reduction, "block_size": 8}
+    value = softjax.linear_cross_entropy(jnp.ones((64, 3)), jnp.ones((3, 5)), labels, **options)
+    expected = jnp.full(64, jnp.log10(5)).at[5].set(jnp.nan) if reduction == "none" else jnp.nan
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", ["none", *slow("mean")])
 def test_ignored_rows_in_every_mode_of_differentiation(reduction):
     """Ignored rows hold NaN, and no derivative is NaN, in forward or reverse mode."""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import max_margin as program
-from classifier import digits
 from margin.descent import Samples, Schedule, contenders, hard_margin, margin, torch_descent, unit_vector
+from train_classifier import load_digits
 
 SMALL = ("--classes", "3", "--rate", "0.05", "--steps", "6000", "--every", "100")
 CONFIDENT = 24 * math.log(2)  # from this gap on, 1 + Σ rounds to 1 in float32
@@ -33,7 +33,7 @@ def runs(results):
 
 
 def samples(classes=3):
-    return Samples(*digits.whole(classes), classes)
+    return Samples(*load_digits(classes), classes)
 
 
 def test_writes_two_files(folder, results):

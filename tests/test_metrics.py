@@ -267,3 +267,10 @@ def test_refused_arguments():
             function(s, jnp.ones(5))
         with pytest.raises(TypeError, match="`weights` must be"):
             function(s, "all")
+
+
+def test_a_row_of_minus_inf_is_not_correct():
+    s = softjax.statistics(jnp.full((2, 3), -jnp.inf).at[1, 0].set(0.0), jnp.array([0, 0]))
+    np.testing.assert_array_equal(s.label_rank, [-1, 0])
+    np.testing.assert_array_equal(s.max_logit, [-np.inf, 0])
+    assert softjax.metrics.accuracy(s) == 0.5

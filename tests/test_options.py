@@ -1,4 +1,4 @@
-"""The options of a call: numbers of Python, and scalars that may be traced."""
+"""Options: Python numbers, and scalars that may be traced."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_any_python_number_is_a_base(base):
     np.testing.assert_allclose(ce(base=base), math.log2(5), rtol=1e-6)
 
 
-def test_a_schedule_may_be_traced():
+def test_smoothing_and_z_loss_may_be_traced():
     def loss(smoothing, z_loss):
         return ce(X + jnp.arange(5.0)[None], label_smoothing=smoothing, z_loss=z_loss)
 
@@ -32,7 +32,7 @@ def test_a_schedule_may_be_traced():
     np.testing.assert_allclose(slope, (loss(0.4, 0.1) - loss(0.2, 0.1)) / 0.2, rtol=1e-4)
 
 
-def test_a_schedule_may_start_at_0():
+def test_a_traced_coefficient_may_be_0():
     # what a static 0 leaves out, a traced one must not bring in: 0 · inf
     x, y = jnp.array([[1.0, -jnp.inf, 3.0], [1.0, jnp.inf, 3.0]]), jnp.array([0, 0])
 
@@ -46,7 +46,7 @@ def test_a_schedule_may_start_at_0():
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_slope_of_a_schedule_at_its_ends(fused):
+def test_the_derivative_by_smoothing_at_0_and_1(fused):
     """∂/∂ε at 0 and 1, ∂/∂c at 0: what the coefficient multiplies, though it multiplies it by 0."""
     x, y = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([0])
 
@@ -66,19 +66,19 @@ def test_the_slope_of_a_schedule_at_its_ends(fused):
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.asarray(0.5), jnp.float32(0.5), 0.5])
-def test_a_number_in_any_dress(value):
+def test_a_number_of_any_type_is_accepted(value):
     assert options.scalar("x", value, "at most 1", lambda number: number <= 1) == 0.5
     assert options.coefficient("x", value) == 0.5
     assert options.coefficient("x", 0 * value) is None
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39, 2.0, jnp.float32(2)])
-def test_a_number_that_does_not_fit_is_refused(value):
+def test_a_number_out_of_range_is_refused(value):
     with pytest.raises(ValueError, match="`x` must be at most 1, got"):
         options.scalar("x", value, "at most 1", lambda number: number <= 1)
 
 
 @pytest.mark.parametrize("value", [True, "1", None, [1.0], jnp.int32(1), 1j])
-def test_what_is_no_number_is_refused(value):
+def test_anything_but_a_number_is_refused(value):
     with pytest.raises(TypeError, match="`x` must be a"):
         options.scalar("x", value, "finite", lambda _: True)

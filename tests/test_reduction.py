@@ -47,6 +47,11 @@ def test_a_finite_loss_of_weight_0_keeps_its_derivative():
     np.testing.assert_array_equal(dw, LOSS)
 
 
+def test_a_mean_of_more_than_2_to_31_samples():
+    shape = jax.eval_shape(lambda loss: reduce(loss, None, "mean"), jax.ShapeDtypeStruct((2**31 + 9,), jnp.float32))
+    assert shape.shape == ()
+
+
 def test_no_samples():
     assert reduce(jnp.zeros((0, 3)), None, "mean") == 0
     assert reduce(jnp.zeros(0), jnp.zeros(0), "mean") == 0

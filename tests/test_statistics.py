@@ -69,13 +69,13 @@ def test_masked_classes_act_as_deleted(kind, axis, route):
 
     def masked(x):
         stats = softjax.statistics(transpose(x), all_labels, where=transpose(jnp.asarray(where)), axis=axis)
-        return stats[: len(FLOATING)], stats[len(FLOATING) :]
+        return tuple(cases.floating(stats).values()), (stats.prediction, stats.label_rank)
 
     kept_labels = jnp.asarray((kept < ids[:, None]).sum(1)) if kind == "ids" else np.take_along_axis(labels, kept, 1)
 
     def deleted(x):
         stats = softjax.statistics(x, kept_labels)
-        return stats[: len(FLOATING)], stats[len(FLOATING) :]
+        return tuple(cases.floating(stats).values()), (stats.prediction, stats.label_rank)
 
     @partial(jax.jit, static_argnums=0)
     def with_gradient(function, x):
@@ -103,7 +103,7 @@ def test_the_vjp_of_all_statistics_together():
 
 @pytest.mark.parametrize(("kind", "classes"), covering(["ids", "one-hot", "distribution"], [1, 2, 9, 129]))
 def test_prediction_and_rank_are_those_of_top_k(kind, classes, route):
-    x = jnp.round(cases.logits(classes, 2.0)) + 0.0  # many ties, but none of −0 and 0, which top_k orders
+    x = jnp.round(cases.logits(classes, 2.0))  # many ties, also of −0 and 0, which top_k orders
     labels = labels_of(kind, classes)
     stats = jax.jit(softjax.statistics)(x, labels)
     _, order = jax.lax.top_k(x, classes)

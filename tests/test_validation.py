@@ -1,4 +1,4 @@
-"""The labels that a caller gave: refused by name, and validate_labels."""
+"""Argument checks of labels, and validate_labels."""
 
 import cases
 import few
@@ -36,7 +36,7 @@ def test_the_first_bad_label_is_named(labels, message):
         error.throw()
 
 
-def test_weight_0_is_not_looked_at():
+def test_labels_of_ignored_samples_are_not_checked():
     labels = jnp.array([[0, -100], [9, -100]])
     with pytest.raises(ValueError, match=r"labels\[1, 0\] is 9"):
         softjax.validate_labels(labels, 5, weights=labels != -100)
@@ -45,7 +45,7 @@ def test_weight_0_is_not_looked_at():
     error.throw()
 
 
-def test_refusals():
+def test_labels_of_a_wrong_dtype_or_shape_are_refused():
     with pytest.raises(TypeError, match="`labels` must be integer class ids, got float32"):
         softjax.validate_labels(jnp.zeros(3), 5)
     with pytest.raises(ValueError, match="`num_classes` must be at least 1, got 0"):

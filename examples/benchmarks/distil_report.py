@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from common.program import PICTURES, png
 
-STUDENTS = {"sparse": "sparse labels", "hidden": "hidden vectors", "text": "the text alone"}
+STUDENTS = {"sparse": "sparse labels", "hidden": "hidden states", "text": "the text alone"}
 _STYLES: dict[str, dict[str, Any]] = {
     name: {"color": f"C{index}", "marker": "o", "markersize": 3.5, "linewidth": 1.1, "label": label}
     for index, (name, label) in enumerate(STUDENTS.items())

@@ -1,1 +1,1 @@
-"""What the programs share: their settings, their checkpoints, and how they begin and end."""
+"""What the programs share: settings, the folder of a run, and how a program ends."""

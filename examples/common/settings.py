@@ -1,4 +1,4 @@
-"""A program's settings: a TOML file, checked against a frozen dataclass, then overridden by the command line."""
+"""A program's settings: a TOML file, checked against a frozen dataclass and overridden on the command line."""
 
 import contextlib
 import dataclasses
@@ -14,28 +14,29 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import jax
 import rich.text
 import tyro
+from jax.sharding import PartitionSpec
 
-from common.program import WrongInput
+from common.program import WrongInput as WrongInput
 
-# Beside the folder of the programs; in the same folder as they, where they have been copied.
-_PLACES = [folder / "configs" for folder in Path(__file__).resolve().parents[1:3]]
-CONFIGS = _PLACES[0] if _PLACES[0].is_dir() else _PLACES[1]
+# Next to the folder of the programs, or inside it where a user has copied both.
+_FOLDERS = [folder / "configs" for folder in Path(__file__).resolve().parents[1:3]]
+CONFIGS = _FOLDERS[0] if _FOLDERS[0].is_dir() else _FOLDERS[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """The options of a program inherit from this and add `settings: Annotated[Kind, tyro.conf.arg(name="")]`."""
+    """Base class of a program's options, which add `settings: Annotated[<dataclass>, tyro.conf.arg(name="")]`."""
 
     config: Path
-    """TOML file of the settings, which the other options override."""
+    """TOML file with the settings; the other options override it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run(Source):
-    """The options of a program that trains; adds what becomes of an earlier run."""
+class RunOptions(Source):
+    """Options of a program that trains: what to do with an earlier run in the output folder."""
 
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on from the folder's last checkpoint, with the settings of the run that wrote it."""
+    """Go on from the last checkpoint in the folder, with the settings of the run that wrote it."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Start anew in a folder that holds a run."""
 
@@ -49,7 +50,7 @@ Settings = TypeVar("Settings")
 
 
 def parse(kind: type[Options], argv: Sequence[str] | None, default_config: Path) -> Options:
-    """The options in `argv`, and the settings of the file that `--config` names where `argv` does not override them.
+    """Reads the file that `--config` names and overrides it by the other options in `argv`.
 
     Raises:
       WrongInput: for a file or an option that cannot be used.
@@ -62,7 +63,7 @@ def parse(kind: type[Options], argv: Sequence[str] | None, default_config: Path)
 
 
 def read(path: Path, kind: type[Settings]) -> Settings:
-    """The settings of one TOML file, which must hold each field of `kind` and nothing else."""
+    """Reads a TOML file that has each field of `kind` and nothing else."""
     kinds = get_type_hints(kind)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -85,7 +86,7 @@ def _typed(key: str, kind: Any, value: Any) -> Any:
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
         if len(kinds) == len(value):
             return tuple(_typed(key, *pair) for pair in zip(kinds, value, strict=True))
-    # TOML's true is no number, though Python's is.
+    # `true` is not a number in TOML, though it is one in Python.
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if kind is Path and isinstance(value, str):
@@ -104,40 +105,41 @@ def _in_words(kind: Any) -> str:
 
 
 def command_line(kind: Any, argv: Sequence[str] | None, **options: Any) -> Any:
-    """`tyro.cli`, with the first sentence of its box of help as the error."""
-    shown = io.StringIO()
+    """Calls `tyro.cli`, and raises WrongInput with the first sentence of the box that tyro prints for an error."""
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(shown):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(kind, args=argv, **options)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise WrongInput(_first_sentence(shown.getvalue())) from stop
+        raise WrongInput(_first_sentence(printed.getvalue())) from stop
 
 
 def _first_sentence(box: str) -> str:
-    """The text below the box's title, up to the next rule; where stdout is not UTF-8, tyro draws with dashes only."""
-    rows = [row.strip("│ ") for row in rich.text.Text.from_ansi(box).plain.splitlines()[1:]]
-    text = itertools.dropwhile(_is_rule, rows)
-    return " ".join(itertools.takewhile(lambda row: not _is_rule(row), text)) or box
+    """The text between the title of the box and the next rule, which is of dashes where stdout is not UTF-8."""
+    lines = [line.strip("│ ") for line in rich.text.Text.from_ansi(box).plain.splitlines()[1:]]
+    text = itertools.dropwhile(_is_rule, lines)
+    return " ".join(itertools.takewhile(lambda line: not _is_rule(line), text)) or box
 
 
-def _is_rule(row: str) -> bool:
-    return not row.strip("─-╰╯")
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-╰╯")
 
 
 Wanted = Mapping[str, tuple[Callable[[Any], Any], str]]
 
-# Each is false for NaN.
+# All of these are false for NaN.
 COUNT = (lambda v: v >= 1, "at least 1")
 NOT_NEGATIVE = (lambda v: 0 <= v < math.inf, "at least 0 and finite")
 POSITIVE = (lambda v: 0 < v < math.inf, "above 0 and finite")
 FRACTION = (lambda v: 0 < v < 1, "between 0 and 1")
+PROBABILITY = (lambda v: 0 <= v <= 1, "from 0 to 1")
 SEED = (lambda v: 0 <= v < 2**32, "from 0 to 4294967295")
 
 
 def check(settings: Any, wanted: Wanted) -> None:
-    """Refuses the first value of which `wanted` does not hold; there stand, by name, a test and its words."""
+    """Refuses the first setting that fails its test in `wanted`, which holds by name a test and its description."""
     for name, (holds, words) in wanted.items():
         value = getattr(settings, name)
         if not holds(value):
@@ -145,45 +147,48 @@ def check(settings: Any, wanted: Wanted) -> None:
 
 
 def decisive(settings: Any) -> dict[str, Any]:
-    """The settings that decide the result, in types that JSON keeps: those that are compared."""
+    """The settings that decide the result of a run: the fields without `compare=False`, all of JSON's types."""
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings) if field.compare}
 
 
-# The setting `mesh`: devices that share the samples (`data`) and the classes (`classes`).
+# The setting `mesh`: how many devices share the samples (`data`) and the classes (`classes`).
 _MESH = re.compile(r"(?:data=([1-9]\d{0,5}))?(?:(?:^|,)classes=([1-9]\d{0,5}))?")
 MESH = (_MESH.fullmatch, "like data=4,classes=2, one of the two, or empty")
 
 
-def shares(mesh: str) -> tuple[int, int]:
-    """Into how many parts the samples and the classes are split."""
-    data, classes = _MESH.fullmatch(mesh).groups(default="1")  # pyright: ignore[reportOptionalMemberAccess]
-    return int(data), int(classes)
-
-
 @contextlib.contextmanager
 def on_mesh(mesh: str, *, samples: dict[str, int], classes: dict[str, int] | None = None) -> Iterator[None]:
-    """Within it, JAX uses the mesh that the setting describes, of Auto axes; none, if that is empty.
+    """Within it, JAX uses the mesh that the setting describes, with Auto axes. An empty setting is no mesh.
 
     Args:
       mesh: the setting.
-      samples: the settings that the devices along `data` divide, by name.
-      classes: the same for `classes`.
+      samples: settings that the devices along `data` must divide, by name.
+      classes: settings that the devices along `classes` must divide.
 
     Raises:
-      WrongInput: if there are too few devices, or something does not divide.
+      WrongInput: if there are too few devices, or they do not divide a setting.
     """
     if not mesh:
         yield
         return
-    split = shares(mesh)
-    wanted, present = math.prod(split), jax.device_count()
+    matched = _MESH.fullmatch(mesh)
+    assert matched, mesh  # `check` has refused others
+    shape = tuple(map(int, matched.groups(default="1")))
+    wanted, present = math.prod(shape), jax.device_count()
     if wanted > present:
         simulate = f"XLA_FLAGS=--xla_force_host_platform_device_count={wanted} simulates them on a CPU"
         raise WrongInput(f"`mesh` {mesh} needs {wanted} devices, there are {present}; {simulate}.")
-    for axis, parts, sizes in zip(("data", "classes"), split, (samples, classes or {}), strict=True):
+    for axis, devices, sizes in zip(("data", "classes"), shape, (samples, classes or {}), strict=True):
         for name, size in sizes.items():
-            if size % parts:
-                raise WrongInput(f"`{name}` {size} does not divide by the {axis}={parts} of `mesh`.")
+            if size % devices:
+                raise WrongInput(f"`{name}` {size} does not divide by the {axis}={devices} of `mesh`.")
     automatic = (jax.sharding.AxisType.Auto,) * 2
-    with jax.set_mesh(jax.make_mesh(split, ("data", "classes"), automatic, devices=jax.devices()[:wanted])):
+    with jax.set_mesh(jax.make_mesh(shape, ("data", "classes"), automatic, devices=jax.devices()[:wanted])):
         yield
+
+
+def shard(array: jax.Array, *axes: str | None) -> jax.Array:
+    """Shards the dimensions of an array over these axes of the mesh, inside `jit`. Without a mesh it does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))

@@ -1,4 +1,4 @@
-"""What a trained language model is worth: its numbers on held-out text, and a sample of its own."""
+"""The metrics of a language model on held-out text, and a sample of its own text."""
 
 import functools
 import math
@@ -13,20 +13,33 @@ from tokenizers import Tokenizer
 
 import softjax
 from language_model.data import Corpus, pack
-from language_model.loss import last_layer, measure
-from language_model.model import Transformer
+from language_model.model import Transformer, hidden_and_kernel, labels_and_weights
 from language_model.settings import Config
 from softjax import metrics
 
 BINS = 15  # of the confidences
 
+METRICS = ("cross_entropy", "z_loss", "accuracy", "top_5_accuracy", "entropy")
+
+
+def token_metrics(s: softjax.Statistics, z_loss: float) -> dict[str, Array]:
+    """The `METRICS` of one token, the losses and the entropy in nats. The fused training loss logs their means."""
+    return {
+        "cross_entropy": s.cross_entropy,
+        # With weight 0 the log-normaliser is not read, and so costs nothing.
+        "z_loss": z_loss * s.log_normalizer**2 if z_loss else jnp.zeros_like(s.cross_entropy),
+        "accuracy": metrics.accuracy(s),
+        "top_5_accuracy": metrics.top_k_accuracy(s, 5),
+        "entropy": s.entropy,
+    }
+
 
 class Evaluation(NamedTuple):
-    """Sums over held-out text, so that every mean is exact."""
+    """Sums over the held-out text, from which every mean follows."""
 
-    sums: dict[str, np.ndarray]  # [positions]: of what is measured of the tokens at each position of a sequence
-    tokens: np.ndarray  # [positions]: how many these are
-    bytes: int  # of text that all of them stand for
+    sums: dict[str, np.ndarray]  # [positions]: of each metric, over the tokens at one position of a sequence
+    tokens: np.ndarray  # [positions]: the number of these tokens
+    bytes: int  # of text in all of them
     calibration: metrics.Calibration
 
     @property
@@ -35,8 +48,8 @@ class Evaluation(NamedTuple):
 
     @property
     def means(self) -> dict[str, float]:
-        """Of each number that is measured, over the tokens."""
-        return {name: float(of.sum() / self.tokens.sum()) for name, of in self.sums.items()}
+        """Each metric per token."""
+        return {name: float(values.sum() / self.tokens.sum()) for name, values in self.sums.items()}
 
     @property
     def nats_per_token(self) -> float:
@@ -48,25 +61,25 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        # e^709 is about the largest number that a float, and so JSON, can hold.
+        # JSON has no infinity, and e^709 is close to the largest float.
         return math.exp(min(self.nats_per_token, 709))
 
 
 def evaluate(model: Transformer, corpus: Corpus, config: Config) -> Evaluation:
-    """Of the held-out files, whatever route the loss of the training takes."""
-    sums, calibration = over_held_out(functools.partial(_sums, model, config=config), corpus, config)
+    """Evaluates the model on the held-out files."""
+    sums, calibration = sum_over_held_out(functools.partial(_sums, model, config=config), corpus, config)
     rows = pack(corpus.test, config.sequence_length, config.end)
-    counted = rows[:, :-1] != config.end
+    active = rows[:, :-1] != config.end
     lengths = corpus.token_bytes(config.vocabulary)[rows[:, 1:]]
-    return Evaluation(sums, counted.sum(axis=0), int(lengths[counted].sum()), calibration)
+    return Evaluation(sums, active.sum(axis=0), int(lengths[active].sum()), calibration)
 
 
-def over_held_out(sums: Callable[[np.ndarray], Any], corpus: Corpus, config: Config) -> Any:
-    """Adds up, in float64, what `sums` gives of each batch of the held-out files' sequences."""
+def sum_over_held_out(sums: Callable[[np.ndarray], Any], corpus: Corpus, config: Config) -> Any:
+    """Adds `sums(batch)` over all batches of the held-out files, in float64."""
     rows = pack(corpus.test, config.sequence_length, config.end)
     sequences = config.batch_size // config.microbatches
-    filled = np.full((-len(rows) % sequences, rows.shape[1]), config.end, np.int32)
-    batches = np.concatenate([rows, filled]).reshape(-1, sequences, rows.shape[1])
+    padding = np.full((-len(rows) % sequences, rows.shape[1]), config.end, np.int32)
+    batches = np.concatenate([rows, padding]).reshape(-1, sequences, rows.shape[1])
     parts = (jax.tree.map(np.float64, sums(batch)) for batch in batches)
     return functools.reduce(functools.partial(jax.tree.map, np.add), parts)
 
@@ -75,25 +88,26 @@ def over_held_out(sums: Callable[[np.ndarray], Any], corpus: Corpus, config: Con
 def _sums(
     model: Transformer, rows: Int[Array, "sequences tokens"], config: Config
 ) -> tuple[dict[str, Array], metrics.Calibration]:
-    """By position those of what is measured, and how rightly the model is sure."""
-    *arrays, weights = last_layer(model, rows, config)
+    """The metrics by position, and the calibration."""
+    hidden, kernel = hidden_and_kernel(model, rows[:, :-1], config)
+    labels, weights = labels_and_weights(rows, config)
 
-    def of_token(s: softjax.Statistics) -> tuple[Array, Any]:
-        return s.cross_entropy, (measure(s, config.z_loss), metrics.calibration(s, BINS))
+    def token_loss(s: softjax.Statistics) -> tuple[Array, Any]:
+        return s.cross_entropy, (token_metrics(s, config.z_loss), metrics.calibration(s, BINS))
 
     options: dict[str, Any] = {"weights": weights, "has_aux": True, **config.axis_names}
-    _, of_tokens = softjax.linear_loss(of_token, *arrays, **options)
+    _, values = softjax.linear_loss(token_loss, hidden, kernel, labels, **options)
 
-    def counted(number: Array) -> Array:
-        return jnp.where(weights.reshape(-1, *(1,) * (number.ndim - 1)), number, 0)
+    def zero_ignored(value: Array) -> Array:
+        return jnp.where(weights.reshape(-1, *(1,) * (value.ndim - 1)), value, 0)
 
-    numbers, calibration = jax.tree.map(counted, of_tokens)
-    by_position = {name: jnp.sum(number.reshape(len(rows), -1), axis=0) for name, number in numbers.items()}
+    numbers, calibration = jax.tree.map(zero_ignored, values)
+    by_position = {name: jnp.sum(value.reshape(len(rows), -1), axis=0) for name, value in numbers.items()}
     return by_position, jax.tree.map(lambda bins: jnp.sum(bins, axis=0), calibration)
 
 
 def sample(model: Transformer, tokenizer: Tokenizer, config: Config) -> str:
-    """The prompt, and what the model writes after it until a file ends or the sample is full."""
+    """The prompt, and the text that the model writes after it, up to the end of a file or the length of the sample."""
     prompt = tokenizer.encode(config.prompt).ids[-config.sequence_length :]
     tokens = np.full(config.sequence_length, config.end, np.int32)
     tokens[: len(prompt)] = prompt
@@ -107,7 +121,7 @@ def sample(model: Transformer, tokenizer: Tokenizer, config: Config) -> str:
 def _continue(
     model: Transformer, tokens: Int[Array, " positions"], start: Array, stop: Array, config: Config
 ) -> Int[Array, " positions"]:
-    # Each token runs the whole window through the model: a cache of keys and values would save this, at some length.
+    # Each token recomputes the hidden states of all positions. A cache of keys and values would be faster and longer.
     key = jax.random.key(config.seed)
 
     def write(position: Array, tokens: Array) -> Array:

@@ -1,7 +1,7 @@
-"""A decoder-only transformer: pre-norm, rotary positions, gated feedforward, embeddings tied to the last layer.
+"""A decoder-only transformer: pre-norm, rotary positions, gated feedforward, optionally tied embeddings.
 
-In Equinox, where a model is a pytree of its parameters: `jax.grad`, `jax.lax.scan`, optax and a checkpoint take it as
-it stands. It is written for one sequence; `jax.vmap` makes the batch.
+It is an Equinox module, a pytree of its parameters: `jax.grad`, `jax.lax.scan`, optax and a checkpoint take it as it
+is. It is written for one sequence; `jax.vmap` adds the batch.
 """
 
 import functools
@@ -9,7 +9,9 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from language_model.settings import Config
 
 
 class Block(eqx.Module):
@@ -25,30 +27,30 @@ class Block(eqx.Module):
     def __init__(self, features: int, heads: int, depth: int, key: jax.Array):
         keys = jax.random.split(key, 4)
         linear = functools.partial(eqx.nn.Linear, use_bias=False)
-        hidden = 8 * features // 3  # a gate and a value of this width cost what one layer of 4 · features does
+        hidden = 8 * features // 3  # with the gate, as many parameters as a layer of width 4 · features
         self.heads = heads
         self.attention_norm = eqx.nn.RMSNorm(features, use_bias=False)
         self.attention_in = linear(features, 3 * features, key=keys[0])
-        self.attention_out = _scaled(linear(features, features, key=keys[1]), depth)
+        self.attention_out = _scale_down(linear(features, features, key=keys[1]), depth)
         self.rotary = eqx.nn.RotaryPositionalEmbedding(features // heads)
         self.feedforward_norm = eqx.nn.RMSNorm(features, use_bias=False)
         self.feedforward_in = linear(features, 2 * hidden, key=keys[2])
-        self.feedforward_out = _scaled(linear(hidden, features, key=keys[3]), depth)
+        self.feedforward_out = _scale_down(linear(hidden, features, key=keys[3]), depth)
 
     def __call__(self, x: Float[Array, "positions features"]) -> Float[Array, "positions features"]:
         x = x + self.attend(jax.vmap(self.attention_norm)(x))
         return x + self.feed_forward(jax.vmap(self.feedforward_norm)(x))
 
     def attend(self, x: Float[Array, "positions features"]) -> Float[Array, "positions features"]:
-        mixed = jax.vmap(self.attention_in)(x).reshape(len(x), 3, self.heads, -1)
-        query, key, value = mixed[:, 0], mixed[:, 1], mixed[:, 2]  # [positions, heads, features of a head]
-        heard = jax.nn.dot_product_attention(self.turn(query), self.turn(key), value, is_causal=True)
-        return jax.vmap(self.attention_out)(heard.reshape(x.shape))
+        projected = jax.vmap(self.attention_in)(x).reshape(len(x), 3, self.heads, -1)
+        query, key, value = projected[:, 0], projected[:, 1], projected[:, 2]  # [positions, heads, features per head]
+        mixed = jax.nn.dot_product_attention(self.rotate(query), self.rotate(key), value, is_causal=True)
+        return jax.vmap(self.attention_out)(mixed.reshape(x.shape))
 
-    def turn(self, x: Float[Array, "positions heads size"]) -> Float[Array, "positions heads size"]:
-        # In float32 whatever the type: bfloat16 cannot tell the angles of distant positions apart.
-        turned = jax.vmap(self.rotary, in_axes=1, out_axes=1)(x.astype(jnp.float32))
-        return turned.astype(x.dtype)
+    def rotate(self, x: Float[Array, "positions heads size"]) -> Float[Array, "positions heads size"]:
+        # Always in float32: bfloat16 cannot tell the angles of distant positions apart.
+        rotated = jax.vmap(self.rotary, in_axes=1, out_axes=1)(x.astype(jnp.float32))
+        return rotated.astype(x.dtype)
 
     def feed_forward(self, x: Float[Array, "positions features"]) -> Float[Array, "positions features"]:
         gate, value = jnp.split(jax.vmap(self.feedforward_in)(x), 2, axis=-1)
@@ -56,7 +58,7 @@ class Block(eqx.Module):
 
 
 class Transformer(eqx.Module):
-    """Tokens to the features from which `kernel` makes the logits of the next token."""
+    """Maps tokens to hidden states; hidden @ kernel are the logits of the next tokens."""
 
     embedding: Float[Array, "vocabulary features"]
     blocks: list[Block]
@@ -81,6 +83,22 @@ class Transformer(eqx.Module):
         return self.embedding.T if self.head is None else self.head
 
 
-def _scaled(linear: eqx.nn.Linear, depth: int) -> eqx.nn.Linear:
-    """2 · depth layers add to the residual stream: each begins smaller, so that their sum does not grow with depth."""
+def hidden_and_kernel(
+    model: Transformer, inputs: Int[Array, "sequences positions"], config: Config
+) -> tuple[Float[Array, "tokens features"], Float[Array, "features vocabulary"]]:
+    """The inputs of the last layer in the dtype of the settings, with one axis for all tokens."""
+    model = jax.tree.map(lambda p: p.astype(config.compute_dtype), model)
+    hidden = jax.vmap(model)(inputs)
+    return hidden.reshape(-1, hidden.shape[-1]), model.kernel
+
+
+def labels_and_weights(
+    tokens: Int[Array, "sequences tokens"], config: Config
+) -> tuple[Int[Array, " tokens"], Bool[Array, " tokens"]]:
+    """The next token at each position. Its weight is 0 after the end of a file: another file or padding follows."""
+    return tokens[:, 1:].reshape(-1), (tokens[:, :-1] != config.end).reshape(-1)
+
+
+def _scale_down(linear: eqx.nn.Linear, depth: int) -> eqx.nn.Linear:
+    """2 · depth layers add to the residual stream. Smaller initial weights keep their sum independent of the depth."""
     return eqx.tree_at(lambda layer: layer.weight, linear, linear.weight / (2 * depth) ** 0.5)

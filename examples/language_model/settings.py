@@ -1,74 +1,77 @@
-"""The settings of `train_lm.py`, and its options."""
+"""The settings and options of `train_lm.py`, and those that `distil.py` shares."""
 
 import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
 import tyro
 
 from common import settings
-from common.program import WrongInput
+from common.settings import WrongInput
+
+Route = Literal["fused", "unlogged", "logits", "optax"]
+ROUTES: tuple[Route, ...] = get_args(Route)
 
 DEFAULT_CONFIG = settings.CONFIGS / "lm.toml"
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """The settings that every program of the language model has: a model, its optimiser, and where a run is kept."""
+    """The settings of all programs that train a language model. Those with `compare=False` do not change the result."""
 
     features: int
     """Width of the model."""
     layers: int
-    """Blocks of attention and feedforward."""
+    """Number of transformer blocks."""
     heads: int
-    """Of the attention; each has features/heads features, an even number."""
+    """Attention heads; each has features/heads features, an even number."""
     tied: bool
-    """Whether the embedding is the last layer's kernel too."""
+    """Whether the last layer uses the embedding as its kernel."""
     compute: Literal["float32", "bfloat16"]
-    """Type of the model's arithmetic; parameters and optimiser are float32."""
+    """Dtype of the model's arithmetic; the parameters and the optimiser stay float32."""
     steps: int
-    """Updates of the parameters."""
+    """Training steps."""
     batch_size: int
-    """Sequences a step."""
+    """Sequences per step."""
     microbatches: int
-    """Parts of a batch that take their turn; their gradients are added. Only memory and rounding depend on it."""
+    """Parts of a batch that are computed one after another, to save memory. The gradients are added."""
     learning_rate: float
-    """At its peak, after the warm-up; from there a cosine takes it to 0 at the last step."""
+    """Peak learning rate, after the warm-up; a cosine then takes it to 0 at the last step."""
     warmup_steps: int
     """Steps in which the learning rate rises from 0."""
     weight_decay: float
-    """AdamW's, of matrices only."""
+    """Weight decay of AdamW, for matrices only."""
     clip_norm: float
-    """The gradient's global norm is clipped to it."""
+    """The gradient is clipped to this global norm."""
     seed: int
-    """Of the initial parameters, the order of the sequences, and what is sampled."""
+    """Seed of the initial parameters, the order of the sequences and the sample of text."""
     mesh: str = dataclasses.field(compare=False)
-    """Devices that share each step: data=4,classes=2 splits the sequences in 4 and the vocabulary in 2; empty for one
-    device. The result is the same to rounding, and a run may be resumed on another mesh."""
+    """Devices that share each step: data=4,classes=2 shards the sequences over 4 and the vocabulary over 2; empty for
+    one device. The result is the same up to rounding, and a run may be resumed on another mesh."""
     evaluate_every: int
     """Steps between evaluations on the held-out files."""
     checkpoint_every: int = dataclasses.field(compare=False)
     """Steps between checkpoints; the last two are kept."""
     cache: Path = dataclasses.field(compare=False)
-    """Folder of the tokenised text, kept until the text or the vocabulary's size changes."""
+    """Folder that keeps the tokenised text for later runs."""
     output: Path = dataclasses.field(compare=False)
     """Folder of the run's files."""
 
     def __post_init__(self) -> None:
-        settings.check(self, _WANTED_OF_TRAINING)
+        settings.check(self, _TRAINING)
         for name, divisor, each in (
             ("features", "heads", "an even number of features for each"),
             ("batch_size", "microbatches", "as many sequences in each"),
         ):
-            whole, parts = getattr(self, name), getattr(self, divisor)
-            if whole % (parts * (2 if name == "features" else 1)):
-                raise WrongInput(f"`{divisor}` {parts} must leave {each}, got `{name}` {whole}.")
+            size, parts = getattr(self, name), getattr(self, divisor)
+            if size % (parts * (2 if name == "features" else 1)):
+                raise WrongInput(f"`{divisor}` {parts} must leave {each}, got `{name}` {size}.")
 
 
-_WANTED_OF_TRAINING: settings.Wanted = {
+_TRAINING: settings.Wanted = {
     "features": settings.COUNT,
     "layers": settings.COUNT,
     "heads": settings.COUNT,
@@ -88,32 +91,29 @@ _WANTED_OF_TRAINING: settings.Wanted = {
 
 @dataclasses.dataclass(frozen=True)
 class Config(Training):
-    """Every setting of a run. One that exists has passed its checks.
-
-    Two are equal if they lead to the same result: then `jit` compiles once for both, and one resumes the other's run.
-    """
+    """The settings of a run of `train_lm.py`."""
 
     text: str
-    """Folder of the text; empty for the sources of Python's own standard library."""
+    """Folder of the text; empty for the source code of Python's standard library."""
     pattern: str
-    """Of the files in it."""
+    """Pattern of the files in that folder."""
     test_fraction: float
-    """Share of the files held out, by a hash of their names."""
+    """Fraction of the files held out for testing, chosen by a hash of their names."""
     vocabulary: int
-    """Entries of the byte-pair vocabulary; the last of them ends a file."""
+    """Size of the byte-pair vocabulary; its last token marks the end of a file."""
     sequence_length: int
-    """Tokens that the model sees at once."""
-    loss: Literal["fused", "unlogged", "logits", "optax"]
-    """fused: softjax.linear_loss, no logits, and measures more than the loss; unlogged: softjax.linear_cross_entropy,
-    the loss alone; logits: softjax.cross_entropy on them; optax: optax on them."""
+    """Tokens per sequence."""
+    loss: Route
+    """fused: softjax.linear_loss, without logits, also logs accuracy and entropy; unlogged: linear_cross_entropy, also
+    without logits, logs the loss alone; logits: softjax.cross_entropy of the logits; optax: optax's loss of them."""
     z_loss: float
-    """Weight of the squared log-normaliser in the loss, e.g. 1e-4; the curve of the training loss shows it too."""
+    """Weight of the squared log-normaliser in the training loss, e.g. 1e-4."""
     prompt: str
-    """What the sample of text at the end begins with."""
+    """Beginning of the sample of text that the trained model writes."""
     sample_tokens: int
-    """Length of the sample."""
+    """Length of the sample in tokens."""
     temperature: float
-    """Of the sample: the logits are divided by it."""
+    """Temperature of the sample: the logits are divided by it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,7 +121,7 @@ class Config(Training):
 
     @property
     def end(self) -> int:
-        """The token after each file."""
+        """The token that marks the end of a file."""
         return self.vocabulary - 1
 
     @property
@@ -130,7 +130,7 @@ class Config(Training):
 
     @property
     def axis_names(self) -> dict[str, Any]:
-        """What the losses must be told where the mesh shares the vocabulary and the sequences."""
+        """The arguments of a loss that name the mesh axes."""
         return {"axis_name": "classes", "batch_axis_name": "data"} if self.mesh else {}
 
     def on_mesh(self) -> AbstractContextManager[None]:
@@ -151,13 +151,13 @@ _WANTED: settings.Wanted = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options(settings.Run):
-    """Train a small language model on text, with a loss that never holds its logits.
+class Options(settings.RunOptions):
+    """Train a small language model on text, with a fused loss that never materialises the logits.
 
-    A run keeps its last two checkpoints in its output folder, and at the end writes curves.png, positions.png,
-    calibration.png, sample.txt and metrics.json. A folder that already holds any of these is refused, unless you say
-    what to do with them: --resume goes on from the last checkpoint (or begins, where a run was killed before its first
-    one); --overwrite starts anew, its first checkpoint replacing the old ones. Ctrl-C saves a checkpoint and stops.
+    A run keeps its last two checkpoints in its output folder. At the end it writes curves.png, positions.png,
+    calibration.png, sample.txt and metrics.json. A folder that already holds any of these is refused unless you pass an
+    option: --resume goes on from the last checkpoint, or begins if there is none; --overwrite starts anew, and replaces
+    the old checkpoints when it saves its first. Ctrl-C saves a checkpoint and stops.
     """
 
     settings: Annotated[Config, tyro.conf.arg(name="")]

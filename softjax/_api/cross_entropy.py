@@ -18,6 +18,7 @@ from softjax._rows.edges import scale_or_zero
 from softjax._rows.reduction import from_nats
 from softjax._rows.statistics import STATISTICS, STATISTICS_IN_CACHE, RowValues
 from softjax._xla.every_mode import with_forward_mode
+from softjax._xla.transpose import with_transpose
 
 
 def cross_entropy(
@@ -177,9 +178,19 @@ def _backward(axis, residuals, g):
     wide_p, wide_q, g = p.astype(g.dtype), q.astype(g.dtype), jnp.expand_dims(g, axis)
     has_mass = wide_p != 0
     # ∂H/∂p_i = −ln q_i    ∂H/∂q_i = −p_i / q_i, and 0 where p_i is 0
-    dp = -jnp.log(wide_q) * g
+    is_zero = wide_q == 0
+    dp = -jnp.log(jnp.where(is_zero, 1, wide_q)) * g + _infinite_where(is_zero, g)
     dq = -jnp.where(has_mass, wide_p / jnp.where(has_mass, wide_q, 1), 0) * g
     return dp.astype(p.dtype), dq.astype(q.dtype)
+
+
+def _infinite_where(condition, g):
+    """g · inf where the condition holds, but 0 where g is 0; in forward mode g is a tangent of p."""
+
+    def scale(g):
+        return jnp.where(condition & (g != 0), jnp.inf * jnp.sign(g), 0)
+
+    return with_transpose(scale, scale, jnp.broadcast_to(g, condition.shape))
 
 
 _cross_entropy.defvjp(_forward, _backward)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from softjax._args import arrays
-from softjax._args.types import Array
+from softjax._args.types import Array, Shape
 from softjax._linear.chunks import merge_chunks
 from softjax._linear.fused import fused_loss_sum
 from softjax._linear.plan import LayerInputs, Plan
@@ -97,7 +97,7 @@ layer_loss = partial(jax.jit, static_argnums=0)(run_layer_loss)
 
 def _local_sum(config, inputs, shared, row_args):
     """Three matmuls: gradients are taken in the forward pass."""
-    plan = config.plan
+    plan, row_args = config.plan, _broadcast_to_samples(row_args, inputs.shape)
     parameters, samples = plan.into_weighted_chunks(inputs, row_args)
     chunk_config = plan.chunk_config(config.rule)
     row_loss, shared = config.row_loss.hoisted(chunk_config, parameters, samples, shared)
@@ -107,10 +107,15 @@ def _local_sum(config, inputs, shared, row_args):
 
 def _local_rows(config, inputs, shared, row_args):
     """Four matmuls: the backward pass computes the logits again."""
-    plan, weights = config.plan, config.plan.weights(inputs)
+    plan, weights, row_args = config.plan, config.plan.weights(inputs), _broadcast_to_samples(row_args, inputs.shape)
     values = rows_in_shape(plan.chunk_config(config.rule), plan.into_chunks(inputs), inputs.shape)
     loss, aux = config.row_loss.of_samples(shared, values, row_args, weights)
     return reduce(loss.astype(plan.layer.dtype), weights, "none"), jax.lax.stop_gradient(aux)
+
+
+def _broadcast_to_samples(row_args: Any, samples: Shape) -> Any:
+    """Each leaf as `[*samples, …]`."""
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (*samples, *a.shape[len(samples) :])), row_args)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

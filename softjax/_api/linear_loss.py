@@ -51,7 +51,8 @@ def linear_loss(
             `has_aux` is True. Derivatives also reach arrays that it closes over. Under Explicit mesh axes JAX allows
             only concrete arrays there: pass traced ones as `row_args`.
         hidden, kernel, labels: as in `linear_cross_entropy`.
-        row_args: arrays or pytrees of arrays, `[*samples, …]`; differentiable if floating.
+        row_args: arrays or pytrees of arrays, `[*samples, …]`; differentiable if floating. Scalars broadcast, and so
+            does an axis of length 1 in place of a sample axis.
         weights: boolean or real, broadcastable to `[*samples]`. Samples of weight 0 are ignored, whatever they hold.
         reduction: "sum". "mean" divides the sum by Σ weight, and is 0 when Σ weight is 0. "none" gives one value per
             sample; its gradient takes a fourth matmul.

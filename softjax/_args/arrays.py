@@ -1,6 +1,7 @@
-"""The door: static facts are checked when a function is called or traced, and refused by name.
+"""Argument checks of arrays: shapes and dtypes, checked when a function is called or traced.
 
-Each function takes what the caller gave and returns it as the code behind the door expects it.
+Each function takes what the caller passed and returns the array that the computation expects. It refuses anything else
+with a message that names the argument.
 """
 
 import math
@@ -17,6 +18,7 @@ _SCALARS = (bool, int, float, complex)
 
 
 def to_array(name: str, value: Any) -> Array:
+    """An array; refuses what is none, and a NumPy mask."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must not be a NumPy masked array, whose mask JAX drops; got {value.dtype}.")
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, *_SCALARS)) and not hasattr(value, "__jax_array__"):
@@ -29,7 +31,7 @@ def to_array(name: str, value: Any) -> Array:
 
 
 def floating(name: str, value: Any) -> Array:
-    """A real floating array."""
+    """A real floating array of 16 bits or more."""
     array = to_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`{name}` must be a real floating array, got {array.dtype}.")
@@ -46,7 +48,7 @@ def logits(value: Any, axis: Any) -> tuple[Array, int]:
 
 
 def class_axis(name: str, array: Array, axis: Any) -> int:
-    """`axis` counted from the end, which stays the same axis when `vmap` adds one in front."""
+    """`axis` counted from the end, so that it stays the same axis when `vmap` adds one in front."""
     index = integer("axis", axis)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have a class axis, got a scalar.")
@@ -59,7 +61,7 @@ def class_axis(name: str, array: Array, axis: Any) -> int:
 
 
 def axes(name: str, array: Array, value: Any) -> tuple[int, ...]:
-    """Several axes, none twice."""
+    """Several axes counted from the end, each once."""
     found = tuple(class_axis(name, array, axis) for axis in value)
     if len(set(found)) < max(len(found), 1):
         raise ValueError(f"`axis` must name each axis of `{name}` once, and at least one, got {tuple(value)}.")
@@ -73,7 +75,7 @@ def samples_shape(shape: Shape, axis: int) -> Shape:
 
 
 def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
-    """`array` with leading axes of length 1 up to the rank of `shape`, which it must broadcast to."""
+    """`array` with leading axes of length 1 up to the rank of `shape`; refuses what does not broadcast to it."""
     short = len(shape) - array.ndim
     padded = (1,) * short + array.shape
     if short < 0 or any(a not in (1, b) for a, b in zip(padded, shape, strict=True)):
@@ -82,12 +84,12 @@ def _broadcastable(name: str, array: Array, shape: Shape, to: str) -> Array:
 
 
 def where(value: Any, logits: Array) -> Array | None:
-    """A boolean mask of the rank of the logits that broadcasts to them, or None."""
+    """None, or a boolean mask of the rank of the logits, which broadcasts to them."""
     return None if value is None else _broadcastable("where", _boolean("where", value), logits.shape, "`logits`")
 
 
 def class_mask(value: Any, classes: int) -> Array | None:
-    """A boolean mask `[classes]`, or None."""
+    """None, or a boolean mask `[classes]`."""
     if value is None:
         return None
     mask = _broadcastable("where", _boolean("where", value), (classes,), "the classes of `kernel`")
@@ -102,7 +104,7 @@ def _boolean(name: str, value: Any) -> Array:
 
 
 def weights(value: Any, shape: Shape) -> Array | None:
-    """Boolean or real weights of the rank of the samples that broadcast to them, or None."""
+    """None, or boolean or real weights of the rank of the samples, which broadcast to them."""
     if value is None:
         return None
     array = to_array("weights", value)
@@ -119,43 +121,53 @@ def positive_integer(name: str, value: Any) -> int:
     return number
 
 
-def layer_arrays(hidden: Any, kernel: Any, bias: Any, whose: str = "") -> tuple[Array, Array, Array | None]:
+def layer_arrays(hidden: Any, kernel: Any, bias: Any, prefix: str = "") -> tuple[Array, Array, Array | None]:
     """`[*samples, features]`, `[features, classes]` and `[classes]`, all real floating."""
-    h, k = floating(f"{whose}hidden", hidden), floating(f"{whose}kernel", kernel)
+    h, k = floating(f"{prefix}hidden", hidden), floating(f"{prefix}kernel", kernel)
     if h.ndim == 0:
-        raise ValueError(f"`{whose}hidden` must have an axis of features, got a scalar.")
+        raise ValueError(f"`{prefix}hidden` must have an axis of features, got a scalar.")
     if k.ndim != 2:
-        raise ValueError(f"`{whose}kernel` must be [features, classes], got shape {k.shape}.")
+        raise ValueError(f"`{prefix}kernel` must be [features, classes], got shape {k.shape}.")
     if not all(isinstance(length, int) for length in (h.shape[-1], *k.shape)):
-        raise ValueError(f"`{whose}kernel` must have a known shape, where only samples may be open; got {k.shape}.")
+        raise ValueError(f"`{prefix}kernel` must have a known shape, where only samples may be open; got {k.shape}.")
     if k.shape[0] != h.shape[-1]:
-        hint = f" Pass its transpose: {whose}kernel.T." if k.shape[1] == h.shape[-1] else ""
+        hint = f" Pass its transpose: {prefix}kernel.T." if k.shape[1] == h.shape[-1] else ""
         raise ValueError(
-            f"`{whose}kernel` must be [features, classes] with the {h.shape[-1]} features of `{whose}hidden` "
+            f"`{prefix}kernel` must be [features, classes] with the {h.shape[-1]} features of `{prefix}hidden` "
             f"{h.shape}, got {k.shape}.{hint}"
         )
     if k.shape[1] == 0 and math.prod(h.shape[:-1]) > 0:
-        raise ValueError(f"`{whose}kernel` must have at least one class, got shape {k.shape}.")
+        raise ValueError(f"`{prefix}kernel` must have at least one class, got shape {k.shape}.")
     if bias is None:
         return h, k, None
-    b = floating(f"{whose}bias", bias)
+    b = floating(f"{prefix}bias", bias)
     if b.shape != k.shape[1:]:
-        raise ValueError(f"`{whose}bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
+        raise ValueError(f"`{prefix}bias` must have one entry for each class, {k.shape[1:]}; got {b.shape}.")
     return h, k, b
 
 
 def row_args(value: Any, samples: Shape) -> tuple[list[Array], Any]:
-    """The leaves of the row arguments, each `[*samples, …]`, and their tree."""
+    """The leaves of the row arguments, which broadcast to the samples, and their tree.
+
+    A leaf is a scalar, or has leading axes that equal those of the samples or are 1.
+    """
     leaves, tree = jax.tree.flatten(value)
     arrays = [to_array("row_args", leaf) for leaf in leaves]
     for array in arrays:
-        if array.shape[: len(samples)] != samples:
-            raise ValueError(f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}.")
+        leading = array.shape[: len(samples)]
+        fits = len(leading) == len(samples) and all(a in (1, b) for a, b in zip(leading, samples, strict=True))
+        if array.ndim and not fits:
+            missing = len(samples) - array.ndim
+            cure = f" Add axes of length 1: row_arg[{', '.join([':'] * array.ndim + ['None'] * missing)}]."
+            raise ValueError(
+                f"`row_args` must have one entry for each sample, {samples}; got shape {array.shape}. Scalars and axes "
+                f"of length 1 broadcast.{cure if missing > 0 else ''}"
+            )
     return arrays, tree
 
 
 def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
-    """What a row loss gave for one sample: a real floating scalar, and arrays beside it."""
+    """The result of a caller's row loss for one sample: a real floating scalar, and aux."""
     if not has_aux and isinstance(value, tuple):
         raise TypeError(
             "`row_loss` must give a scalar for one sample, got a tuple; `(loss, aux)` needs `has_aux=True`."
@@ -170,7 +182,7 @@ def row_loss_result(value: Any, has_aux: bool) -> tuple[Array, Any]:
 
 
 def integer(name: str, value: Any) -> int:
-    """A Python integer; True is none."""
+    """A Python integer; refuses a boolean."""
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"`{name}` must be an integer, got bool: {value!r}.")
     try:

@@ -1,4 +1,4 @@
-"""Labels: what the target of a loss is."""
+"""Labels as the caller passes them, and targets as the row rules take them."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -35,46 +35,46 @@ class SparseLabels(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """No label: another row of logits, whose distribution is to be learnt."""
+    """The target of a divergence: a teacher's logits."""
 
     logits: Any
-    """Of the shape of the logits; None where a layer is to make them."""
+    """In the shape of the student's logits; None until a layer has made them."""
     temperature: Any
-    """T > 0, by which the logits of both are divided, a scalar or one for each row; None for 1."""
+    """T > 0, which divides both rows of logits: a scalar, or one value per row; None for 1."""
     beta: Any
-    """The teacher's share of the mixture of both, likewise; None where there is no mixture."""
+    """The weight of the teacher in the mixture β p + (1 − β) q, likewise; None without a mixture."""
 
     def broadcast_to_rows(self, shape: Shape, dtype: Any) -> "Teacher":
-        """The same, with numbers of each row for the scalars."""
+        """The teacher, with one temperature and one β per row."""
 
-        def number(scalar: Any) -> Array:
+        def broadcast(scalar: Any) -> Array:
             return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
 
-        return Teacher(self.logits, *jax.tree.map(number, self[1:]))
+        return Teacher(self.logits, *jax.tree.map(broadcast, self[1:]))
 
 
 Labels = Array | SparseLabels
 
 
 class ClassIds(NamedTuple):
-    """A class id for each row, −1 for one that is no class, the class axis kept at length 1."""
+    """A class id for each row, −1 if it is out of range. It keeps the class axis, at length 1."""
 
     ids: Integer[Array, "..."]
 
 
 class Distribution(NamedTuple):
-    """The probability of each class, in each row."""
+    """A probability for each class of each row."""
 
     probabilities: Float[Array, "..."]
 
     def pad_classes(self, count: int) -> "Distribution":
-        """With `count` more classes of no mass, the class axis being the last."""
+        """The distribution with `count` more classes without mass, along the last axis."""
         p = self.probabilities
         return Distribution(jnp.pad(p, [*[(0, 0)] * (p.ndim - 1), (0, count)]))
 
 
 class FewProbabilities(NamedTuple):
-    """`SparseLabels`, their ids −1 for what is no class, at the place of the class axis."""
+    """`SparseLabels` with their k classes along the class axis; an id out of range is −1."""
 
     ids: Integer[Array, "..."]
     probabilities: Float[Array, "..."]
@@ -83,11 +83,12 @@ class FewProbabilities(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class TopKClasses:
-    """No label: the k most probable classes of the row are asked for."""
+    """No label: it asks for the k most probable classes of each row."""
 
     k: int
 
     def checked(self, classes: int) -> "TopKClasses":
+        """Itself; refuses a k larger than the number of classes."""
         if self.k > classes:
             raise ValueError(f"`k` must be at most the number of classes, {classes}; got {self.k}.")
         return self
@@ -97,17 +98,17 @@ Target = ClassIds | Distribution | FewProbabilities | TopKClasses
 
 
 def ids_without_mass(ids: Integer[Array, "*samples k"]) -> SparseLabels:
-    """Classes of which no more is asked than how probable they are."""
+    """Classes with mass 0: they ask for log-probabilities only."""
     return SparseLabels(ids, jnp.zeros(ids.shape, jnp.float32))
 
 
 def is_distribution(labels: Any) -> bool:
-    """Whether the labels have an axis of all classes, which may be split over devices."""
+    """Whether the labels have an axis of all classes, which may be sharded."""
     return isinstance(labels, Array) and jnp.issubdtype(labels.dtype, jnp.floating)
 
 
 def target_from_labels(labels: Labels, classes: int, axis: int) -> ClassIds | Distribution | FewProbabilities:
-    """The labels as what they are; `classes` counts those of all devices."""
+    """The target of a row rule; `classes` is the number of classes on all devices."""
     if isinstance(classes, int) and classes > jnp.iinfo(jnp.int32).max:
         raise ValueError(f"Classes are counted in int32: there may be at most 2³¹ − 1, got {classes}.")
     if isinstance(labels, SparseLabels):
@@ -121,7 +122,7 @@ def target_from_labels(labels: Labels, classes: int, axis: int) -> ClassIds | Di
 
 
 def canonical_ids(labels: Integer[Array, "*samples"], classes: Any) -> Integer[Array, "*samples"]:
-    """int32 ids, −1 for every id that is no class: one meaning for every integer type, narrow, wide or unsigned."""
+    """int32 ids, −1 for every id out of range, from any integer dtype: narrow, wide or unsigned."""
     if labels.dtype.itemsize < 4:
         labels = labels.astype(jnp.int32)
     valid = labels >= 0

@@ -1,4 +1,4 @@
-"""The options of a call, checked at the door: what is no array, or a scalar that may be traced."""
+"""Argument checks of options: Python values, and scalars that may be traced."""
 
 import math
 import numbers
@@ -32,14 +32,14 @@ def base(value: Any) -> float:
 
 
 def coefficient(name: str, value: Any, most: float = math.inf) -> Any | None:
-    """A number in [0, most], None if it is 0. A traced scalar is allowed, for schedules; its value is not checked."""
+    """A number in [0, most]; None if it is 0. It may be a traced scalar, for schedules, whose value is not checked."""
     expected = f"in [0, {most}]" if most < math.inf else "finite and at least 0"
     number = scalar(name, value, expected, lambda number: 0 <= number <= most)
     return number if isinstance(number, Tracer) else number or None
 
 
 def scalar(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> Any:
-    """A finite number that fits, or a traced scalar, whose value is not checked."""
+    """A finite number for which `fits` holds, or a traced scalar, whose value is not checked."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         if not abs(cast(float, value)) <= float(np.finfo(np.float32).max) or not fits(cast(float, value)):
             raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
@@ -89,7 +89,7 @@ def softcap(value: Any, name: str = "logit_softcap") -> float | None:
 
 
 def precision(value: Any) -> Any:
-    """What `lax.dot_general` takes as such; for None what `jax.default_matmul_precision` says now."""
+    """A precision of `lax.dot_general`; None is resolved to `jax.default_matmul_precision` as it stands now."""
     if value is None:
         return getattr(jax.config, "jax_default_matmul_precision") or lax.Precision.DEFAULT  # noqa: B009
     try:

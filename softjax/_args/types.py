@@ -1,12 +1,12 @@
-"""The names that shapes and dtypes go by in annotations.
+"""The names of shapes and dtypes in annotations.
 
-The axes, in words: `*samples` are the batch axes, `classes` the class axis; `*rows` stands for the shape of
-the logits with the class axis kept at length 1, so that a number of a row broadcasts against its logits.
-Annotations are checked by the test run (`--jaxtyping-packages=softjax,beartype.beartype`), never in use.
+Axes are named in words: `*samples` are the batch axes, `classes` is the class axis. `*rows` is the shape of the logits
+with the class axis at length 1, so that a value of each row broadcasts against the logits. Only the test run checks
+annotations (`--jaxtyping-packages=softjax,beartype.beartype`); users pay nothing.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NewType
 
 from jax.typing import ArrayLike as ArrayLike
 from jaxtyping import Array as Array
@@ -26,24 +26,17 @@ if TYPE_CHECKING:
     Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 else:
 
-    class Anything(type):
-        """A type of everything, of which `help` shows the name, which must be no other type's: the checks go by names.
+    def any_value(name: str) -> Any:
+        """A type of every value, which `help` shows by its name.
 
-        What a caller may get wrong is refused at the door (`_checks.py`), with a message that says what was meant; the
-        checks of annotations would come before it.
+        The argument checks refuse wrong values with a better message than beartype, to which a `NewType` of `object` is
+        any object. `help` leaves out the module of a name only if that is `typing`.
         """
+        new_type = NewType(name, object)
+        new_type.__module__ = "typing"
+        return new_type
 
-        def __new__(cls, name):
-            return super().__new__(cls, name, (), {"__module__": "builtins"})
-
-        def __init__(cls, name):
-            super().__init__(name, (), {})
-
-        def __instancecheck__(cls, instance):
-            return True
-
-    ArrayLike, Function, Flag, Number = map(Anything, ("ArrayLike", "Function", "Flag", "Number"))
-    Axis, Axes, Count, AxisName = map(Anything, ("Axis", "Axes", "Count", "AxisName"))
-    Length, Shape = map(Anything, ("Length", "Shape"))  # which `jax.export` may leave open, and no integers then
-    Reduction = Anything("'mean' | 'sum' | 'none'")
-    Kind = Anything("'forward_kl' | 'reverse_kl' | 'jensen_shannon'")
+    ArrayLike, Function, Flag, Number = map(any_value, ("ArrayLike", "Function", "Flag", "Number"))
+    Axis, Axes, Count, AxisName = map(any_value, ("Axis", "Axes", "Count", "AxisName"))
+    Length, Shape = map(any_value, ("Length", "Shape"))  # symbolic under `jax.export`
+    Reduction, Kind = map(any_value, ("Reduction", "Kind"))

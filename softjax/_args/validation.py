@@ -1,4 +1,4 @@
-"""The labels that a caller gave: refused by name if they do not fit, and which of them is wrong."""
+"""Argument checks of labels, and `validate_labels`, which names the first bad one."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from softjax._args.types import Array, ArrayLike, Count, Integer, Shape
 
 
 def check_labels(value: Any, logits: Shape, axis: int = -1, name: str = "logits") -> Labels:
-    """Class ids of the shape of the samples, a distribution of the shape of the logits, or `SparseLabels`."""
+    """Class ids in the shape of the samples, a distribution in the shape of the logits, or `SparseLabels`."""
     if isinstance(value, SparseLabels):
         return _check_sparse(value, arrays.samples_shape(logits, axis))
     array = _label_array("labels", value)
@@ -51,7 +51,7 @@ def _check_class_ids(array: Array, logits: Shape, axis: int, name: str) -> Integ
 
 
 def _other_axis(ids: Shape, logits: Shape, axis: int) -> int | None:
-    """The only other axis that the classes may be, for ids of this shape."""
+    """The only other axis of the logits that fits as class axis to ids of this shape; None if there are several."""
     fitting = [i for i in range(len(logits)) if arrays.samples_shape(logits, i) == ids and i != axis % len(logits)]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -64,12 +64,12 @@ def _check_sparse(labels: SparseLabels, samples: Shape | None) -> SparseLabels:
 
 
 def check_ids(name: str, value: Any, samples: Shape | None) -> Integer[Array, "*samples k"]:
-    """Class ids, several for each sample, which are of any shape if that is None."""
+    """Class ids `[*samples, k]`; of samples of any shape if `samples` is None."""
     array = _integer_array(name, value)
     if array.ndim == 0 or samples not in (None, array.shape[:-1]):
         hint = f" Give one class an axis of length 1: {name}[..., None]." if array.shape == samples else ""
-        of = "them" if samples is None else samples
-        raise ValueError(f"`{name}` must be [*samples, k], k ids for each of {of}; got shape {array.shape}.{hint}")
+        whom = "them" if samples is None else samples
+        raise ValueError(f"`{name}` must be [*samples, k], k ids for each of {whom}; got shape {array.shape}.{hint}")
     return array
 
 
@@ -81,7 +81,7 @@ def _integer_array(name: str, value: Any) -> Array:
 
 
 def _label_array(name: str, value: Any) -> Array:
-    # Without 64-bit types JAX would wrap a wide id around to one in range: kept out of range, it is told as wrong.
+    """An array; without 64-bit types, wide ids are clipped, since JAX would wrap them around into the range."""
     ids = isinstance(value, int) or (isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "iu")
     masked = isinstance(value, (bool, np.ma.MaskedArray))
     if ids and not masked and not jax.config.read("jax_enable_x64"):
@@ -117,15 +117,15 @@ def validate_labels(labels: ArrayLike | SparseLabels, num_classes: Count, *, wei
     count = arrays.positive_integer("num_classes", num_classes)
     if isinstance(labels, SparseLabels):
         ids, p = _check_sparse(labels, None)
-        samples, name, massive = ids.shape[:-1], "labels.ids", p != 0
+        samples, name, has_mass = ids.shape[:-1], "labels.ids", p != 0
     else:
         ids = _integer_array("labels", labels)
-        samples, name, massive = ids.shape, "labels", True
-    counted = arrays.weights(weights, samples)
-    bad = (canonical_ids(ids, count) < 0) & massive
-    if counted is not None:
-        counted = jnp.broadcast_to(counted.astype(bool), samples)
-        bad &= counted.reshape(counted.shape + (1,) * (ids.ndim - counted.ndim))
+        samples, name, has_mass = ids.shape, "labels", True
+    active = arrays.weights(weights, samples)
+    bad = (canonical_ids(ids, count) < 0) & has_mass
+    if active is not None:
+        active = jnp.broadcast_to(active.astype(bool), samples)
+        bad &= active.reshape(active.shape + (1,) * (ids.ndim - active.ndim))
     _refuse_first(name, ids, bad, count)
 
 

@@ -124,7 +124,7 @@ def active_chunks(weights: Array) -> Bool[Array, " chunks"]:
 
     A sample of weight 0 adds nothing to the sum, but its loss is the derivative with respect to its weight.
     """
-    return _largest_weight(weights) > 0
+    return _largest_weight(weights) != 0  # NaN is active, too
 
 
 @jax.custom_jvp

@@ -44,7 +44,15 @@ class CallerLoss(NamedTuple):
     has_aux: bool
 
     def of_sample(self, statistics: Statistics, leaves: list[Array]) -> tuple[Array, Any]:
-        result = self.function(statistics, *jax.tree.unflatten(self.tree, leaves))
+        try:
+            result = self.function(statistics, *jax.tree.unflatten(self.tree, leaves))
+        except (IndexError, ValueError) as error:
+            if isinstance(error, ValueError) and "out of bounds" not in str(error):
+                raise
+            raise ValueError(
+                "`row_loss` is called for one sample: each of its statistics is a scalar, without an axis to reduce or "
+                "index. `reduction` sums over the samples."
+            ) from error
         return arrays.row_loss_result(result, self.has_aux)
 
     def hoisted(

@@ -63,7 +63,7 @@ class ClassAxis(NamedTuple):
     def max(self, x: Array) -> Array:
         """max_j x_j, keepdims. If the classes are sharded, it is a constant to every derivative."""
         x = jnp.max(x, self.axis, keepdims=True, initial=-jnp.inf)
-        return lax.pmax(lax.stop_gradient(x), self.names) if self.names else x
+        return pmax(lax.stop_gradient(x), self.names) if self.names else x
 
     def min(self, ids: Integer[Array, "..."]) -> Array:
         """The smallest of the class ids, keepdims; `NO_CLASS` if there are none."""
@@ -103,9 +103,15 @@ class ClassAxis(NamedTuple):
     def first_equal(
         self, x: Array, row_value: Array, exists: Array | None = None, first: Array | None = None
     ) -> Integer[Array, "*rows"]:
-        """The id of the first unmasked class with x_j = row_value, −1 if there is none; `first` is as in `ids`."""
+        """The id of the first unmasked class with x_j = row_value, −1 if there is none; `first` is as in `ids`.
+
+        Of equal zeros, 0 comes before −0, as in `jax.lax.top_k`.
+        """
         found = x == row_value if exists is None else (x == row_value) & exists
-        found_first = self.min(jnp.where(found, self.ids(x, row_value, first), NO_CLASS))
+        # The highest bit marks an id that is not of −0: as an integer it is negative, so the minimum takes it first.
+        ids = self.ids(x, row_value, first)
+        marked = jnp.where(jnp.signbit(x), ids, ids | jnp.iinfo(jnp.int32).min)
+        found_first = self.min(jnp.where(found, marked, NO_CLASS)) & NO_CLASS
         return jnp.where(found_first == NO_CLASS, -1, found_first)
 
     def psum_cotangents(self, cotangents: Any) -> Any:
@@ -129,6 +135,30 @@ def existing_logits(x: Array, exists: Bool[Array, "..."] | None) -> Array:
 def psum(x: Any, names: AxisNames) -> Any:
     """The sum of a pytree over the devices of these axes."""
     return lax.psum(x, names) if names else x
+
+
+def pmax(x: Array, names: AxisNames) -> Array:
+    """`lax.pmax`, which is NaN where any device has NaN.
+
+    On CPU devices (jaxlib 0.10.2) the collective drops NaN. So it compares integers in the order of the floating
+    numbers, in which NaN is the largest.
+    """
+    return _from_ordered_integers(lax.pmax(_ordered_integers(x), names), x.dtype)
+
+
+def _ordered_integers(x: Array) -> Array:
+    """Integers with the order −inf < … < −0 < 0 < … < inf < NaN."""
+    bits = lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.abs(x), x), jnp.dtype(f"int{8 * x.dtype.itemsize}"))
+    return _flip_negative(bits)
+
+
+def _from_ordered_integers(integers: Array, dtype: Any) -> Array:
+    return lax.bitcast_convert_type(_flip_negative(integers), dtype)
+
+
+def _flip_negative(bits: Array) -> Array:
+    """Negative numbers with all bits flipped but the sign: their order reversed. Its own inverse."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 def axis_size(names: AxisNames) -> int:

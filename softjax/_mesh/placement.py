@@ -190,11 +190,10 @@ def _require_divisible(argument: str, names: AxisNames, length: Length, what: st
     """Raises an error unless the mesh has these axes, and they divide the length."""
     for name in names:
         if name not in mesh.axis_names:
-            known = (
-                f"the mesh in context has the axes {', '.join(map(repr, mesh.axis_names))}"
-                if mesh.axis_names
-                else "there is no mesh in context (`jax.set_mesh`)"
-            )
+            known = f"the mesh in context has the axes {', '.join(map(repr, mesh.axis_names))}"
+            if not mesh.axis_names:
+                cure = "with an older `with mesh:` write `with mesh, jax.set_mesh(mesh):`"
+                known = f"there is no mesh in context (`jax.set_mesh`; {cure})"
             raise ValueError(f"`{argument}` {name!r} is bound by no `shard_map` or `vmap`, and {known}.")
     devices = math.prod(mesh.shape[name] for name in names)
     if length % devices:

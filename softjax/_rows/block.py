@@ -93,13 +93,19 @@ class Block(NamedTuple):
         return self.classes.first_equal(x, value, self.exists, self.first_id)
 
     def rank(self, x: Array, label: Integer[Array, "*rows"]) -> Integer[Array, "*rows"]:
-        """How many classes precede the label when logits are sorted downwards, equal ones by id."""
+        """How many classes precede the label when logits are sorted as `jax.lax.top_k` sorts.
+
+        The largest comes first, 0 before −0, equal ones by id.
+        """
         ids, label_logit = self.class_ids(label), self.logits_at(label)
-        precedes = (ids != label) & ((x > label_logit) | ((x == label_logit) & (ids < label)))
+        negative = jnp.signbit(x)
+        label_is_negative = self.classes.any(negative & (ids == label))
+        precedes_equal = jnp.where(negative == label_is_negative, ids < label, label_is_negative)
+        precedes = (ids != label) & ((x > label_logit) | ((x == label_logit) & precedes_equal))
         rank = self.classes.sum_keepdims(precedes if self.exists is None else precedes & self.exists)
         if self.exists is not None:
             rank = jnp.where(self.classes.any(self.exists & (ids == label)), rank, NO_CLASS)
-        return jnp.where((label < 0) | jnp.isnan(self.classes.max(x)), -1, rank)
+        return jnp.where(label < 0, -1, rank)
 
     def cotangent(self, dx: Array, target: Any) -> "Block":
         """The cotangent of a block, from those of its wide logits and its target."""

@@ -33,7 +33,8 @@ def mean_from_sum(
 ) -> Float[Array, ""]:
     """Σ w·l / Σ w from Σ w·l; 0 if Σ w is 0."""
     if weights is None:
-        return total / max(samples * axis_size(names), 1)
+        count = max(samples * axis_size(names), 1)
+        return total / (float(count) if isinstance(count, int) else count)  # an int32 holds no more than 2³¹ − 1
     weight = psum(jnp.sum(weights), names)
     return jnp.where(weight == 0, 0, total / jnp.where(weight == 0, 1, weight))
 

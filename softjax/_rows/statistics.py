@@ -111,20 +111,23 @@ def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
     s = one_cpu.barrier_unless_one_cpu(row.log_sum, x)
     squeezed = LogSum(*map(classes.squeeze, s))
     e, count = exp_below_peak(classes, x, s, row.dropped), block.num_classes()
-    prediction = block.first_equal(x, s.peak)
+    # Sums show a NaN of any device. A maximum over devices may drop it: XLA's all-reduce on CPUs does. The rest is NaN
+    # if a logit is NaN, and if all are −inf; then the sum of the logits is −inf.
+    no_mass, total = jnp.isnan(s.rest), classes.sum_keepdims(block.zero_masked(x))
+    prediction = jnp.where(no_mass & jnp.isnan(total), -1, block.first_equal(x, s.peak))
     mean_distance = mean_below_peak(classes, x, s, row.dropped)
     squares = jnp.where(s.rest < 0.5, classes.sum_keepdims(e * drop_peak(e)), classes.sum_keepdims(e * e) - 1)
     statistics = Statistics(
         log_normalizer=squeezed.peak + squeezed.log_mass,
         label_logit=target.logit,
-        mean_logit=classes.sum(block.zero_masked(x)) / classes.squeeze(count),
+        mean_logit=classes.squeeze(total) / classes.squeeze(count),
         entropy=squeezed.log_mass + classes.squeeze(mean_distance),
         cross_entropy=target.cross_entropy,
         collision=(1 + classes.squeeze(squares)) / squeezed.mass**2,
-        max_logit=squeezed.peak,
+        max_logit=jnp.where(classes.squeeze(no_mass), classes.squeeze(total), squeezed.peak),
         peak_entropy=squeezed.log_mass,
         prediction=classes.squeeze(prediction),
-        label_rank=classes.squeeze(block.rank(x, target.label)),
+        label_rank=classes.squeeze(jnp.where(no_mass, -1, block.rank(x, target.label))),
     )
     distance = classes.sum(block.zero_masked(barrier(s.peak) - x)) / classes.squeeze(count)
     uniform = jnp.where(squeezed.peak == jnp.inf, jnp.inf, squeezed.log_mass + distance)  # not inf − inf
@@ -182,9 +185,9 @@ chunks of a linear layer, and in eager calls."""
 if TYPE_CHECKING:
     StatisticsArgument = Statistics
 else:
-    from softjax._args.types import Anything
+    from softjax._args.types import any_value
 
-    StatisticsArgument = Anything("Statistics")  # refused below, with a message that says what was meant
+    StatisticsArgument = any_value("Statistics")  # `check_statistics` refuses anything else
 
 
 def check_statistics(value: Any) -> Statistics:

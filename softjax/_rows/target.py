@@ -206,8 +206,9 @@ def _top_k_ids(block: Block, x: Array, k: int) -> Integer[Array, "..."]:
     logits, ids = lax.top_k(rows, min(k, rows.shape[-1]))
     if classes.names:
         ids = ids + block.first_id  # pyright: ignore[reportOperatorIssue]
-        logits, ids = (_all_gather(classes, local) for local in (logits, ids))
-        ids = jnp.take_along_axis(ids, lax.top_k(logits, k)[1], -1)
+        bits = lax.bitcast_convert_type(logits, jnp.dtype(f"int{8 * logits.dtype.itemsize}"))  # a sum loses −0
+        bits, ids = (_all_gather(classes, local) for local in (bits, ids))
+        ids = jnp.take_along_axis(ids, lax.top_k(lax.bitcast_convert_type(bits, logits.dtype), k)[1], -1)
     return jnp.moveaxis(ids, -1, classes.axis)
 
 

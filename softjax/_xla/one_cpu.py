@@ -1,7 +1,7 @@
 """Code that only XLA on a single CPU device needs.
 
-Each function equals the plain line that its docstring names; an accelerator runs that line. The costs are
-those of jaxlib 0.10.2.
+Each function equals the plain line that its docstring names; an accelerator runs that line. The costs are those of
+jaxlib 0.10.2.
 """
 
 from collections.abc import Callable
@@ -99,9 +99,8 @@ _REDUCE_BYTES = 2**20
 def rows_per_reduction(x: Array, axis: int) -> int | None:
     """How many rows of `x` `reduce_in_steps` should reduce at a time; None to reduce all rows at once.
 
-    XLA on a CPU converts a whole 16-bit array to float32 before it reduces it. It takes five times as long for each
-    logit to reduce a row of more than 32768 classes. Steps of a few rows avoid both;
-    `examples/benchmark.py` measures the gain.
+    XLA on a CPU converts a whole 16-bit array to float32 before it reduces it. In rows of more than 32768 classes,
+    the reduction takes five times as long. Steps of a few rows avoid both; `examples/benchmark.py` measures the gain.
     """
     if not (has_static_shape(x) and axis == -1 and on_one_cpu(x)):
         return None
@@ -115,7 +114,7 @@ def reduce_in_steps(function: Callable[..., Any], rows: int, x: Array, *row_arra
 
     Equals: `function(x, *row_arrays)`.
 
-    All arrays are `[*samples, …]` with one last axis, and so are the results. `rows_per_reduction` says when to use it.
+    Arrays and results are `[*samples, n]`, with any length n. `rows_per_reduction` says when to use this function.
     """
     shape, samples = x.shape, x.size // x.shape[-1]
     flat = [a.reshape(samples, a.shape[-1]) for a in (x, *row_arrays)]
@@ -132,8 +131,8 @@ def reduce_in_steps(function: Callable[..., Any], rows: int, x: Array, *row_arra
         write = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
         return jax.tree.map(write, values, values_from(start)), None
 
-    of_one_step = jax.eval_shape(values_from, jax.ShapeDtypeStruct((), jnp.int32))
-    zeros = jax.tree.map(lambda a: jnp.zeros((samples, *a.shape[1:]), a.dtype), of_one_step)
+    step_shapes = jax.eval_shape(values_from, jax.ShapeDtypeStruct((), jnp.int32))
+    zeros = jax.tree.map(lambda a: jnp.zeros((samples, *a.shape[1:]), a.dtype), step_shapes)
     values, _ = lax.scan(step, zeros, jnp.arange(0, samples, rows, dtype=jnp.int32))
     return jax.tree.map(lambda a: a.reshape((*shape[:-1], *a.shape[1:])), values)
 

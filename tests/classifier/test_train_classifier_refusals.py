@@ -1,4 +1,4 @@
-"""What the main example refuses, in one line, and that an earlier run is never harmed."""
+"""What the classifier refuses, in one line, without harm to an earlier run."""
 
 import errno
 import json
@@ -8,39 +8,36 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 import pytest
-from classifier_runs import contents, die_at_disk_operation, results, run
-from runs import Killed, the_one_line
+from classifier_runs import SMALL, contents, die_at_disk_operation, results, run
+from endings import Killed, the_one_line
 
 import train_classifier as program
-from classifier.settings import DEFAULT_CONFIG
-from common import checkpoint
-from common.checkpoint import FOLDER
+from common import runs
+from common.runs import FOLDER
+from common.settings import decisive, parse
+from train_classifier import DEFAULT_CONFIG
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("classes", 4),
-        ("optimiser", "sgd"),
-        ("epochs", 5),
-        ("base", 2.0),
-        *(
-            pytest.param(*other, marks=pytest.mark.slow)
-            for other in {
-                "test-fraction": 0.3,
-                "seed": 1,
-                "learning-rate": 0.01,
-                "schedule": "constant",
-                "batch-size": 50,
-                "label-smoothing": 0.1,
-                "weight-decay": 0.0,
-            }.items()
-        ),
-    ],
-)
-def test_resuming_with_another_setting_is_refused(earlier, finished, capsys, option, value):
-    assert run(earlier, "--resume", f"--{option}", value) != 0
-    assert f"{option.replace('-', '_')} was" in the_one_line(capsys)
+def test_resuming_with_other_settings_is_refused_by_name(earlier, finished, capsys):
+    others = {
+        "classes": (3, 4),
+        "test-fraction": (0.2, 0.3),
+        "seed": (0, 1),
+        "optimiser": ("adam", "sgd"),
+        "learning-rate": (0.05, 0.01),
+        "schedule": ("cosine", "constant"),
+        "epochs": (4, 5),
+        "batch-size": (100, 50),
+        "base": (10.0, 2.0),
+        "label-smoothing": (0.0, 0.1),
+        "weight-decay": (0.001, 0.0),
+    }
+    words = [word for name, (_, value) in others.items() for word in (f"--{name}", value)]
+    assert run(earlier, "--resume", *words) == 2
+    line = the_one_line(capsys)
+    for name, (before, now) in others.items():
+        assert f"{name.replace('-', '_')} was {before!r} and is now {now!r}" in line
+    assert set(json.loads(results(finished)["metrics.json"])["settings"]) == {n.replace("-", "_") for n in others}
     assert contents(earlier) == contents(finished)
 
 
@@ -69,9 +66,9 @@ def test_a_folder_that_holds_a_run_is_refused(earlier, finished, capsys):
     assert "no checkpoints to resume" in the_one_line(capsys)
 
 
-def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier, finished, no_pictures):
+def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier, finished, no_plots):
     with pytest.MonkeyPatch.context() as patch:
-        die_at_disk_operation(patch, 4)  # the two old checkpoints have made place for two new ones, no result is there
+        die_at_disk_operation(patch, 4)  # two new checkpoints have replaced the old ones, and no result is written
         with pytest.raises(Killed):
             run(earlier, "--overwrite", "--seed", 1)
     assert results(earlier) == results(finished)
@@ -79,7 +76,7 @@ def test_overwriting_keeps_the_old_results_until_the_new_ones_are_there(earlier,
     assert json.loads(results(earlier)["metrics.json"])["settings"]["seed"] == 1
 
 
-def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypatch, capsys):
+def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, no_plots, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -96,7 +93,7 @@ def test_a_full_disk_gets_one_line_and_costs_no_file(earlier, finished, monkeypa
 
 @pytest.mark.parametrize("flags", [(), ("--resume",), ("--overwrite",)])
 def test_no_second_run_is_let_into_the_folder_of_a_running_one(earlier, finished, capsys, flags):
-    with checkpoint.held(earlier):
+    with runs.lock(earlier):
         assert run(earlier, *flags) == 2
         assert f"{earlier} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
     assert contents(earlier) == contents(finished)
@@ -163,11 +160,11 @@ def test_an_unwritable_folder_gets_one_line(tmp_path, capsys, name):
     assert (tmp_path / "a file").read_text() == "precious"
 
 
-def test_options_override_the_config_and_the_config_the_default(tmp_path, no_pictures):
+def test_options_override_the_config_and_the_config_the_default(tmp_path):
     config = tmp_path / "config.toml"
     config.write_text(DEFAULT_CONFIG.read_text().replace("seed = 0", "seed = 7").replace("1e-3", "0.5"))
-    assert run(tmp_path / "new", "--config", config, "--weight_decay", "0.25", "--schedule=constant") == 0
-    settings = json.loads((tmp_path / "new" / "metrics.json").read_text())["settings"]
+    words = [*SMALL, "--config", str(config), "--weight_decay", "0.25", "--schedule=constant"]
+    settings = decisive(parse(program.Options, words, DEFAULT_CONFIG).settings)
     assert settings.items() >= {"seed": 7, "weight_decay": 0.25, "schedule": "constant", "epochs": 4}.items()
 
 

@@ -1,4 +1,4 @@
-"""Text as tokens, and back; what is held out; and when the cache is made again."""
+"""The tokens of the text, the held-out files, the batches, and when the cache is written again."""
 
 import contextlib
 
@@ -46,7 +46,7 @@ def test_packed_rows_hold_every_token_once(count):
     np.testing.assert_array_equal(rows[:, :-1].ravel()[: count - 1], tokens[:-1])
     np.testing.assert_array_equal(rows[:, 1:].ravel()[: count - 1], tokens[1:])
     assert np.all(rows[:, 1:].ravel()[count - 1 :] == -1)
-    # The last token is an input too where the row is not full, but what it foretells is filling.
+    # In a row that is padded, the last token is an input too, but its label is padding.
     np.testing.assert_array_equal(rows[1:, 0], rows[:-1, -1])
 
 
@@ -113,26 +113,26 @@ def no_tokenizer(path):
 def test_a_cache_that_cannot_be_used_is_made_again(config, spoil):
     first = data.load(config)
     path = next(config.cache.glob("tokens-*.npz"))
-    whole = path.read_bytes()
+    content = path.read_bytes()
     spoil(path)
     np.testing.assert_array_equal(data.load(config).train, first.train)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
 
 
 def test_what_another_run_has_cached_meanwhile_is_used(config, monkeypatch):
     first = data.load(config)
     path = next(config.cache.glob("tokens-*.npz"))
-    whole = path.read_bytes()
+    content = path.read_bytes()
     path.unlink()
 
     @contextlib.contextmanager
-    def held(folder, *, wait):
+    def lock(folder, *, wait):
         assert wait
         assert folder == config.cache
-        path.write_bytes(whole)
+        path.write_bytes(content)
         yield
 
-    monkeypatch.setattr(data.checkpoint, "held", held)
+    monkeypatch.setattr(data.runs, "lock", lock)
     monkeypatch.setattr(data, "train_tokenizer", None)
     np.testing.assert_array_equal(data.load(config).train, first.train)
 
@@ -141,11 +141,12 @@ def test_batches_are_the_sequences_in_another_order_each_epoch(config):
     corpus = data.load(config)
     batches = data.Batches(corpus, config)
     per_epoch = len(data.pack(corpus.train, config.sequence_length, config.end)) // config.batch_size
-    epochs = [np.concatenate([batches[e * per_epoch + i][0] for i in range(per_epoch)]) for e in range(2)]
+    epochs = [np.concatenate([batches[e * per_epoch + i]["tokens"][0] for i in range(per_epoch)]) for e in range(2)]
     for rows in epochs:
         assert len({row.tobytes() for row in rows}) == per_epoch * config.batch_size
     assert epochs[0].tobytes() != epochs[1].tobytes()
-    np.testing.assert_array_equal(data.Batches(corpus, config)[per_epoch + 1], batches[per_epoch + 1])
+    again = data.Batches(corpus, config)[per_epoch + 1]
+    np.testing.assert_array_equal(again["tokens"], batches[per_epoch + 1]["tokens"])
 
 
 def test_the_standard_library_is_there():

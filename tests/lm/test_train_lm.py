@@ -1,4 +1,4 @@
-"""The language model example: what a run leaves, that it learns, and that nothing that stops it costs a bit."""
+"""The language model: the files of a run, its metrics, and runs that are interrupted, killed or refused."""
 
 import gc
 import itertools
@@ -12,24 +12,23 @@ import subprocess
 import sys
 import time
 
-import jax
 import matplotlib.image
 import numpy as np
 import pytest
-from lm_runs import config_of, last_state, metrics, options, run, same_result
-from runs import the_one_line
+from covering import slow
+from endings import the_one_line
+from lm_runs import config_of, hidden_states, last_state, metrics, options, run, same_result
 
 import train_lm as program
-from common import checkpoint
-from language_model import data, figures, training
-from language_model.evaluation import BINS
-from language_model.loss import measured
+from common import runs
+from language_model import data, plots
+from language_model.evaluation import BINS, METRICS
 
 
 def test_a_run_leaves_its_files_and_no_others(finished):
-    assert {path.name for path in finished.output.iterdir()} == {checkpoint.FOLDER, *program.RESULTS, checkpoint.LOCK}
-    assert {path.name for path in (finished.output / checkpoint.FOLDER).iterdir()} == {"8", "12"}
-    for name in figures.NAMES:
+    assert {path.name for path in finished.output.iterdir()} == {runs.FOLDER, *program.RESULTS, runs.LOCK}
+    assert {path.name for path in (finished.output / runs.FOLDER).iterdir()} == {"8", "12"}
+    for name in plots.NAMES:
         height, width, _ = matplotlib.image.imread(finished.output / name).shape
         assert min(height, width) > 300
     assert (finished.output / "sample.txt").read_text().startswith("the ")
@@ -38,34 +37,34 @@ def test_a_run_leaves_its_files_and_no_others(finished):
 def test_it_learns(finished):
     assert metrics(finished.output)["test"]["nats_per_token"] < math.log(finished.vocabulary) - 1.5
     curves = last_state(finished).curves
-    assert training.evaluation_steps(finished) == [5, 10, 12]
+    assert program.evaluation_steps(finished) == [5, 10, 12]
     assert np.all(np.diff(curves["test_loss"]) < 0)
     assert np.all(np.isfinite(curves["loss"]))
 
 
 def test_the_metrics_are_those_of_the_parameters(finished):
-    """nats, tokens and bytes of the held-out files, each from its definition, in float64."""
+    """Computes the metrics of the held-out files from their definitions, in float64."""
     model, corpus = last_state(finished).model, data.load(finished)
     test = corpus.test.tolist()
-    nats, tokens, foretold = 0.0, 0, []
+    nats, tokens, predicted = 0.0, 0, []
     others, confidence, right = [], [], []
     for start in range(0, len(test) - 1, finished.sequence_length):
         window = test[start : start + finished.sequence_length + 1]
-        hidden = np.asarray(model(jax.numpy.asarray(window[:-1])), np.float64)
+        hidden = np.asarray(hidden_states(model, np.array([window[:-1]]))[0], np.float64)
         logits = hidden @ np.asarray(model.kernel, np.float64)
         log_probability = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         for position, (before, token) in enumerate(itertools.pairwise(window)):
             if before != finished.end:
                 nats -= log_probability[position, token]
                 tokens += 1
-                foretold.append(token)
+                predicted.append(token)
                 row = log_probability[position]
                 rank = np.sum(row > row[token])
                 others.append((rank == 0, rank < 5, -np.sum(np.exp(row) * row)))
                 confidence.append(np.exp(row.max()))
                 right.append(rank == 0)
-    size = len(corpus.tokenizer.decode([token for token in foretold if token != finished.end]).encode())
-    # The first token of a file is not foretold: it is `#`, and not a part of a longer character.
+    size = len(corpus.tokenizer.decode([token for token in predicted if token != finished.end]).encode())
+    # The first token of a file is not predicted. It is `#`, and so not a part of a longer character.
     numbers = {"tokens": tokens, "bytes": size, "nats_per_token": nats / tokens}
     numbers |= {"bits_per_byte": nats / math.log(2) / size, "perplexity": math.exp(nats / tokens)}
     names = ("accuracy", "top_5_accuracy", "entropy")
@@ -78,7 +77,7 @@ def test_the_metrics_are_those_of_the_parameters(finished):
 
 def test_the_metrics_hold_the_last_steps(finished):
     curves = last_state(finished).curves
-    last = {name: float(np.mean(curves[name][-training.REPORT_EVERY :])) for name in ("loss", *measured(finished))}
+    last = {name: float(np.mean(curves[name][-program.REPORT_EVERY :])) for name in ("loss", *METRICS)}
     assert metrics(finished.output)["train"]["last_steps"] == pytest.approx(last, rel=1e-5)
     assert last["cross_entropy"] == pytest.approx(last["loss"], rel=1e-5)
 
@@ -91,7 +90,7 @@ def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text,
 
     def start(config, *flags):
         command = [sys.executable, program.__file__, *options(config.output, text, **settings), *flags]
-        # Without JAX's cache of what is compiled, to which a process that is killed may have written a half.
+        # Without JAX's compilation cache: a killed process may leave half an entry in it.
         environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
@@ -112,25 +111,25 @@ def test_a_run_killed_with_kill_9_and_resumed_ends_bit_identical(tmp_path, text,
 
 
 def finished_steps(config):
-    folder = config.output / checkpoint.FOLDER
+    folder = config.output / runs.FOLDER
     return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys, number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, *slow(signal.SIGINT)])
+def test_a_signal_saves_and_stops(tmp_path, text, finished, no_plots, monkeypatch, capsys, number):
     config = config_of(tmp_path / "run", text)
-    step = training.train_step
+    step = program.train_step
 
     def interrupted(state, *given):
         if int(state.step) == 5:
             signal.raise_signal(number)
         return step(state, *given)
 
-    monkeypatch.setattr(training, "train_step", interrupted)
+    monkeypatch.setattr(program, "train_step", interrupted)
     assert run(config.output, text) == 130
     assert "--resume" in the_one_line(capsys)
     assert finished_steps(config) == 6
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(program, "train_step", step)
     assert run(config.output, text, "--resume") == 0
     assert "Resumed after step 6" in capsys.readouterr().out
     same_result(config, finished)
@@ -138,7 +137,7 @@ def test_a_signal_saves_and_stops(tmp_path, text, finished, monkeypatch, capsys,
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, text, monkeypatch, capsys, name):
-    step = training.train_step
+    step = program.train_step
 
     def diverging(state, *given):
         state = step(state, *given)
@@ -146,7 +145,7 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, t
             state = state._replace(curves=state.curves | {name: state.curves[name].at[6:8].set(np.nan)})
         return state
 
-    monkeypatch.setattr(training, "train_step", diverging)
+    monkeypatch.setattr(program, "train_step", diverging)
     assert run(tmp_path / "run", text) == 2
     line = the_one_line(capsys)
     assert f"the {name.replace('_', ' ')} is nan at step 7" in line
@@ -154,43 +153,45 @@ def test_divergence_stops_with_the_step_and_the_last_good_checkpoint(tmp_path, t
     assert finished_steps(config_of(tmp_path / "run", text)) == 4
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_diverges_before_a_checkpoint(tmp_path, text, capsys):
     assert run(tmp_path / "run", text, learning_rate=1e30) == 2
     line = the_one_line(capsys)
     assert "lower `learning_rate`; there is no good checkpoint" in line
 
 
-# Threads of Orbax outlive the loop that they report to.
+# Threads of Orbax outlive the event loop that they report to.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, monkeypatch, capsys):
+def test_a_disk_that_takes_no_more_costs_no_checkpoint(tmp_path, text, finished, no_plots, monkeypatch, capsys):
     config = config_of(tmp_path / "run", text)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = checkpoint.Checkpoints.save
+    save = runs.Run.save
 
     def limited(self, step, state):
-        # No file beyond 4 kB: as a full disk, this fails in the middle of a write.
+        # A limit of 4 kB per file fails in the middle of a write, like a full disk.
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if step == 8 else limits[0], limits[1]))
         try:
             save(self, step, state)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", limited)
+    monkeypatch.setattr(runs.Run, "save", limited)
     assert run(config.output, text) == 2
     line = the_one_line(capsys)
     assert f"cannot save step 8; the last good checkpoint is {config.output}/checkpoints/4" in line
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
+    monkeypatch.setattr(runs.Run, "save", save)
     assert run(config.output, text, "--resume") == 0
     assert "Resumed after step 4" in capsys.readouterr().out
     same_result(config, finished)
-    gc.collect()  # what the failed write has left behind complains here, and not in a test that is innocent
+    gc.collect()  # so that what the failed write left does not warn in a later test
 
 
+@pytest.mark.slow  # `test_runs.py` and the classifier have the same module
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, text, finished, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
     config = config_of(folder, text)
-    last, before = folder / checkpoint.FOLDER / "12", folder / checkpoint.FOLDER / "8"
+    last, before = folder / runs.FOLDER / "12", folder / runs.FOLDER / "8"
     flip_a_bit(max((last / "state").rglob("*"), key=lambda path: path.stat().st_size))
     assert run(folder, text, "--resume") == 2
     assert f"{last} is damaged; the last good checkpoint is {before}. Delete {last}" in the_one_line(capsys)
@@ -215,11 +216,11 @@ def flip_a_bit(path):
 def test_no_second_run_is_let_into_the_folder_of_a_running_one(tmp_path, text, finished, capsys, flags):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
-    with checkpoint.held(folder):
+    with runs.lock(folder):
         assert run(folder, text, *flags) == 2
         assert f"{folder} is in use by process {os.getpid()}, which began at " in the_one_line(capsys)
         for name in ("8", "12"):
-            assert checkpoint.intact(folder / checkpoint.FOLDER / name)
+            assert runs.is_intact(folder / runs.FOLDER / name)
 
 
 def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finished, capsys):
@@ -232,13 +233,13 @@ def test_resuming_with_another_setting_or_text_is_refused(tmp_path, text, finish
     assert "belongs to a run with other settings" in the_one_line(capsys)
 
 
-def test_an_earlier_run_is_not_lost(tmp_path, text, finished, capsys):
+def test_an_earlier_run_is_not_lost(tmp_path, text, finished, no_plots, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished.output, folder)
     assert run(folder, text) == 2
     assert "--resume to go on with it, --overwrite to replace it" in the_one_line(capsys)
-    assert run(folder, text, "--overwrite", steps=2) == 0
-    assert finished_steps(config_of(folder, text)) == 2
+    assert run(folder, text, "--overwrite", checkpoint_every=3) == 0
+    assert {path.name for path in (folder / runs.FOLDER).iterdir()} == {"9", "12"}
 
 
 def test_where_nothing_can_be_written(tmp_path, text, capsys):
@@ -253,7 +254,7 @@ def test_where_nothing_can_be_written(tmp_path, text, capsys):
         ({"vocabulary": 256}, "`vocabulary` must be from 257, the bytes and the end of a file, to 16777216, got 256"),
         ({"vocabulary": 2**24 + 1}, "to 16777216, got 16777217"),
         ({"text": "/no/such folder"}, "`text` must be a folder, and /no/such folder does not exist"),
-        ({"text": __file__}, f"`text` must be a folder, and {__file__} is none"),
+        ({"text": __file__}, f"`text` must be a folder, and {__file__} is not one"),
         ({"pattern": "."}, "`pattern` must be"),
         ({"pattern": "**.md"}, "**.md"),
         ({"heads": 3}, "`heads` 3 must leave an even number of features for each, got `features` 16"),

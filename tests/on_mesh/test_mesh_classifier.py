@@ -1,29 +1,29 @@
-"""The main example on a mesh learns what it learns on one device."""
+"""The classifier on a mesh has the same result as on one device."""
 
 import pytest
 from classifier_runs import arrays, die_at_disk_operation, last_state, run
 from closeness import near
 from covering import slow
-from runs import Killed, the_one_line
+from endings import Killed, the_one_line
 
-from classifier import figures
+from classifier import plots
 
-# Not Adam, whose first steps make as much of a gradient that is nearly 0 by rounding as of any other.
+# Not Adam: its first steps enlarge rounding errors of a gradient that is nearly 0.
 SMALL = ("--batch-size", "96", "--epochs", "4", "--checkpoint-every", "2", "--label-smoothing", "0.1")
 SMALL += ("--optimiser", "sgd")
-TERMS = 96  # the images of a batch in a gradient's sum
+TERMS = 96  # images of a batch, over which a gradient is summed
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(figures, "draw", lambda *_: dict.fromkeys(figures.NAMES, b"a picture"))
+def no_plots(monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda *_: dict.fromkeys(plots.NAMES, b"a plot"))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw", lambda *_: dict.fromkeys(figures.NAMES, b"a picture"))
+        patch.setattr(plots, "draw", lambda *_: dict.fromkeys(plots.NAMES, b"a plot"))
         assert run(folder, small=SMALL) == 0
     return folder
 

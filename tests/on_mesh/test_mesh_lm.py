@@ -1,20 +1,31 @@
-"""The language model on a mesh learns what it learns on one device."""
+"""The language model on a mesh has the same result as on one device."""
 
 import jax
 import numpy as np
 import pytest
+from endings import the_one_line
 from lm_runs import config_of, last_state, metrics, run, write_text
-from runs import the_one_line
 
-from common.checkpoint import Checkpoints
+import train_lm as program
+from common.runs import Run
+from language_model import plots
 
-# AdamW makes as much of a gradient that is 0 but for rounding as of any other: these steps are for its warm-up.
+# AdamW enlarges rounding errors of a gradient that is nearly 0: these steps are few, with a small learning rate.
 SMALL = {"steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "evaluate_every": 4, "z_loss": 1e-3}
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("lm") / "text")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def training_alone():
+    """No plots and no sample of text: the tests do not read them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw", lambda *_: dict.fromkeys(plots.NAMES, b"a plot"))
+        patch.setattr(program, "sample", lambda *_: "")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +37,9 @@ def alone(text):
 
 def same(config, alone):
     ours, theirs = last_state(config).curves, last_state(alone).curves
-    for name, curve in ours.items():  # only the fused route has those of what is measured beside the loss
-        np.testing.assert_allclose(np.asarray(curve), np.asarray(theirs[name]), rtol=1e-4)
+    for name, curve in ours.items():
+        if config.loss == "fused" or name in ("loss", "gradient_norm", "test_loss"):  # the others log no metrics
+            np.testing.assert_allclose(np.asarray(curve), np.asarray(theirs[name]), rtol=1e-4)
     assert metrics(config.output)["test"] == pytest.approx(metrics(alone.output)["test"], rel=1e-4)
 
 
@@ -49,7 +61,7 @@ def test_a_mesh_changes_nothing(alone, text, tmp_path, mesh, settings):
 
 @pytest.mark.slow
 def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
-    save = Checkpoints.save
+    save = Run.save
 
     def stops(self, step, state):
         save(self, step, state)
@@ -58,9 +70,9 @@ def test_a_run_is_resumed_on_another_mesh(alone, text, tmp_path, monkeypatch):
             assert embedding.sharding.shard_shape(embedding.shape)[0] == embedding.shape[0] // 4
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Checkpoints, "save", stops)
+    monkeypatch.setattr(Run, "save", stops)
     assert run(tmp_path, text, **SMALL, mesh="data=2,classes=4") == 130
-    monkeypatch.setattr(Checkpoints, "save", save)
+    monkeypatch.setattr(Run, "save", save)
     assert run(tmp_path, text, "--resume", **SMALL, mesh="classes=2") == 0
     same(config_of(tmp_path, text, **SMALL), alone)
 

@@ -213,3 +213,77 @@ def test_confident_rows_are_exact(setup, gap):
         gradient = np.asarray(jax.jit(jax.grad(f))(sharded_x, sharded_y))
     _, expected, sizes = exact.cross_entropy(x, y)
     assert (np.abs(gradient - expected) <= (8 + gap + 3) * EPS * sizes).all()
+
+
+def rows_with_nan_and_signed_zeros():
+    """Row 0 holds only NaN, rows 1 and 2 one NaN on the first or the last shard, row 3 zeros of both signs."""
+    x, y, _ = example()
+    x = x.at[0].set(jnp.nan).at[1, 0].set(jnp.nan).at[2, -1].set(jnp.nan)
+    zeros = jnp.where(jnp.arange(CLASSES) % 3 == 1, 0.0, -0.0)
+    return x.at[3].set(zeros), y.at[3].set(CLASSES - 1)
+
+
+@pytest.mark.parametrize(("setup", "kind"), covering(mesh_setups.SETUPS, ["ids", "one-hot", "sparse"], quick=(0, 4)))
+def test_rows_with_nan_and_signed_zeros(setup, kind):
+    """A row with NaN has no prediction and no rank. As in `jax.lax.top_k`, 0 is above −0."""
+    x, y = rows_with_nan_and_signed_zeros()
+    one_hot = jax.nn.one_hot(y, CLASSES)
+    sparse = softjax.SparseLabels(y[:, None], jnp.ones((SAMPLES, 1)))
+    labels = {"ids": y, "one-hot": one_hot, "sparse": sparse}[kind]
+    order = np.asarray(jax.lax.top_k(x, CLASSES)[1])
+    names = ("prediction", "label_rank", "max_logit")
+
+    def statistics(x, *labels):
+        labels = softjax.SparseLabels(*labels) if kind == "sparse" else labels[0]
+        s = softjax.statistics(x, labels, axis_name="classes")
+        return jnp.stack([getattr(s, name).astype(jnp.float32) for name in names], -1)
+
+    leaves = jax.tree.leaves(labels)
+    specs = [LOGITS, *([LOGITS] if kind == "one-hot" else [ROWS] * len(leaves))]
+    sharded = mesh_setups.shard_function(setup, (2, 4), statistics, specs, P("data", None))
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        values = np.asarray(sharded(*mesh_setups.placed(setup, (2, 4), (x, *leaves), specs)))
+    one_device = np.asarray(jax.jit(lambda x: statistics_of_one_device(x, labels, names))(x))
+    np.testing.assert_array_equal(values, one_device)
+    np.testing.assert_array_equal(values[:3], [[-1, -1, np.nan]] * 3)
+    np.testing.assert_array_equal(values[3:, 0], order[3:, 0])
+    ranks = [list(row).index(label) for row, label in zip(order, y, strict=True)]
+    np.testing.assert_array_equal(values[3:, 1], ranks[3:])
+
+
+def statistics_of_one_device(x, labels, names):
+    s = softjax.statistics(x, labels)
+    return jnp.stack([getattr(s, name).astype(jnp.float32) for name in names], -1)
+
+
+@pytest.mark.parametrize("setup", mesh_setups.TWO_QUICK)
+def test_a_row_with_nan_is_not_correct_in_the_aux_of_a_fused_loss(setup):
+    x, y = rows_with_nan_and_signed_zeros()
+    kernel = jnp.eye(CLASSES)
+
+    def correct(hidden, kernel, y):
+        def row_loss(s):
+            return s.cross_entropy, (s.label_rank >= 0) | (s.prediction >= 0) | jnp.isfinite(s.max_logit)
+
+        _, aux = softjax.linear_loss(row_loss, hidden, kernel, y, has_aux=True, block_size=3, **NAMES)
+        return aux
+
+    specs = [P("data", None), P(None, "classes"), ROWS]
+    sharded = mesh_setups.shard_function(setup, (2, 4), correct, specs, ROWS)
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        found = np.asarray(sharded(*mesh_setups.placed(setup, (2, 4), (x, kernel, y), specs)))
+    assert found.tolist() == [False] * 3 + [True] * (SAMPLES - 3)
+
+
+@pytest.mark.parametrize("setup", mesh_setups.TWO_QUICK)
+def test_the_top_k_of_signed_zeros(setup):
+    logits = jnp.asarray([[-0.0, 0, 0, -0.0, 0, 0, 1, 1]], jnp.float32)
+
+    def top_k(hidden, kernel):
+        return softjax.linear_top_k(hidden, kernel, 5, axis_name="classes").ids
+
+    specs = [P(None, None), P(None, "classes")]
+    sharded = mesh_setups.shard_function(setup, (1, 2), top_k, specs, P(None, None))
+    with mesh_setups.mesh_context(setup, (1, 2)):
+        found = sharded(*mesh_setups.placed(setup, (1, 2), (jnp.ones((1, 1)), logits), specs))
+    np.testing.assert_array_equal(found, jax.lax.top_k(logits, 5)[1])

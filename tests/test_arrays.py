@@ -1,4 +1,4 @@
-"""The door: each refusal names the argument, what came, and what was expected."""
+"""Argument checks: each error names the argument, what came, and what was expected."""
 
 import math
 
@@ -68,26 +68,26 @@ def ce(logits=X, labels=Y, **options):
         (lambda: softjax.statistics(X, jnp.zeros(3)), ValueError, "Floating `labels`"),
     ],
 )
-def test_refusal(call, error, message):
+def test_a_wrong_argument_is_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
     with pytest.raises(error, match=message):
         jax.jit(call)()
 
 
-def test_a_concrete_array_is_checked_like_a_number():
+def test_a_scalar_array_is_checked_like_a_python_number():
     with pytest.raises(ValueError, match="`label_smoothing`"):
         ce(label_smoothing=jnp.array(2.0))
     assert ce(label_smoothing=jnp.array(0.0), z_loss=np.float32(0)) == ce()
 
 
-def test_keyword_only():
+def test_options_are_keyword_only():
     with pytest.raises(TypeError, match="positional"):
         softjax.cross_entropy(X, Y, 10.0)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
-def test_numpy_is_welcome(kind):
+def test_numpy_arrays_are_accepted(kind):
     value = ce(
         kind(np.zeros((3, 5))), kind(np.zeros(3, np.int64)), weights=kind(np.ones(3)), where=kind(np.ones(5, bool))
     )
@@ -110,7 +110,7 @@ def test_weights_broadcast_to_the_samples(shape):
     np.testing.assert_allclose(ce(x, jax.nn.one_hot(y, 5), weights=w), ce(x, y, weights=w), rtol=1e-6)
 
 
-def test_ids_beside_classes_on_another_axis():
+def test_the_error_names_the_axis_that_fits_the_ids():
     images, ids = jnp.zeros((2, 3, 5, 6)), jnp.zeros((2, 5, 6), int)
     with pytest.raises(ValueError, match="If the classes are axis 1 of `logits`, say axis=1"):
         ce(images, ids)
@@ -130,7 +130,7 @@ def test_masked_arrays_are_refused_by_name(name):
         ce(**arrays)
 
 
-def test_true_is_no_number_of_anything():
+def test_a_boolean_is_not_an_integer():
     with pytest.raises(TypeError, match="`axis` must be an integer, got bool: True"):
         softjax.softmax(X, axis=True)
     with pytest.raises(TypeError, match="`block_size` must be an integer, got bool: True"):
@@ -140,7 +140,7 @@ def test_true_is_no_number_of_anything():
 
 
 @pytest.mark.parametrize("classes", [2**31, 2**32 + 1])
-def test_more_classes_than_int32_counts(classes):
+def test_more_classes_than_int32_holds_are_refused(classes):
     logits, ids = jax.ShapeDtypeStruct((2, classes), jnp.bfloat16), jax.ShapeDtypeStruct((2,), jnp.int32)
     for labels in (ids, logits):
         with pytest.raises(ValueError, match="at most 2³¹ − 1"):
