@@ -1,4 +1,4 @@
-"""Reductions over the class axis, on one device and in a `shard_map`."""
+"""Reductions over the class axis and over mesh axes, on one device."""
 
 import jax
 import jax.numpy as jnp

@@ -64,7 +64,9 @@ OPTIONS = {
 
 @pytest.mark.parametrize(
     ("route", "k", "option", "reduction"),
-    covering(zip(ROUTES, [3, 9], strict=True), OPTIONS, ["none", "mean", "sum"], quick=(4, 5, 9)),  # "all", "plain"
+    covering(
+        zip(ROUTES, [3, 9], strict=True), OPTIONS, ["none", "mean", "sum"], quick=(4, 5, 9)
+    ),  # options "all" and "plain"
     indirect=["route"],
 )
 def test_every_option(option, reduction, k, route):

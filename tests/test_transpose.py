@@ -78,7 +78,7 @@ def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
 def test_memory_of_a_matmul_and_its_loss(samples, dtype, monkeypatch):
     """At most two arrays of the logits' size: logits and gradient, then gradient and its transpose.
 
-    XLA itself widens bfloat16.
+    For bfloat16, XLA itself adds a wider copy.
     """
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))
