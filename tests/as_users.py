@@ -1,4 +1,4 @@
-"""The compiler options that users have. Tests that read a compiled program use them; conftest.py sets faster ones."""
+"""The compiler options of a user. Tests that read a compiled program use them; conftest.py sets faster ones."""
 
 import os
 

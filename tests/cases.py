@@ -1,4 +1,4 @@
-"""Inputs that the tests share: flat and peaked logits, odd sizes, cotangents that differ by row."""
+"""Inputs that the tests share: flat and peaked logits, odd class counts, cotangents that differ by row."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,13 +33,13 @@ def weights(samples=SAMPLES, seed=0):
     return jnp.asarray(w, jnp.float32)
 
 
-def real(statistics):
-    """The statistics that have a derivative, by name; a new one is among them at once."""
+def floating(statistics):
+    """The floating statistics by name, which are those that have a derivative."""
     return {name: value for name, value in statistics._asdict().items() if jnp.issubdtype(value.dtype, jnp.floating)}
 
 
 def layer(classes, features=13, samples=SAMPLES, spread=1.0, dtype=jnp.float32, seed=0):
-    """Hidden states, kernel and bias; their logits have about this spread."""
+    """Hidden states, kernel and bias. Their logits have a standard deviation of about `spread`."""
     rng = np.random.default_rng([seed, 5, classes, samples])
     hidden = rng.normal(size=(samples, features))
     kernel = rng.normal(size=(features, classes)) * spread / np.sqrt(features)

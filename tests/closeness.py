@@ -1,4 +1,4 @@
-"""How far two float32 computations of the same numbers may differ."""
+"""How far two float32 computations of the same values may differ."""
 
 import jax
 import numpy as np
@@ -7,12 +7,12 @@ EPS = 2.0**-23
 
 
 def near(actual, expected, terms):
-    """Each array of a tree is the other, to the rounding of sums of `terms` float32 numbers in another order.
+    """Asserts that two trees are equal up to the rounding of sums of `terms` float32 values in another order.
 
-    Two such sums lie at most 2 · terms · eps/2 · Σ |terms| apart. What cancels within a sum is lost to its result,
-    which may be near 0. So an error is measured against the largest number of its array, and not against its own entry.
+    Two such sums differ by at most 2 · terms · eps/2 · Σ |terms|. Terms may cancel, so that the sum is near 0 while
+    its error is not. So an error is measured relative to the largest entry of the array.
     """
-    for ours, theirs in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        theirs = np.asarray(theirs, np.float64)
-        size = np.abs(theirs).max(initial=0.0, where=np.isfinite(theirs))
-        np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, rtol=0, atol=terms * EPS * size)
+    for found, wanted in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        wanted = np.asarray(wanted, np.float64)
+        largest = np.abs(wanted).max(initial=0.0, where=np.isfinite(wanted))
+        np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=0, atol=terms * EPS * largest)

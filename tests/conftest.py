@@ -7,8 +7,8 @@ import sys
 import tempfile
 from importlib.metadata import version
 
-# Most of the time of these tests is compile time, and a program runs once or twice: LLVM need not optimise it. The
-# processes that tests start inherit this, because their results are compared bit for bit with those of this process.
+# These tests mostly compile, and each program runs once or twice, so LLVM need not optimise it. The processes that
+# tests start inherit this setting: some tests compare their results bit for bit with those of this process.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Two flags that make XLA compile faster. Only jaxlib 0.10 is known to have them, and an unknown flag ends the process.
 if version("jaxlib").startswith("0.10."):
@@ -18,7 +18,7 @@ if version("jaxlib").startswith("0.10."):
     if "codegen_split_count" not in _flags:
         _flags += " --xla_cpu_parallel_codegen_split_count=1"  # one LLVM module per program: a quarter less CPU time
     os.environ["XLA_FLAGS"] = _flags
-# JAX's compilation cache: a program that is traced again, here or in a process that a test starts, is loaded from it.
+# JAX's compilation cache serves a program that is traced again, here or in a process that a test starts.
 # JAX does not write a cache entry atomically, so each xdist worker has its own folder. The folder is temporary.
 if "SOFTJAX_TESTS_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="softjax-tests-")
@@ -47,8 +47,8 @@ collect_ignore = [] if jax.device_count() >= 8 else ["on_mesh"]
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Modules that read a compiled program: its text, its memory, its cost. They compile with the options that users have.
-OF_THE_COMPILED = {
+# Modules that read the text, the memory or the cost of a compiled program. They compile with the options of a user.
+READ_COMPILED_PROGRAMS = {
     "test_barrier",
     "test_cross_entropy",
     "test_every_mode",
@@ -85,20 +85,20 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    position = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: position.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module(request):
-    """Drops a module's programs from memory at its end; compiles with the users' options where programs are read."""
+def _module_programs(request):
+    """Drops a module's programs at its end. A module that reads compiled programs gets a user's compiler options."""
     compile_quickly = jax.stages.Lowered.compile
 
     def compile_as_users(lowered, compiler_options=None):
         return compile_quickly(lowered, {**as_users.OPTIONS, **(compiler_options or {})})
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.stem in OF_THE_COMPILED:
+        if request.path.stem in READ_COMPILED_PROGRAMS:
             patch.setattr(jax.stages.Lowered, "compile", compile_as_users)
         yield
     jax.clear_caches()
@@ -108,8 +108,8 @@ _tests = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def _programs_of_a_few_tests():
-    """Drops programs every 20 tests, too, because each one takes about a megabyte."""
+def _recent_programs():
+    """Also drops all programs after every 20 tests. A program takes about a megabyte."""
     yield
     if next(_tests) % 20 == 0:
         jax.clear_caches()
@@ -118,11 +118,11 @@ def _programs_of_a_few_tests():
 @pytest.fixture(params=["one CPU", "elsewhere"])
 def route(request, monkeypatch):
     """The two ways to sum rows and to pick labels: on a single CPU device, and on all other platforms."""
-    here = request.param == "one CPU"
-    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: here)
+    is_one_cpu = request.param == "one CPU"
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: is_one_cpu)
     # A program traced for one route must not serve the other. The matmul precision is part of JAX's cache key, and
     # these tests have no matmul that depends on it: it separates the two routes without clearing the caches.
-    with jax.default_matmul_precision("default" if here else "highest"):
+    with jax.default_matmul_precision("default" if is_one_cpu else "highest"):
         yield request.param
 
 

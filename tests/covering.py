@@ -1,4 +1,4 @@
-"""Selects the cases of a law that always run, and those that only `-m slow` runs."""
+"""Selects the cases of a test that always run, and those that only `-m slow` runs."""
 
 import itertools
 
@@ -8,20 +8,20 @@ ROUTES = ["one CPU", "elsewhere"]  # parameters of the fixture `route`; pass the
 
 
 def slow(*cases):
-    """Marks cases as slow: the same law at other sizes. A tuple is a case of several arguments."""
+    """Marks cases as slow, such as the same law at other sizes. A tuple is a case of several arguments."""
     return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
 def covering(*axes, quick=None):
-    """All-pairs testing: cases of the product of the axes that cover each pair of values of two axes.
+    """All-pairs testing: cases that contain each pair of values of two axes at least once.
 
-    A few cases are quick, the others slow. Quick case number i takes the value i of each axis, modulo its length. By
-    default i runs over the longest axis, so that the quick cases cover each value of each axis. `quick` gives other
-    numbers. A tuple among the values stands for several arguments.
+    An axis is a list of values. A tuple among the values stands for several arguments. A few cases are quick, the
+    others slow. Quick case i takes value i of each axis, modulo its length. By default i counts up to the length of the
+    longest axis, so that the quick cases contain each value of each axis. `quick` lists other i.
     """
     axes = [[value if isinstance(value, tuple) else (value,) for value in axis] for axis in axes]
-    few = range(max(map(len, axes)))
-    quick = [tuple(i % len(axis) for axis in axes) for i in (few if quick is None else quick)]
+    quick = range(max(map(len, axes))) if quick is None else quick
+    quick = [tuple(i % len(axis) for axis in axes) for i in quick]
     pairs = {
         place: set(itertools.combinations(enumerate(place), 2))
         for place in itertools.product(*(range(len(axis)) for axis in axes))

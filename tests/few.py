@@ -1,4 +1,4 @@
-"""A few classes per sample, with repeated ids and padding, and the distribution that they stand for."""
+"""Sparse labels with repeated ids and padding, and the dense distribution that they stand for."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +19,15 @@ def sparse(classes, k, samples=11, padding=True, seed=0, mass=1.0):
 def dense(labels, classes):
     """The same distribution as a float64 array over all classes."""
     ids, p = np.asarray(labels.ids), np.asarray(labels.probabilities, np.float64)
-    every = np.zeros((*ids.shape[:-1], classes))
+    distribution = np.zeros((*ids.shape[:-1], classes))
     for place, j in np.ndenumerate(ids):
         if 0 <= j < classes:
-            every[*place[:-1], j] += p[place]
-    return every
+            distribution[*place[:-1], j] += p[place]
+    return distribution
 
 
-def at(every, ids):
-    """The entries of an array over all classes at these ids, 0 for an id that is no class."""
+def entries_at(array, ids):
+    """The entries at these ids of an array over all classes. An id that is no class gives 0."""
     ids = np.asarray(ids)
-    inside = (ids >= 0) & (ids < every.shape[-1])
-    return np.where(inside, np.take_along_axis(every, np.where(inside, ids, 0), -1), 0)
+    inside = (ids >= 0) & (ids < array.shape[-1])
+    return np.where(inside, np.take_along_axis(array, np.where(inside, ids, 0), -1), 0)

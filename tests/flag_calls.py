@@ -1,6 +1,6 @@
-"""Every kind of call in every mode of differentiation, at a small size: what test_flags.py compares.
+"""Small calls of each kind in every mode of differentiation, whose results test_flags.py compares.
 
-`python flag_calls.py FILE NAME...` writes the numbers of these calls. JAX reads some of its flags when a function is
+`python flag_calls.py FILE NAME...` writes the results of these calls. JAX reads some of its flags when a function is
 decorated, which happens when softjax is imported. So the flags need a process of their own.
 """
 
@@ -20,8 +20,8 @@ LOGITS, LAYER = cases.logits(5), (HIDDEN, KERNEL)
 OPTIONS = {"bias": BIAS, "block_size": 4}
 
 
-def squares(statistics):
-    return sum((A * number.astype(jnp.float32) ** 2).sum() for number in statistics)
+def sum_of_squares(statistics):
+    return sum((A * values.astype(jnp.float32) ** 2).sum() for values in statistics)
 
 
 def row_loss(s, a):
@@ -30,7 +30,7 @@ def row_loss(s, a):
 
 CALLS = {
     "cross_entropy": (lambda x: softjax.cross_entropy(x, Y, weights=W, label_smoothing=0.1, z_loss=0.01), LOGITS),
-    "statistics": (lambda x: squares(softjax.statistics(x, Y)), LOGITS),
+    "statistics": (lambda x: sum_of_squares(softjax.statistics(x, Y)), LOGITS),
     "linear, mean": (lambda a: softjax.linear_cross_entropy(*a, Y, weights=W, **OPTIONS), LAYER),
     "linear, none": (lambda a: (A * softjax.linear_cross_entropy(*a, Y, reduction="none", **OPTIONS)).sum(), LAYER),
     "divergence": (lambda x: softjax.divergence(x, jnp.sin(LOGITS), kind="jensen_shannon", weights=W), LOGITS),
@@ -41,43 +41,43 @@ CALLS = {
     "linear_loss": (lambda a: softjax.linear_loss(row_loss, *a, Y, A, weights=W, **OPTIONS), LAYER),
 }
 
-# One call of each kind of derivative: of logits, of a fused sum, of rows of a layer. Others have the same rules: slow.
+# The quick calls use each rule of differentiation once: logits, a fused sum, recomputed rows, a row loss.
 QUICK = ["cross_entropy", "linear, none", "linear_divergence", "linear_loss"]
 
 
-def forward(function, at):
-    """The value: plain, under `vmap`, and under `scan` of a checkpoint."""
-    two, saved = jax.tree.map(lambda a: jnp.stack([a, -a]), at), jax.checkpoint(function)
+def forward(function, x):
+    """The value: as it is, under `vmap`, and in a `scan` over `jax.checkpoint`."""
+    pair, checkpointed = jax.tree.map(lambda a: jnp.stack([a, -a]), x), jax.checkpoint(function)
     return {
-        "value": function(at),
-        "vmap": jax.vmap(function)(two),
-        "scan": jax.lax.scan(lambda total, at: (total + saved(at), None), jnp.float32(0), two)[0],
+        "value": function(x),
+        "vmap": jax.vmap(function)(pair),
+        "scan": jax.lax.scan(lambda total, x: (total + checkpointed(x), None), jnp.float32(0), pair)[0],
     }
 
 
-def derivatives(function, at):
-    along = jax.tree.map(jnp.cos, at)
+def derivatives(function, x):
+    tangent = jax.tree.map(jnp.cos, x)
 
-    def total(at):
-        return sum(number.sum() for number in forward(function, at).values())
+    def total(x):
+        return sum(values.sum() for values in forward(function, x).values())
 
     return {
-        "jvp": jax.jvp(function, (at,), (along,))[1],
-        "gradients of every value": jax.grad(total)(at),
-        "a jvp of the gradient": jax.jvp(jax.grad(function), (at,), (along,))[1],
+        "jvp": jax.jvp(function, (x,), (tangent,))[1],
+        "gradient of the sum of all values": jax.grad(total)(x),
+        "jvp of the gradient": jax.jvp(jax.grad(function), (x,), (tangent,))[1],
     }
 
 
-def numbers(name, kind):
-    """The results of a call, computed by one program."""
-    function, at = CALLS[name]
-    results = jax.jit(partial(kind, function))(at)
+def results(name, kind):
+    """The `forward` or the `derivatives` of a call, from one program."""
+    function, x = CALLS[name]
+    results = jax.jit(partial(kind, function))(x)
     return {name + jax.tree_util.keystr(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(results)}
 
 
-def every_number(names):
-    return {key: a for name in names for kind in (forward, derivatives) for key, a in numbers(name, kind).items()}
+def all_results(names):
+    return {key: a for name in names for kind in (forward, derivatives) for key, a in results(name, kind).items()}
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **every_number(sys.argv[2:]))
+    np.savez(sys.argv[1], **all_results(sys.argv[2:]))

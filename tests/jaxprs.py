@@ -1,4 +1,4 @@
-"""Walking a jaxpr: every equation, also inside calls, loops and custom derivatives; and the products of a program."""
+"""Reads a traced program: the equations of its jaxpr, and its matmuls."""
 
 import re
 
@@ -7,7 +7,7 @@ from jax.extend import core
 
 
 def equations(jaxpr):
-    """Every equation of a closed or open jaxpr, and of the jaxprs in its parameters."""
+    """The equations of a jaxpr. A call, loop or custom derivative is replaced by the equations inside of it."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     for eqn in jaxpr.eqns:
         inner = [sub for value in eqn.params.values() for sub in _jaxprs(value)]
@@ -27,12 +27,12 @@ def _jaxprs(value):
 
 
 def count(function, *args, primitive, size):
-    """How many equations of this primitive have an output of at least `size` elements."""
+    """The number of equations of this primitive with an output of at least `size` elements."""
     closed = jax.make_jaxpr(function)(*args)
     return sum(e.primitive.name == primitive and any(v.aval.size >= size for v in e.outvars) for e in equations(closed))
 
 
-def products(function, *args):
-    """The types of the operands and of the result of each matrix product of the program that XLA is given."""
+def matmuls(function, *args):
+    """The dtypes of the operands and of the result of each matmul in the StableHLO program."""
     text = jax.jit(function).lower(*args).as_text()
     return re.findall(r"stablehlo.dot_general.*: \(tensor<\w*x(\w+)>, tensor<\w*x(\w+)>\) -> tensor<\w*x(\w+)>", text)

@@ -1,4 +1,4 @@
-"""The formulas written out in float64 NumPy, sample by sample, independent of the code under test."""
+"""The expected values: the formulas in float64 NumPy, sample by sample, independent of the code under test."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _target(labels, i, classes, exists, smoothing):
-    """p of one sample: one-hot or the given distribution, smoothed over the classes that exist."""
+    """p of sample i: one-hot or the given distribution, smoothed over the classes that exist."""
     if np.issubdtype(labels.dtype, np.integer):
         p = np.zeros(classes)
         p[labels[i]] = 1.0

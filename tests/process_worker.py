@@ -1,7 +1,7 @@
 """One process of several: `python process_worker.py process processes port`, run by test_processes.py.
 
-Compares losses and gradients of global arrays, which no process holds whole, with those of one device, and runs the
-README's snippet for many hosts.
+Compares losses and gradients of global arrays, of which each process holds some shards, with those of one device. Then
+runs the README's snippet for many hosts.
 """
 
 import sys
@@ -42,22 +42,23 @@ def logits_loss(x, b, y, w):
 
 
 def agrees(function, mesh, arrays, specs, expected):
-    """The value and the gradients of a loss of global arrays, of which each process compares its own parts."""
+    """Compares the value and the gradients of a loss of global arrays. Each process compares its own shards."""
     with jax.set_mesh(mesh):
         arrays = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
         actual = jax.jit(jax.value_and_grad(function, (0, 1)))(*arrays)
-    for array, whole in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    for array, unsharded in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert array.addressable_shards
         for shard in array.addressable_shards:
-            # The sum of a process is a part of the whole's: errors are those of the whole array.
-            ours = np.array(whole)
-            ours[shard.index] = shard.data
-            near(ours, whole, SAMPLES + CLASSES)
+            # `near` measures errors relative to the largest entry, which may be in another shard.
+            with_shard = np.array(unsharded)
+            with_shard[shard.index] = shard.data
+            near(with_shard, unsharded, SAMPLES + CLASSES)
 
 
 def compare(processes):
     devices = np.array(jax.devices()).reshape(processes, 2)
-    everywhere, inside, across = devices.reshape(1, -1), devices, devices.T  # where the classes are split
+    # the classes are sharded over all devices, over those of a process, or over one device of each process
+    everywhere, inside, across = devices.reshape(1, -1), devices, devices.T
     labels, weights = cases.class_ids(CLASSES, SAMPLES), cases.weights(SAMPLES).at[:8].set(0)
 
     layer = (*cases.layer(CLASSES, samples=SAMPLES), labels, weights)
@@ -68,8 +69,8 @@ def compare(processes):
     def named(*arrays):
         return layer_loss(*arrays, **NAMES)
 
-    by_hand = jax.shard_map(named, mesh=mesh, in_specs=specs, out_specs=P())
-    agrees(by_hand, mesh, layer, specs, expected)
+    mapped = jax.shard_map(named, mesh=mesh, in_specs=specs, out_specs=P())
+    agrees(mapped, mesh, layer, specs, expected)
     agrees(named, mesh_of(across, AxisType.Auto), layer, specs, expected)
     agrees(layer_loss, mesh_of(inside, AxisType.Explicit), layer, specs, expected)
 

@@ -1,10 +1,10 @@
-"""One compiled program in the place of many: most of a test's time is tracing and compiling."""
+"""A value and its VJP by one compiled program. Most of a test's time is tracing and compiling."""
 
 import jax
 
 
 def vjp(function, arguments, cotangent):
-    """The value of a function and its gradients by the arguments, for this cotangent of the value."""
+    """The value of a function and its VJP: the gradients by the arguments for a cotangent of the value."""
 
     @jax.jit
     def both(arguments, cotangent):

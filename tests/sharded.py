@@ -1,4 +1,7 @@
-"""Run by test_placement.py with eight devices: `python sharded.py 2x4`, samples by classes."""
+"""Compares sharded calls without axis names with one device: `python sharded.py 2x4` on eight devices.
+
+The mesh has two axes, samples by classes. test_placement.py runs this file.
+"""
 
 import sys
 
@@ -27,32 +30,35 @@ def functions():
         for options in OPTIONS:
             yield lambda x, y, o=options: softjax.cross_entropy(x, y, **o), labels
     yield lambda x, y: (softjax.softmax(x) ** 2).sum() + (softjax.log_softmax(x) ** 2).mean(), Y
-    yield lambda x, y: sum(s.sum() for s in cases.real(softjax.statistics(x, y)).values()), Y
+    yield lambda x, y: sum(s.sum() for s in cases.floating(softjax.statistics(x, y)).values()), Y
 
 
-def tangent(f):
+def directional_derivative(f):
     return lambda x, y: jax.jvp(lambda x: f(x, y), (x,), (x,))[1]
 
 
-def all_of(functions):
-    """The value, the gradient and the derivative along the logits of each function, in one program."""
+def with_derivatives(functions):
+    """The value and the gradient of each function, and its JVP with the logits as tangent, in one program."""
 
-    def every(x, labels):
-        return [(*jax.value_and_grad(f)(x, y), tangent(f)(x, y)) for f, y in zip(functions, labels, strict=True)]
+    def results(x, labels):
+        return [
+            (*jax.value_and_grad(f)(x, y), directional_derivative(f)(x, y))
+            for f, y in zip(functions, labels, strict=True)
+        ]
 
-    return jax.jit(every)
+    return jax.jit(results)
 
 
 def main(shape):
     called, labels = zip(*functions(), strict=True)
-    expected = all_of(called)(X, labels)
+    expected = with_derivatives(called)(X, labels)
     for kind in (AxisType.Explicit, AxisType.Auto):
         mesh = jax.make_mesh(shape, ("data", "classes"), axis_types=(kind, kind))
         with jax.set_mesh(mesh):
             x = jax.device_put(X, NamedSharding(mesh, P("data", "classes")))
             specs = [P("data", "classes") if y.ndim == 2 else P("data") for y in labels]
             placed = [jax.device_put(y, NamedSharding(mesh, spec)) for y, spec in zip(labels, specs, strict=True)]
-            jitted = all_of(called)(x, placed)
+            jitted = with_derivatives(called)(x, placed)
             close(jitted, expected)
             eager = [jax.value_and_grad(f)(x, y) for f, y in zip(called, placed, strict=True)]
             close(eager, [(value, gradient) for value, gradient, _ in expected])
@@ -65,7 +71,7 @@ def main(shape):
 
 
 def linear(shape):
-    """A linear layer under each kind of mesh axes, and a data-parallel one inside of `shard_map`."""
+    """A linear layer with sharded samples and classes, and a data-parallel one inside of `shard_map`."""
     h, k = X[:, :8], X[:8, :].T[:40].T
     y = Y % 40
 
@@ -84,11 +90,11 @@ def linear(shape):
     def total(h, k, y, w):
         return softjax.linear_cross_entropy(h, k, y, weights=w, block_size=2, reduction="sum")
 
-    def on_each(h, k, y, w):
+    def on_each_device(h, k, y, w):
         value, gradient = jax.value_and_grad(lambda k: jax.lax.psum(total(h, k, y, w), "data"))(k)
         return value, gradient
 
-    mapped = jax.shard_map(on_each, mesh=auto, in_specs=(P("data"), P(), P("data"), P("data")), out_specs=P())
+    mapped = jax.shard_map(on_each_device, mesh=auto, in_specs=(P("data"), P(), P("data"), P("data")), out_specs=P())
     close(jax.jit(mapped)(h, k, y, W), jax.value_and_grad(lambda k: total(h, k, y, W))(k))
 
 

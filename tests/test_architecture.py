@@ -46,13 +46,13 @@ def _imports(path):
 
 
 def test_public_names():
-    # ours alone: the hook that checks annotations in the tests adds a name of its own
-    ours = [n for n, v in vars(softjax).items() if getattr(v, "__module__", "").startswith("softjax")]
-    assert sorted(ours) == PUBLIC
+    # without the name that jaxtyping's import hook adds in the tests
+    found = [n for n, v in vars(softjax).items() if getattr(v, "__module__", "").startswith("softjax")]
+    assert sorted(found) == PUBLIC
 
 
-def test_a_users_typed_file_calls_every_one_of_them():
-    """pyright checks that file strictly, in a step of its own."""
+def test_typed_user_calls_every_public_function():
+    """.ci/run checks typed_user.py with pyright in strict mode."""
     text = Path(typed_user.__file__).read_text(encoding="utf8")
     functions = [*PUBLIC, *(f"{m.__name__}.{n}"[8:] for m, known in NAMESPACES.items() for n in known)]
     assert [name for name in functions if f"softjax.{name}" not in text] == []
@@ -62,12 +62,12 @@ def test_a_users_typed_file_calls_every_one_of_them():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_functions_are_documented(name):
-    thing = getattr(softjax, name)
-    assert thing.__doc__
-    if inspect.isfunction(thing):
-        assert ">>>" in thing.__doc__
-        assert "Raises:" in thing.__doc__
-        positional = [p for p in inspect.signature(thing).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    public = getattr(softjax, name)
+    assert public.__doc__
+    if inspect.isfunction(public):
+        assert ">>>" in public.__doc__
+        assert "Raises:" in public.__doc__
+        positional = [p for p in inspect.signature(public).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
         assert len(positional) <= (4 if "linear" in name else 2)
 
 
@@ -94,21 +94,21 @@ NAMESPACES = {
 def test_namespaces(namespace):
     """The functions of the two public modules: their names, arguments and documentation."""
     found = {name: getattr(namespace, name) for name in namespace.__all__}
-    found = {name: thing for name, thing in found.items() if inspect.isfunction(thing)}
+    found = {name: value for name, value in found.items() if inspect.isfunction(value)}
     assert found.keys() == NAMESPACES[namespace].keys()
     for name, function in found.items():
         shown = [str(p.replace(annotation=p.empty)) for p in inspect.signature(function).parameters.values()]
         assert shown == NAMESPACES[namespace][name]
-        for part in (">>>", "Args:", "Returns:", "Raises:"):
-            assert part in function.__doc__, f"{name} {part}"
+        for section in (">>>", "Args:", "Returns:", "Raises:"):
+            assert section in function.__doc__, f"{name} {section}"
 
 
 def test_signatures():
-    of_layer = dict.fromkeys(
+    layer_options = dict.fromkeys(
         ("bias", "where", "logit_softcap", "block_size", "precision", "axis_name", "batch_axis_name")
     )
-    of_kind = {"kind": "forward_kl", "beta": 0.5, "temperature": 1.0, "base": 10.0, "weights": None}
-    of_kind |= {"reduction": "mean"}
+    divergence_options = {"kind": "forward_kl", "beta": 0.5, "temperature": 1.0, "base": 10.0, "weights": None}
+    divergence_options |= {"reduction": "mean"}
     defaults = {
         "softmax": {"axis": -1, "where": None, "axis_name": None},
         "log_softmax": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
@@ -130,9 +130,9 @@ def test_signatures():
             "batch_axis_name": None,
         },
         "log_probabilities": {"base": 10.0, "axis": -1, "where": None, "axis_name": None},
-        "linear_log_probabilities": of_layer | {"base": 10.0},
-        "linear_top_k": of_layer | {"base": 10.0},
-        "linear_statistics": of_layer,
+        "linear_log_probabilities": layer_options | {"base": 10.0},
+        "linear_top_k": layer_options | {"base": 10.0},
+        "linear_statistics": layer_options,
         "linear_loss": {
             "bias": None,
             "where": None,
@@ -145,8 +145,8 @@ def test_signatures():
             "axis_name": None,
             "batch_axis_name": None,
         },
-        "divergence": of_kind | {"axis": -1, "where": None, "axis_name": None, "batch_axis_name": None},
-        "linear_divergence": of_kind | of_layer | {"teacher_bias": None, "teacher_logit_softcap": None},
+        "divergence": divergence_options | {"axis": -1, "where": None, "axis_name": None, "batch_axis_name": None},
+        "linear_divergence": divergence_options | layer_options | {"teacher_bias": None, "teacher_logit_softcap": None},
         "cross_entropy": {
             "base": 10.0,
             "axis": -1,
@@ -164,7 +164,7 @@ def test_signatures():
         assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == expected
 
 
-def test_private_modules_stand_in_the_folders():
+def test_private_modules_are_in_the_folders():
     assert {path.name for path in PACKAGE.glob("_*") if path.is_dir()} - {"__pycache__"} == set(FOLDERS)
     assert [path.name for path in PACKAGE.glob("_*.py")] == ["__init__.py"]
 
@@ -188,11 +188,11 @@ def test_the_package_reads_no_environment():
 def test_importing_costs_little_and_runs_nothing_on_a_device():
     code = (
         "import softjax, sys\n"
-        # `jax.extend`, which `import jax` leaves alone, loads all of Pallas: as long as softjax itself takes
+        # `import jax` does not import `jax.extend`, which loads Pallas and takes as long as softjax itself
         "heavy = {'optax', 'chex', 'scipy.stats', 'matplotlib', 'beartype', 'jax.extend'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
         "import jax\n"
-        "jax.config.update('jax_platforms', 'none_such')\n"  # would be too late, had a backend been started
+        "jax.config.update('jax_platforms', 'none_such')\n"  # has no effect after a backend was started
         "try: jax.devices()\n"
         "except RuntimeError: pass\n"
         "else: raise SystemExit('a backend was started by the import')\n"

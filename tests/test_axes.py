@@ -1,4 +1,4 @@
-"""Reductions over the class axis, and mesh axes. test_mesh.py runs them on eight devices."""
+"""Reductions over the class axis and over mesh axes, on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ def test_reductions_over_the_class_axis(axis, route):
 
 def test_first_equal_skips_masked_classes():
     classes, exists = ClassAxis(-1), jnp.array([[True, False, True]])
-    most = classes.max(X)
-    np.testing.assert_array_equal(classes.first_equal(X, most, exists)[:, 0], [2, 0])
+    largest = classes.max(X)
+    np.testing.assert_array_equal(classes.first_equal(X, largest, exists)[:, 0], [2, 0])
     np.testing.assert_array_equal(classes.first_equal(X, jnp.full((2, 1), jnp.nan))[:, 0], [-1, -1])
-    np.testing.assert_array_equal(classes.first_equal(X, most, None, jnp.int32(10))[:, 0], [11, 10])
+    np.testing.assert_array_equal(classes.first_equal(X, largest, None, jnp.int32(10))[:, 0], [11, 10])
     assert jnp.iinfo(jnp.int32).max == NO_CLASS
 
 
@@ -55,7 +55,7 @@ def test_an_axis_that_a_vmap_binds_is_not_manual():
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-def test_inside_shard_map_an_argument_may_be_invariant(check_vma):
+def test_a_shard_map_may_pass_a_replicated_argument(check_vma):
     x, y = jnp.arange(48.0).reshape(8, 6) / 10, jnp.zeros(8, jnp.int32)
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -68,7 +68,7 @@ def test_inside_shard_map_an_argument_may_be_invariant(check_vma):
     assert jax.jit(rows)(jnp.ones((4096, 1024), jnp.bfloat16)).shape == (4096, 1024)
 
 
-def test_pmax_keeps_nan_and_every_other_number():
+def test_pmax_keeps_nan_inf_and_signed_zeros():
     x = jnp.array([[-jnp.inf, -1.5, -0.0, 0.0, 2.0, jnp.inf, jnp.nan], [-jnp.inf, -2.0, 0.0, -0.0, 3.0, 1.0, 7.0]])
     found = jax.vmap(lambda x: axes.pmax(x, ("i",)), axis_name="i")(x)
     np.testing.assert_array_equal(found[0], [-np.inf, -1.5, 0, 0, 3, np.inf, np.nan])
@@ -76,7 +76,7 @@ def test_pmax_keeps_nan_and_every_other_number():
     np.testing.assert_array_equal(found[0], found[1])
 
 
-def test_the_first_of_equal_zeros_is_the_first_0_not_the_first_minus_0():
+def test_first_equal_prefers_0_to_minus_0():
     x = jnp.array([[-0.0, 0.0, 0.0], [-0.0, -0.0, -1.0], [-3.0, -3.0, -4.0]])
     found = ClassAxis(-1).first_equal(x, x.max(-1, keepdims=True))
     np.testing.assert_array_equal(found[:, 0], jax.lax.top_k(x, 1)[1][:, 0])

@@ -32,7 +32,7 @@ def test_a_barrier_changes_no_value_and_no_derivative():
     np.testing.assert_array_equal(jax.vmap(jax.grad(loss))(x[None])[0], 3 * x**2)
 
 
-def test_behind_a_barrier_a_pass_takes_exponentials_of_its_own():
+def test_a_pass_behind_a_barrier_computes_its_own_exponentials():
     def count_exponentials(second_pass):
         def two_passes(x):
             return jnp.sum(jnp.exp(x)), jnp.sum(jnp.exp(second_pass(x)) * x)
@@ -48,8 +48,8 @@ def test_one_barrier_holds_all_arrays_or_the_small_ones():
     tree = [jnp.ones(2), jnp.ones(3), jnp.ones(5)]
     assert barred_shapes(barrier.barrier, tree) == [[(2,), (3,), (5,)]]
     assert barred_shapes(lambda tree: barrier.barrier_small(tree, 4), tree) == [[(2,), (3,)]]
-    for array, same in zip(tree, barrier.barrier_small(tree, 4), strict=True):
-        np.testing.assert_array_equal(array, same)
+    for array, barred in zip(tree, barrier.barrier_small(tree, 4), strict=True):
+        np.testing.assert_array_equal(barred, array)
 
 
 def test_on_one_cpu_row_values_have_no_barrier(route):

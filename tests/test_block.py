@@ -1,4 +1,4 @@
-"""A block of logits, and the values of ignored rows."""
+"""A block of logits and its target; ignored rows are set to 0."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,31 +14,31 @@ X = jnp.array([[1.0, 3.0, 3.0, 2.0], [jnp.nan, 0.0, jnp.inf, 1.0]])
 IDS = ClassIds(jnp.array([[2], [0]], jnp.int32))
 
 
-def test_harmless():
-    array, counted = jnp.array([[1.0, jnp.nan], [jnp.inf, 0.0]]), jnp.array([[False], [True]])
-    np.testing.assert_array_equal(zero_ignored(array, counted), [[1, 0], [jnp.inf, 0]])
+def test_zero_ignored_replaces_non_finite_values():
+    array, active = jnp.array([[1.0, jnp.nan], [jnp.inf, 0.0]]), jnp.array([[False], [True]])
+    np.testing.assert_array_equal(zero_ignored(array, active), [[1, 0], [jnp.inf, 0]])
     assert zero_ignored(array, None) is array
     ids = jnp.array([[1], [2]])
-    assert zero_ignored(ids, counted) is ids
+    assert zero_ignored(ids, active) is ids
 
 
-def test_numbers_of_rows_that_are_not_counted_are_finite(route):
+def test_values_of_ignored_rows_are_finite(route):
     block = make_block(LAST, X, IDS, None, jnp.array([[True], [False]]))
-    numbers = block.zero_ignored((jnp.array([jnp.inf, jnp.nan]), jnp.array([1, 2])))
-    np.testing.assert_array_equal(numbers[0], [jnp.inf, 0])
-    np.testing.assert_array_equal(numbers[1], [1, 2])
+    floats, integers = block.zero_ignored((jnp.array([jnp.inf, jnp.nan]), jnp.array([1, 2])))
+    np.testing.assert_array_equal(floats, [jnp.inf, 0])
+    np.testing.assert_array_equal(integers, [1, 2])
     dropped = jnp.array([[False], [True]])
     np.testing.assert_array_equal(block.wide_logits(dropped), [[1, 3, 3, 2], [0, 0, 0, 0]])
 
 
-def test_the_label_and_its_rank(route):
+def test_the_logit_and_the_rank_of_the_label(route):
     block = make_block(LAST, X, IDS, None, None)
     np.testing.assert_array_equal(block.logits_at(IDS.ids)[:, 0], [3, np.nan])
     assert block.rank(X, IDS.ids)[0, 0] == 1
     assert (block.num_classes() == 4).all()
 
 
-def test_of_the_classes_that_exist(route):
+def test_masked_classes(route):
     exists = jnp.array([[True, False, True, True]])
     block = make_block(LAST, X, ClassIds(jnp.array([[1], [3]])), exists, None)
     np.testing.assert_array_equal(block.logits_at(block.target.ids)[:, 0], [-jnp.inf, 1])
@@ -51,7 +51,7 @@ def test_of_the_classes_that_exist(route):
 
 
 @pytest.mark.parametrize("first", [None, 10])
-def test_a_block_that_begins_elsewhere(first, route):
+def test_a_block_whose_first_class_has_another_id(first, route):
     block = make_block(LAST, X, IDS, None, None)._replace(first_id=None if first is None else jnp.int32(first))
     ids = IDS.ids + (first or 0)
     np.testing.assert_array_equal(block.logits_at(ids)[:, 0], [3, np.nan])

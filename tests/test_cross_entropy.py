@@ -1,4 +1,4 @@
-"""What the public function promises beyond values (test_law) and edges (test_edges): one compilation, small memory."""
+"""The temporary memory of `cross_entropy`. Its values are in test_law.py, its edge cases in test_edges.py."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import softjax
 
 
-def test_a_gradient_step_needs_no_second_array_of_the_size_of_the_logits():
+def test_value_and_gradient_need_no_temporary_array_of_the_logits_size():
     x, y = jax.ShapeDtypeStruct((256, 4096), jnp.float32), jax.ShapeDtypeStruct((256,), jnp.int32)
     for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.1}):
         step = jax.jit(jax.value_and_grad(lambda x, y, o=options: softjax.cross_entropy(x, y, **o)))

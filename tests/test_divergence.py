@@ -1,4 +1,4 @@
-"""Divergences of logits and of two layers against float64: values, gradients, options, edge cases, confident rows."""
+"""Divergences of logits and of two last layers, against float64: values, gradients, options and edge cases."""
 
 import math
 
@@ -19,17 +19,17 @@ from softjax._xla import one_cpu
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
 
 
-def pair(classes, spread=1.0, apart=0.5, samples=cases.SAMPLES):
+def pair(classes, spread=1.0, distance=0.5, samples=cases.SAMPLES):
     """The logits of a student, and of a teacher with similar logits."""
     x = cases.logits(classes, spread, samples)
-    return x, x + apart * min(spread, 1) * cases.logits(classes, samples=samples, seed=1)
+    return x, x + distance * min(spread, 1) * cases.logits(classes, samples=samples, seed=1)
 
 
 def dense(x, y, **options):
     return softjax.divergence(x, y, reduction="none", **options)
 
 
-def leading(x, y, **options):
+def leading_axis(x, y, **options):
     return softjax.divergence(x.T, y.T, axis=0, reduction="none", **options)
 
 
@@ -49,17 +49,17 @@ def as_hidden(x, y, **options):
 
 
 def fused(x, y, **options):
-    """The rows as the gradient of the fused sum by its weights."""
+    """The divergence of each row, as the gradient of the fused sum by the weights."""
 
     def total(weights):
         eye = jnp.eye(len(x))
-        given = {"weights": weights, "reduction": "sum", "block_size": 3} | options
-        return softjax.linear_divergence(x, jnp.eye(x.shape[1]), eye, y, **given)
+        arguments = {"weights": weights, "reduction": "sum", "block_size": 3} | options
+        return softjax.linear_divergence(x, jnp.eye(x.shape[1]), eye, y, **arguments)
 
     return jax.grad(total)(jnp.ones(len(x)))
 
 
-WAYS = [dense, leading, vmapped, as_kernel, as_hidden]
+WAYS = [dense, leading_axis, vmapped, as_kernel, as_hidden]
 
 
 @pytest.mark.parametrize(("way", "kind", "classes", "spread"), covering(WAYS, KINDS, [(5, 1.0), (129, 8.0), (2, 30.0)]))
@@ -68,15 +68,15 @@ def test_value_and_gradient(way, kind, classes, spread):
     for beta, temperature in ((0.5, 1.0), (0.1, 2.5)):
         options = {"kind": kind, "beta": beta, "temperature": temperature, "base": math.e}
         value, (dx,) = vjp(lambda x, options=options: way(x, y, **options), (x,), cases.cotangent())
-        expected, gradient, of_teacher = exact.divergence(x, y, kind, beta, temperature)
+        expected, gradient, teacher_gradient = exact.divergence(x, y, kind, beta, temperature)
         # the relative change from rounding each logit
-        rounding = (np.abs(gradient * x) + np.abs(of_teacher * y)).sum(1) * np.finfo(np.float32).eps / expected
+        rounding = (np.abs(gradient * x) + np.abs(teacher_gradient * y)).sum(1) * np.finfo(np.float32).eps / expected
         allowed = 1e-5 + rounding
         assert np.all(np.abs(value - expected) <= allowed * expected)
         g = np.asarray(cases.cotangent(), np.float64)
         scale = np.abs(gradient).max(1) * np.abs(g)
-        wrong = np.abs(dx - g[:, None] * gradient).max(1)
-        assert np.all(wrong <= allowed * scale)
+        error = np.abs(dx - g[:, None] * gradient).max(1)
+        assert np.all(error <= allowed * scale)
 
 
 @pytest.mark.parametrize(("kind", "route"), covering(KINDS, ROUTES), indirect=["route"])
@@ -85,14 +85,14 @@ def test_both_routes(kind, route):
     x, y = pair(7)
     for way in (dense, as_kernel):
         value, gradient = jax.jit(jax.value_and_grad(lambda x, way=way: jnp.sum(way(x, y, kind=kind, base=math.e))))(x)
-        expected, slopes, _ = exact.divergence(x, y, kind)
+        expected, dx, _ = exact.divergence(x, y, kind)
         np.testing.assert_allclose(value, expected.sum(), rtol=1e-5)
-        np.testing.assert_allclose(gradient, slopes, atol=1e-6)
+        np.testing.assert_allclose(gradient, dx, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "gap"), covering(KINDS, [10.0, 40.0, 80.0]))
 def test_confident_rows(kind, gap):
-    """Two confident rows, equally or not: each value and each gradient entry has a relative error of at most 1e-3."""
+    """Student and teacher are equally confident or not. Each value and gradient entry has a relative error ≤ 1e-3."""
     x = jnp.asarray([[gap, 0.0, -1.0, 0.5], [gap, 0.0, 0.0, 0.3]])
     y = jnp.asarray([[gap, 0.2, -1.2, 0.3], [gap / 2, 0.4, -1.0, 0.0]])
     for way in (dense, as_kernel):
@@ -103,7 +103,7 @@ def test_confident_rows(kind, gap):
 
 
 @pytest.mark.parametrize(("kind", "spread"), covering(KINDS, [0.02, 1.0, 30.0]))
-def test_never_negative_and_0_of_the_same(kind, spread):
+def test_never_negative_and_0_for_equal_logits(kind, spread):
     x = cases.logits(129, spread, samples=500)
     noise = jnp.asarray(
         np.random.default_rng(0).normal(size=x.shape) * np.geomspace(1e-7, 1, 500)[:, None], jnp.float32
@@ -120,20 +120,20 @@ def test_every_option(kind):
     exist = np.array([1, 1, 0, 1, 1, 1, 0, 1, 1], bool)
     w, base = cases.weights(), 2.0
     expected, gradient, _ = exact.divergence(x[:, exist], y[:, exist], kind, 0.2, 1.7)
-    whole = np.zeros(x.shape)
-    whole[:, exist] = gradient
-    share = np.asarray(w, np.float64) / np.log(base)
+    dx = np.zeros(x.shape)
+    dx[:, exist] = gradient
+    scale = np.asarray(w, np.float64) / np.log(base)
     options = {"kind": kind, "beta": 0.2, "temperature": 1.7, "base": base, "weights": w, "where": jnp.asarray(exist)}
     eye = jnp.eye(len(x))
     for reduction, divisor in (("mean", float(w.sum())), ("sum", 1.0)):
-        given = options | {"reduction": reduction}
+        arguments = options | {"reduction": reduction}
         for way in (
-            lambda x, given=given: softjax.divergence(x, y, **given),
-            lambda x, given=given: softjax.linear_divergence(eye, x, eye, y, **given, block_size=4),
+            lambda x, a=arguments: softjax.divergence(x, y, **a),
+            lambda x, a=arguments: softjax.linear_divergence(eye, x, eye, y, **a, block_size=4),
         ):
-            value, slopes = jax.jit(jax.value_and_grad(way))(x)
-            np.testing.assert_allclose(value, (share * expected).sum() / divisor, rtol=1e-5)
-            np.testing.assert_allclose(slopes, share[:, None] * whole / divisor, atol=1e-6)
+            value, found = jax.jit(jax.value_and_grad(way))(x)
+            np.testing.assert_allclose(value, (scale * expected).sum() / divisor, rtol=1e-5)
+            np.testing.assert_allclose(found, scale[:, None] * dx / divisor, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "way"), covering(KINDS, [dense, as_kernel, fused]))
@@ -143,13 +143,13 @@ def test_derivatives_by_temperature_and_beta(way, kind):
     def total(temperature, beta):
         return jnp.sum(way(x, y, kind=kind, temperature=temperature, beta=beta, base=math.e))
 
-    at, step = (1.7, 0.3), 1e-5
-    found = jax.jit(jax.grad(total, argnums=(0, 1)))(*map(jnp.float32, at))
-    up = [exact.divergence(x, y, kind, at[1], at[0] + s)[0].sum() for s in (step, -step)]
-    np.testing.assert_allclose(found[0], (up[0] - up[1]) / (2 * step), rtol=1e-4)
-    up = [exact.divergence(x, y, kind, at[1] + s, at[0])[0].sum() for s in (step, -step)]
-    np.testing.assert_allclose(found[1], (up[0] - up[1]) / (2 * step), rtol=1e-4, atol=1e-6)
-    forward = jax.jvp(total, tuple(map(jnp.float32, at)), (jnp.float32(1), jnp.float32(1)))[1]
+    point, step = (1.7, 0.3), 1e-5
+    found = jax.jit(jax.grad(total, argnums=(0, 1)))(*map(jnp.float32, point))
+    above, below = (exact.divergence(x, y, kind, point[1], point[0] + s)[0].sum() for s in (step, -step))
+    np.testing.assert_allclose(found[0], (above - below) / (2 * step), rtol=1e-4)
+    above, below = (exact.divergence(x, y, kind, point[1] + s, point[0])[0].sum() for s in (step, -step))
+    np.testing.assert_allclose(found[1], (above - below) / (2 * step), rtol=1e-4, atol=1e-6)
+    forward = jax.jvp(total, tuple(map(jnp.float32, point)), (jnp.float32(1), jnp.float32(1)))[1]
     np.testing.assert_allclose(forward, found[0] + found[1], rtol=1e-5)
 
 
@@ -192,7 +192,7 @@ def test_the_teacher_gets_no_gradient(kind):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_classes_that_only_one_of_them_has(temperature):
+def test_classes_that_only_student_or_teacher_has(temperature):
     inf = jnp.inf
     x, y = (
         jnp.array([[0.0, -inf, 1.0], [0.0, 2.0, 1.0], [0.0, -inf, 1.0]]),
@@ -202,55 +202,57 @@ def test_classes_that_only_one_of_them_has(temperature):
     def both(kind):
         return vjp(lambda x: dense(x, y, kind=kind, temperature=temperature, base=math.e), (x,), jnp.ones(3))
 
-    third = [exact.divergence(x[2:, ::2], y[2:, ::2], kind, 0.5, temperature)[0][0] for kind in KINDS]
-    shown = {kind: both(kind) for kind in KINDS}
-    np.testing.assert_array_equal(np.isinf(shown["forward_kl"][0]), [True, False, False])
-    np.testing.assert_array_equal(np.isinf(shown["reverse_kl"][0]), [False, True, False])
-    np.testing.assert_array_equal(np.isinf(shown["jensen_shannon"][0]), [False, False, False])
-    for (value, (dx,)), expected in zip(shown.values(), third, strict=True):
+    last_row = [exact.divergence(x[2:, ::2], y[2:, ::2], kind, 0.5, temperature)[0][0] for kind in KINDS]
+    found = {kind: both(kind) for kind in KINDS}
+    np.testing.assert_array_equal(np.isinf(found["forward_kl"][0]), [True, False, False])
+    np.testing.assert_array_equal(np.isinf(found["reverse_kl"][0]), [False, True, False])
+    np.testing.assert_array_equal(np.isinf(found["jensen_shannon"][0]), [False, False, False])
+    for (value, (dx,)), expected in zip(found.values(), last_row, strict=True):
         np.testing.assert_allclose(value[2], expected, rtol=1e-5)
         assert np.all(np.isfinite(dx))
     q, p = jax.nn.softmax(x / temperature), jax.nn.softmax(y / temperature)
-    np.testing.assert_allclose(shown["forward_kl"][1][0], (q - p) / temperature, atol=1e-6)
+    np.testing.assert_allclose(found["forward_kl"][1][0], (q - p) / temperature, atol=1e-6)
     m = (q + p) / 2
     kl = jnp.where(p > 0, p * jnp.log(p / m), 0) + jnp.where(q > 0, q * jnp.log(q / m), 0)
-    np.testing.assert_allclose(shown["jensen_shannon"][0], kl.sum(1) / 2, rtol=1e-5)
+    np.testing.assert_allclose(found["jensen_shannon"][0], kl.sum(1) / 2, rtol=1e-5)
 
 
-SECOND = {"hessian": jax.hessian, "reverse twice": lambda f, by: jax.jacrev(jax.jacrev(f, by), by)}
+SECOND_DERIVATIVES = {"hessian": jax.hessian, "reverse twice": lambda f, by: jax.jacrev(jax.jacrev(f, by), by)}
 
 
 @pytest.mark.parametrize(
     ("kind", "lacking", "mode"),
     covering([("forward_kl", "teacher"), ("reverse_kl", "student"), ("jensen_shannon", "student"),
-              ("jensen_shannon", "teacher"), ("jensen_shannon", "both"), ("forward_kl", "both")], list(SECOND)),
+              ("jensen_shannon", "teacher"), ("jensen_shannon", "both"), ("forward_kl", "both")], SECOND_DERIVATIVES),
 )  # fmt: skip
-def test_second_derivatives_beside_a_class_without_probability(kind, lacking, mode, x64):
+def test_second_derivatives_with_a_class_without_probability(kind, lacking, mode, x64):
     """A logit of −inf acts as a very low logit, also in the derivatives by T and β."""
     x, y = (a.astype(jnp.float64) for a in pair(5, samples=3))
 
     def total(t, beta, x, logit):
-        of_student = x if lacking == "teacher" else x.at[:, 3].set(logit)
-        of_teacher = y if lacking == "student" else y.at[:, 3].set(logit)
-        given = {"kind": kind, "temperature": t, "beta": beta, "base": math.e}
-        return softjax.divergence(of_student, of_teacher, reduction="sum", **given)
+        student = x if lacking == "teacher" else x.at[:, 3].set(logit)
+        teacher = y if lacking == "student" else y.at[:, 3].set(logit)
+        options = {"kind": kind, "temperature": t, "beta": beta, "base": math.e}
+        return softjax.divergence(student, teacher, reduction="sum", **options)
 
-    second = jax.jit(SECOND[mode](total, (0, 1, 2)))
-    at = jnp.float64(1.7), jnp.float64(0.3), x
-    derivatives = (jax.tree.leaves(second(*at, jnp.float64(logit))) for logit in (-jnp.inf, -3000.0))
+    second = jax.jit(SECOND_DERIVATIVES[mode](total, (0, 1, 2)))
+    point = jnp.float64(1.7), jnp.float64(0.3), x
+    derivatives = (jax.tree.leaves(second(*point, jnp.float64(logit))) for logit in (-jnp.inf, -3000.0))
     for found, expected in zip(*derivatives, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1e-6, 1 - 1e-6, 1.0])
-def test_a_share_of_next_to_nothing(beta):
+def test_jensen_shannon_with_an_extreme_beta(beta):
     x, y = pair(5, spread=30.0)
     value = dense(x, y, kind="jensen_shannon", beta=beta, base=math.e)
     if beta in (0.0, 1.0):
         np.testing.assert_array_equal(value, 0)
-        slope = jax.grad(lambda b: jnp.sum(dense(x, y, kind="jensen_shannon", beta=b, base=math.e)))(jnp.float32(beta))
+        by_beta = jax.grad(lambda b: jnp.sum(dense(x, y, kind="jensen_shannon", beta=b, base=math.e)))(
+            jnp.float32(beta)
+        )
         kind, sign = ("forward_kl", 1) if beta == 0 else ("reverse_kl", -1)
-        np.testing.assert_allclose(slope, sign * exact.divergence(x, y, kind)[0].sum(), rtol=1e-4)
+        np.testing.assert_allclose(by_beta, sign * exact.divergence(x, y, kind)[0].sum(), rtol=1e-4)
     else:
         np.testing.assert_allclose(
             value, exact.divergence(x, y, "jensen_shannon", float(np.float32(beta)))[0], rtol=1e-3
@@ -261,7 +263,7 @@ def test_a_share_of_next_to_nothing(beta):
     ("way", "kind", "bad", "temperature"),
     covering([dense, as_hidden, fused], KINDS, [jnp.nan, jnp.inf, -jnp.inf], [2.0, 1.0]),
 )
-def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
+def test_ignored_rows_may_hold_anything(way, kind, bad, temperature):
     x, y = pair(5)
     w = jnp.ones(len(x)).at[jnp.array([1, 4])].set(0)
 
@@ -286,33 +288,33 @@ def test_rows_of_weight_0_may_hold_anything(way, kind, bad, temperature):
 
 
 @pytest.mark.parametrize("kind", ["reverse_kl", *slow("forward_kl", "jensen_shannon")])
-def test_two_layers_of_other_widths_types_caps_and_biases(kind):
+def test_two_layers_of_different_widths_dtypes_softcaps_and_biases(kind):
     hidden, kernel, bias = cases.layer(29, features=13)
     teacher = [a.astype(jnp.bfloat16) for a in cases.layer(29, features=17, seed=1)]
     options = {"kind": kind, "beta": 0.3, "temperature": 1.5, "weights": cases.weights(), "base": 2.0}
 
-    def of_logits(hidden, kernel, bias):
+    def unfused(hidden, kernel, bias):
         x = 5 * jnp.tanh((jnp.matmul(hidden, kernel) + bias[None]) / 5)
         h, k, b = (a.astype(jnp.float32) for a in teacher)
         return softjax.divergence(x, 2 * jnp.tanh((jnp.matmul(h, k) + b[None]) / 2), **options)
 
-    def of_layers(hidden, kernel, bias):
+    def fused(hidden, kernel, bias):
         caps = {"logit_softcap": 5, "teacher_logit_softcap": 2.0, "block_size": 4}
         biases = {"bias": bias, "teacher_bias": teacher[2]}
         return softjax.linear_divergence(hidden, kernel, *teacher[:2], **biases, **caps, **options)
 
-    expected, gradients = jax.jit(jax.value_and_grad(of_logits, argnums=(0, 1, 2)))(hidden, kernel, bias)
-    value, found = jax.jit(jax.value_and_grad(of_layers, argnums=(0, 1, 2)))(hidden, kernel, bias)
+    expected, gradients = jax.jit(jax.value_and_grad(unfused, argnums=(0, 1, 2)))(hidden, kernel, bias)
+    value, found = jax.jit(jax.value_and_grad(fused, argnums=(0, 1, 2)))(hidden, kernel, bias)
     np.testing.assert_allclose(value, expected, rtol=1e-4)
-    for ours, theirs in zip(found, gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-4 * np.abs(theirs).max())
-    turned = jax.jit(lambda k: of_layers(hidden, k.T, bias))(kernel.T)
-    np.testing.assert_allclose(turned, value, rtol=1e-5)
+    for gradient, wanted in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted, atol=2e-4 * np.abs(wanted).max())
+    transposed = jax.jit(lambda k: fused(hidden, k.T, bias))(kernel.T)
+    np.testing.assert_allclose(transposed, value, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "reduction", "count"), covering(KINDS, [("mean", 4), ("none", 6)]))
-def test_no_more_products_than_said_and_no_logits(kind, reduction, count):
-    """The count of matmuls of the value and of its gradients; no array of all samples and classes."""
+def test_count_of_matmuls_and_no_array_of_all_logits(kind, reduction, count):
+    """The value takes two matmuls, its gradients `count`. No array has all samples and classes."""
     arrays = [jnp.ones(shape) for shape in ((64, 8), (8, 97), (64, 6), (6, 97))]
 
     def loss(*arrays):
@@ -320,39 +322,41 @@ def test_no_more_products_than_said_and_no_logits(kind, reduction, count):
         return jnp.sum(softjax.linear_divergence(*arrays, **options))
 
     with_gradients = jax.value_and_grad(loss, argnums=(0, 1))
-    assert len(jaxprs.products(loss, *arrays)) == 2
-    assert len(jaxprs.products(with_gradients, *arrays)) == count
+    assert len(jaxprs.matmuls(loss, *arrays)) == 2
+    assert len(jaxprs.matmuls(with_gradients, *arrays)) == count
     sizes = [v.aval.size for e in jaxprs.equations(jax.make_jaxpr(with_gradients)(*arrays)) for v in e.outvars]
     assert max(sizes) == 16 * 97
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_memory_of_two_blocks(reduction):
+def test_temporary_memory_of_two_chunks(reduction):
     samples, features, rows, classes = 512, 16, 128, 32768
 
-    def ours(*arrays):
+    def loss(*arrays):
         return softjax.linear_divergence(*arrays, reduction=reduction, block_size=rows, temperature=2.0).sum()
 
     shapes = (samples, features), (features, classes)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (*shapes, *shapes)]
-    program = jax.jit(jax.value_and_grad(ours, (0, 1))).lower(*arrays).compile(as_users.OPTIONS)
-    block, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
+    program = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile(as_users.OPTIONS)
+    chunk, kernel, hidden = (4 * size for size in (rows * classes, features * classes, samples * features))
     arrays = 2.5 if one_cpu.on_one_cpu(jnp.zeros(())) else 8
-    assert program.memory_analysis().temp_size_in_bytes < arrays * block + kernel + 4 * hidden
+    assert program.memory_analysis().temp_size_in_bytes < arrays * chunk + kernel + 4 * hidden
 
 
-def test_elsewhere_than_on_one_cpu_no_array_goes_from_pass_to_pass(monkeypatch):
+def test_not_on_one_cpu_no_pass_keeps_an_array_for_the_next(monkeypatch):
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: False)
     x = jax.ShapeDtypeStruct((512, 4096), jnp.float32)
     program = jax.jit(lambda x, y: dense(x, y, kind="forward_kl")).lower(x, x).compile(as_users.OPTIONS)
-    assert program.memory_analysis().temp_size_in_bytes < 3 * 4 * x.size  # 5 with what each pass keeps for the next
+    assert program.memory_analysis().temp_size_in_bytes < 3 * 4 * x.size  # 5 if each pass kept an array for the next
 
 
 def test_no_samples_and_one_class():
     for kind in KINDS:
         assert softjax.divergence(jnp.zeros((0, 5)), jnp.zeros((0, 5)), kind=kind) == 0
-        one = jnp.ones((3, 1))
-        value, gradient = jax.jit(jax.value_and_grad(lambda x, kind=kind: softjax.divergence(x, 2 * x, kind=kind)))(one)
+        one_class = jnp.ones((3, 1))
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, kind=kind: softjax.divergence(x, 2 * x, kind=kind)))(
+            one_class
+        )
         assert value == 0
         np.testing.assert_array_equal(gradient, 0)
         hidden, kernel = jnp.zeros((0, 4)), jnp.zeros((4, 5))
@@ -360,7 +364,7 @@ def test_no_samples_and_one_class():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_shows(kind):
+def test_a_nan_logit_gives_a_nan_divergence(kind):
     x, y = pair(5)
 
     @jax.jit
@@ -374,12 +378,12 @@ def test_nan_shows(kind):
         assert np.isnan(dx).any(1).tolist() == [i == 2 for i in range(11)]
 
 
-def test_shift_and_size_change_nothing():
+def test_shifted_and_large_logits():
     x, y = pair(7)
     x, y = jnp.round(x * 64) / 64, jnp.round(y * 64) / 64
     for kind in KINDS:
-        there = dense(x, y, kind=kind, temperature=1.7)
-        np.testing.assert_allclose(dense(x + 1e4, y - 3e4, kind=kind, temperature=1.7), there, rtol=1e-5)
+        expected = dense(x, y, kind=kind, temperature=1.7)
+        np.testing.assert_allclose(dense(x + 1e4, y - 3e4, kind=kind, temperature=1.7), expected, rtol=1e-5)
     assert np.all(np.isfinite(dense(x * 1e4, y * 1e4)))
 
 
@@ -402,7 +406,7 @@ def test_dtypes(x64):
             np.testing.assert_allclose(value, expected, rtol=1e-12 if wide == jnp.float64 else 1e-4)
 
 
-def test_refused():
+def test_refused_arguments():
     x, (hidden, kernel, bias) = jnp.zeros((3, 5)), cases.layer(5, samples=3)
     for options, error, message in [
         ({"kind": "kl"}, ValueError, "`kind` must be one of 'forward_kl', 'reverse_kl', 'jensen_shannon', got 'kl'"),
@@ -426,7 +430,7 @@ def test_refused():
     ]:
         with pytest.raises(error, match=message):
             softjax.divergence(x, teacher)
-    for teacher, more, error, message in [
+    for teacher, options, error, message in [
         (
             (hidden[:2], kernel),
             {},
@@ -439,4 +443,4 @@ def test_refused():
         ((hidden, kernel), {"teacher_logit_softcap": -1}, ValueError, "`teacher_logit_softcap` must be positive"),
     ]:
         with pytest.raises(error, match=message):
-            softjax.linear_divergence(hidden, kernel, *teacher, **more)
+            softjax.linear_divergence(hidden, kernel, *teacher, **options)

@@ -1,4 +1,4 @@
-"""The document's figures, and the four places where they do not agree with its own definitions (its errata)."""
+"""The figures of the document, and its four errata: places that contradict its own definitions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Low precision has an error budget: that of the unfused float32 baseline, plus one rounding to the output type."""
+"""Output dtypes, and errors in 16 bits: at most those of the unfused float32 baseline and one rounding."""
 
 import itertools
 from functools import partial
@@ -16,7 +16,7 @@ import softjax
 LOW = [jnp.float16, jnp.bfloat16]
 
 
-def _plain(x, y):
+def _unfused(x, y):
     x = x.astype(jnp.float32)
     return -jax.nn.log_softmax(x, -1)[jnp.arange(len(y)), y] / jnp.log(jnp.float32(10))
 
@@ -28,16 +28,16 @@ def test_value_and_gradient(dtype, spread, route):
     loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, y, reduction="none"), x)
     expected, gradient = oracle.cross_entropy(x, y, cotangent=g)
     ulp32 = 2.0**-23
-    budget = np.abs(np.asarray(_plain(x, y), np.float64) - expected).max()
+    budget = np.abs(np.asarray(_unfused(x, y), np.float64) - expected).max()
     assert loss.dtype == jnp.float32
     assert np.abs(np.asarray(loss, np.float64) - expected).max() <= budget + 2 * ulp32 * np.abs(expected).max()
     dx = pull(g)[0]
     assert dx.dtype == dtype
-    rounding = np.asarray(jnp.asarray(gradient, jnp.float32).astype(dtype), np.float64)
+    rounded = np.asarray(jnp.asarray(gradient, jnp.float32).astype(dtype), np.float64)
     ulp = float(jnp.finfo(dtype).eps)
     floor = float(jnp.finfo(dtype).smallest_subnormal)
-    # one ulp of the output type: float32's error may tip the rounding over
-    np.testing.assert_allclose(np.asarray(dx, np.float64), rounding, rtol=ulp, atol=max(floor, 1e-6 * ulp))
+    # one ulp of the output dtype: the error of float32 may change the direction of the rounding
+    np.testing.assert_allclose(np.asarray(dx, np.float64), rounded, rtol=ulp, atol=max(floor, 1e-6 * ulp))
 
 
 @pytest.mark.parametrize("labels", ["ids", "float64", "float32"])
@@ -64,7 +64,7 @@ def test_float64_distribution_of_float32_logits(x64):
 
 
 @jax.jit
-def _mixed(x, p, w):
+def _mean_and_gradients(x, p, w):
     loss = partial(softjax.cross_entropy, weights=w, z_loss=0.1)
     return jax.value_and_grad(loss, argnums=(0, 1))(x, p)
 
@@ -77,9 +77,9 @@ def _mixed(x, p, w):
         quick=(1, 2, 3, 4, 8),
     ),
 )
-def test_mixed_types(logits, labels, weights):
+def test_mixed_dtypes(logits, labels, weights):
     x, p, w = cases.logits(5, dtype=logits), cases.distribution(5, dtype=labels), (cases.weights() * 2).astype(weights)
-    loss, (dx, dp) = _mixed(x, p, w)
+    loss, (dx, dp) = _mean_and_gradients(x, p, w)
     assert loss.dtype == jnp.float32
     assert (dx.dtype, dp.dtype) == (logits, labels)
     expected, _ = oracle.cross_entropy(x, p, weights=np.asarray(w.astype(jnp.float32)), z_loss=0.1)

@@ -1,4 +1,4 @@
-"""The edge cases, one per test, on both routes, for class ids and one-hot labels."""
+"""The edge cases of logits: one per test, on one CPU and on other platforms, for class ids and one-hot labels."""
 
 import cases
 import jax
@@ -43,7 +43,7 @@ def q(row):
     ),
     indirect=["route"],
 )
-def test_weight_0_whatever_the_row_holds(dtype, options):
+def test_an_ignored_row_may_hold_anything(dtype, options):
     clean = cases.logits(5, samples=2)
     rows = [[NAN] * 5, [INF] * 5, [-INF] * 5, [0.0, NAN, INF, -INF, 1.0], [0.0, 1.0, 2.0, 3.0, 4.0]]
     logits = jnp.concatenate([clean, jnp.array(rows)]).astype(dtype)
@@ -59,11 +59,11 @@ def test_weight_0_whatever_the_row_holds(dtype, options):
         return [jax.grad(loss, has_aux=True)(logits, reduction) for reduction in ("none", "sum", "mean")]
 
     actual = every_reduction(logits, labels, weights)
-    # The same bits as with zeros in those rows; another number of rows may be summed in another order.
-    same_shape = every_reduction(logits.at[2:].set(0), labels.at[2:].set(0), weights)
-    alone = every_reduction(logits[:2], labels[:2], weights[:2])
+    # Zeros in the ignored rows give the same bits. Fewer rows may be summed in another order.
+    zeroed = every_reduction(logits.at[2:].set(0), labels.at[2:].set(0), weights)
+    active_alone = every_reduction(logits[:2], labels[:2], weights[:2])
     ulp = float(jnp.finfo(dtype).eps)
-    for (gradient, loss), (dx, expected), (dx_alone, loss_alone) in zip(actual, same_shape, alone, strict=True):
+    for (gradient, loss), (dx, expected), (dx_alone, loss_alone) in zip(actual, zeroed, active_alone, strict=True):
         np.testing.assert_array_equal(loss, expected)
         np.testing.assert_array_equal(gradient, dx)
         assert not gradient[2:].any()
@@ -72,7 +72,7 @@ def test_weight_0_whatever_the_row_holds(dtype, options):
     assert not actual[0][1][2:].any()
 
 
-def test_weight_0_with_a_distribution_of_nan():
+def test_an_ignored_distribution_of_nan():
     labels = jnp.array([[0.5, 0.5], [NAN, NAN]])
     logits = jnp.array([[0.0, 1.0], [NAN, 2.0]])
     loss, gradient = both(logits, labels, weights=jnp.array([True, False]))
@@ -87,7 +87,7 @@ def test_weight_0_with_a_distribution_of_nan():
 @pytest.mark.parametrize(
     ("route", "options"), covering(ROUTES, [{}, {"label_smoothing": 0.1, "z_loss": 0.1}]), indirect=["route"]
 )
-def test_weight_0_in_every_mode(options):
+def test_ignored_rows_in_every_mode_of_differentiation(options):
     labels = jnp.array([1, 0, 1, 2, -100])
     weights = jnp.array([2.0, 0.0, 0.0, 0.0, 0.0])
     bad = [[NAN, 1.0, 2.0], [-INF] * 3, [INF, 1.0, 2.0], [NAN] * 3]
@@ -96,11 +96,11 @@ def test_weight_0_in_every_mode(options):
     def loss(x, y=labels, w=weights):
         return softjax.cross_entropy(x, y, weights=w, **options)
 
-    def twice(outer, inner):
+    def nested(outer, inner):
         return lambda f: outer(inner(f))
 
     forward, reverse = jax.jacfwd, jax.jacrev
-    modes = (reverse, forward, jax.hessian, *(twice(reverse, inner) for inner in (reverse, forward)))
+    modes = (reverse, forward, jax.hessian, *(nested(reverse, inner) for inner in (reverse, forward)))
     derivatives = jax.jit(lambda x: [mode(loss)(x) for mode in modes])(logits)
     first_alone = jax.jit(lambda x: [mode(lambda x: loss(x, labels[:1], weights[:1]))(x) for mode in modes])
     for derivative, alone in zip(derivatives, first_alone(logits[:1]), strict=True):
@@ -109,7 +109,7 @@ def test_weight_0_in_every_mode(options):
         assert np.count_nonzero(derivative) == np.count_nonzero(alone)
 
 
-def test_gradients_beside_the_logits_are_numbers_in_absent_rows():
+def test_gradients_by_labels_and_smoothing_are_finite_with_ignored_rows():
     logits = jnp.array([[0.0, -INF], [NAN, 1.0], [1.0, 2.0]])
     labels = jnp.array([[1.0, 0.0], [NAN, 0.5], [0.5, 0.5]])
     weights = jnp.array([0.0, 0.0, 1.0])
@@ -124,7 +124,7 @@ def test_gradients_beside_the_logits_are_numbers_in_absent_rows():
 
 
 @pytest.mark.parametrize("weights", [jnp.zeros(3), jnp.zeros(3, bool), jnp.zeros(3, jnp.int32)])
-def test_every_weight_0(weights):
+def test_no_active_row(weights):
     loss, gradient = both(cases.logits(5, samples=3), cases.class_ids(5, 3), "mean", weights=weights)
     assert loss == 0
     assert not gradient.any()
@@ -133,7 +133,7 @@ def test_every_weight_0(weights):
 @pytest.mark.parametrize(
     ("dtype", "options"), covering([jnp.int8, jnp.int32], [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
 )
-def test_label_out_of_range(dtype, options):
+def test_labels_out_of_range(dtype, options):
     bad = [-1, 5, 127, -128, -100]
     logits, labels = cases.logits(5, samples=7), jnp.array([0, *bad, 4], dtype)
     loss, gradient = both(logits, labels, **options)
@@ -180,7 +180,7 @@ def test_label_logit_minus_inf(one_hot):
     np.testing.assert_allclose(gradient, [q([-INF, 1.0, 2.0]) - np.array([1, 0, 0]) / np.log(10)], rtol=1e-5)
 
 
-def test_label_on_a_class_that_where_leaves_out():
+def test_label_on_a_masked_class():
     logits, where = jnp.array([[3.0, 1.0, 2.0]]), jnp.array([False, True, True])
     loss, gradient = both(logits, jnp.array([0]), where=where)
     assert loss == INF
@@ -189,14 +189,14 @@ def test_label_on_a_class_that_where_leaves_out():
 
 
 @ONE_HOT
-def test_full_smoothing_takes_the_label_out(one_hot):
+def test_full_smoothing_ignores_the_label(one_hot):
     where = jnp.array([False, True, True])
     loss, _ = both(jnp.array([[3.0, 1.0, 2.0]]), _labels([0], 3, one_hot), where=where, label_smoothing=1.0)
     np.testing.assert_allclose(loss, np.mean(np.logaddexp(1, 2) - np.array([1, 2])) / np.log(10), rtol=1e-6)
 
 
 @ONE_HOT
-def test_another_class_minus_inf(one_hot):
+def test_another_logit_minus_inf(one_hot):
     loss, gradient = both(jnp.array([[-INF, 1.0, 2.0]]), _labels([2], 3, one_hot))
     np.testing.assert_allclose(loss, -np.log10(np.e**2 / (np.e + np.e**2)), rtol=1e-6)
     assert gradient[0, 0] == 0
@@ -222,27 +222,27 @@ def test_no_class_exists_in_softmax_and_statistics():
     assert not jax.jacobian(lambda x: softjax.log_softmax(x, where=where))(x).any()
     stats = softjax.statistics(x, jnp.array(0), where=where)
     constants = {"log_normalizer": -INF, "max_logit": -INF, "prediction": -1, "label_rank": -1}
-    for name, number in stats._asdict().items():
-        assert number == constants.get(name, 0), name
-    gradients = jax.jacobian(lambda x: cases.real(softjax.statistics(x, jnp.array(0), where=where)))(x)
+    for name, value in stats._asdict().items():
+        assert value == constants.get(name, 0), name
+    gradients = jax.jacobian(lambda x: cases.floating(softjax.statistics(x, jnp.array(0), where=where)))(x)
     for name, gradient in gradients.items():
         assert not gradient.any(), name
 
 
 @ONE_HOT
 @pytest.mark.parametrize("big", [0.0, 100.0])
-def test_plus_inf_at_another_class(one_hot, big):
+def test_another_logit_plus_inf(one_hot, big):
     loss, gradient = both(jnp.array([[big, INF, 1.0]]), _labels([0], 3, one_hot))
     assert loss == INF
     np.testing.assert_allclose(gradient[0, [0, 2]], [-1 / np.log(10), 0], rtol=1e-6)
 
 
-def test_plus_inf_with_smoothing():
+def test_another_logit_plus_inf_with_smoothing():
     assert both(jnp.array([[0.0, INF, 1.0]]), jnp.array([0]), label_smoothing=0.1)[0] == INF
 
 
 @ONE_HOT
-def test_nan(one_hot):
+def test_rows_with_nan(one_hot):
     rows = [[-INF] * 3, [NAN, 0.0, 1.0], [0.0, NAN, 1.0], [NAN] * 3, [-INF, NAN, -INF], [0.0, 1.0, 2.0]]
     loss, gradient = both(jnp.array(rows), _labels([0] * 6, 3, one_hot))
     assert np.isnan(loss[:5]).all()
@@ -269,7 +269,7 @@ def test_no_samples(shape, dtype):
     assert softjax.softmax(logits).shape == shape
 
 
-def test_no_classes_with_samples():
+def test_samples_without_classes_are_refused():
     for call in (
         lambda x: softjax.cross_entropy(x, jnp.zeros(3, jnp.int32)),
         softjax.softmax,
@@ -281,7 +281,7 @@ def test_no_classes_with_samples():
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float32, 1e4), (jnp.float16, 6e4), (jnp.bfloat16, 1e4)])
-def test_huge_logits_keep_the_answer(dtype, size):
+def test_huge_logits(dtype, size):
     steps = jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], dtype) * (64 if dtype != jnp.float32 else 1)
     signs = jnp.array([[1.0], [-1.0]], dtype)
     logits = (signs * jnp.asarray(size, dtype) + steps).astype(dtype)
@@ -296,4 +296,4 @@ def test_huge_logits_keep_the_answer(dtype, size):
 def test_equal_float16_logits_of_a_large_vocabulary():
     logits = jnp.zeros((2, 131072), jnp.float16)
     np.testing.assert_allclose(both(logits, jnp.array([0, 1]))[0], np.log10(131072), rtol=1e-6)
-    assert jnp.isinf(jax.nn.logsumexp(logits, -1)).all()  # what this guards against
+    assert jnp.isinf(jax.nn.logsumexp(logits, -1)).all()  # float16 overflows here

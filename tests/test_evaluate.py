@@ -1,4 +1,4 @@
-"""One program for all losses: an eager call compiles once, and gives what a jitted call gives."""
+"""The losses of logits run as one jitted program: an eager call compiles once and equals a jitted call."""
 
 import cases
 import jax
@@ -21,6 +21,6 @@ def test_the_result_does_not_depend_on_jit():
     np.testing.assert_array_equal(jax.jit(softjax.cross_entropy)(x, y), softjax.cross_entropy(x, y))
 
 
-def test_the_name_shows_in_profiles():
+def test_the_program_is_named_after_the_function():
     text = jax.jit(softjax.cross_entropy).lower(cases.logits(5), cases.class_ids(5)).as_text()
     assert "_cross_entropy" in text

@@ -1,4 +1,4 @@
-"""One backward rule serves every mode and order of differentiation, and costs nothing for outputs that nobody reads."""
+"""`with_forward_mode`: one backward rule serves every mode and order of differentiation."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ X, Y = jnp.float32(2.0), jnp.float32(3.0)
 
 
 def with_rule(forward, backward):
-    """The function whose analytic gradient is `backward`, as the package makes it."""
+    """A function with the analytic gradient `backward`, made as the package makes its functions."""
     function = jax.custom_vjp(lambda static, *arrays: forward(static, *arrays)[0], nondiff_argnums=(0,))
     function.defvjp(forward, backward)
     return with_forward_mode(function)
@@ -67,7 +67,7 @@ def test_a_constant_argument_gets_no_gradient():
     assert "f32[1000]" not in hlo
 
 
-def test_the_gradient_of_an_output_that_nobody_reads_is_not_in_the_program():
+def test_the_gradient_of_an_unread_output_is_not_in_the_program():
     def forward(static, x):
         return (jnp.sin(x), jnp.cos(x)), x
 
@@ -79,20 +79,20 @@ def test_the_gradient_of_an_output_that_nobody_reads_is_not_in_the_program():
 
 def test_integer_outputs_have_no_derivative():
     def forward(static, x, n):
-        return {"index": jnp.argmax(x), "most": x[0] * n.astype(x.dtype), "last": n}, (x, n)
+        return {"index": jnp.argmax(x), "largest": x[0] * n.astype(x.dtype), "last": n}, (x, n)
 
     def backward(static, residuals, g):
-        return jnp.zeros(3).at[0].set(g["most"]), None
+        return jnp.zeros(3).at[0].set(g["largest"]), None
 
     h = partial(with_rule(forward, backward), 0)
     x, n = jnp.array([1.0, 3.0, 2.0]), jnp.int32(2)
     out, tangent = jax.jvp(lambda x: h(x, n), (x,), (jnp.ones(3),))
-    assert (out["index"], out["last"], tangent["most"]) == (1, 2, 1)
+    assert (out["index"], out["last"], tangent["largest"]) == (1, 2, 1)
     assert tangent["index"].dtype == jax.dtypes.float0
-    assert list(jax.grad(lambda x: h(x, n)["most"])(x)) == [1, 0, 0]
+    assert list(jax.grad(lambda x: h(x, n)["largest"])(x)) == [1, 0, 0]
     assert list(jax.jit(jax.vmap(lambda x: h(x, n)["index"]))(x[None])) == [1]
-    total = jax.grad(lambda x: jax.lax.scan(lambda t, x: (t + h(x, n)["most"], h(x, n)["index"]), 0.0, x)[0])
-    assert total(x[None]).tolist() == [[1, 0, 0]]
+    scanned = jax.grad(lambda x: jax.lax.scan(lambda t, x: (t + h(x, n)["largest"], h(x, n)["index"]), 0.0, x)[0])
+    assert scanned(x[None]).tolist() == [[1, 0, 0]]
 
 
 def test_arguments_may_be_pytrees():

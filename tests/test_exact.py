@@ -1,4 +1,4 @@
-"""Confident rows are exact: the loss, its gradient and the entropy, at any gap and in every mode."""
+"""Confident rows keep all digits of the loss, its gradient and the entropy, at any gap and in every mode."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def confident(gap, classes, ties=1, shift=0.0, samples=4, seed=0):
     """Rows whose peak is `gap` above the next logit, and labels: the peak or the class after it."""
     rng = np.random.default_rng([seed, classes, ties])
     x = rng.normal(size=(samples, classes)) * np.array([0.0, 0.1, 1.0, 2.0])[:, None]
-    x = np.round((x - x.max(1, keepdims=True)) * 2**10) / 2**10  # the same gaps beside 0 and beside 1e4
+    x = np.round((x - x.max(1, keepdims=True)) * 2**10) / 2**10  # the same gaps around 0 and around 1e4
     peaks = rng.permuted(np.arange(classes)[None].repeat(samples, 0), axis=1)[:, :ties]
     np.put_along_axis(x, peaks, gap, axis=1)
     labels = np.where(np.arange(samples) % 2 == 0, peaks[:, 0], (peaks[:, 0] + 1) % classes)
@@ -33,8 +33,8 @@ def target(kind, labels, classes):
         return labels
     p = jax.nn.one_hot(labels, classes)
     other = np.random.default_rng(1).dirichlet(np.ones(classes), len(labels))
-    each = {"one-hot": p, "nearly one-hot": (1 - 1e-7) * p + 1e-7 * jnp.asarray(other, jnp.float32), "soft": other}
-    return jnp.asarray(each[kind], jnp.float32)
+    targets = {"one-hot": p, "nearly one-hot": (1 - 1e-7) * p + 1e-7 * jnp.asarray(other, jnp.float32), "soft": other}
+    return jnp.asarray(targets[kind], jnp.float32)
 
 
 def gaps(x):
@@ -45,26 +45,26 @@ def gaps(x):
 
 def within(actual, expected, sizes, ulp):
     error = np.abs(np.asarray(actual, np.float64) - expected)
-    tiny = 1e5 * 2.0**-126  # what underflows of a row's terms, times its gaps
+    tiny = 1e5 * 2.0**-126  # the terms of a row that underflow, times their gaps
     assert (error <= ulp * EPS * sizes + tiny).all(), (error / (EPS * np.maximum(sizes, tiny)) - ulp).max()
 
 
 @jax.jit
 def both(x, labels):
     loss, pull = jax.vjp(lambda x: softjax.cross_entropy(x, labels, reduction="none", **NATS), x)
-    value, back = jax.vjp(lambda x: softjax.statistics(x, labels).entropy, x)
-    return loss, pull(jnp.ones_like(loss))[0], value, back(jnp.ones_like(value))[0]
+    entropy, pull_entropy = jax.vjp(lambda x: softjax.statistics(x, labels).entropy, x)
+    return loss, pull(jnp.ones_like(loss))[0], entropy, pull_entropy(jnp.ones_like(entropy))[0]
 
 
 def check(x, labels):
-    loss, gradient, entropy, slope = both(x, labels)
+    loss, gradient, entropy, entropy_gradient = both(x, labels)
     below, row = gaps(x), gaps(x).max(1)
     expected, dx, sizes = exact.cross_entropy(x, labels)
     within(loss, expected, expected, 8 + row)
     within(gradient, dx, sizes, 8 + below)
     expected, dx, sizes = exact.entropy(x)
     within(entropy, expected, expected, 8 + row)
-    within(slope, dx, sizes, 8 + below)
+    within(entropy_gradient, dx, sizes, 8 + below)
 
 
 @pytest.mark.parametrize(
@@ -82,36 +82,39 @@ def test_every_gap(classes, kind, route):
 
 @pytest.mark.parametrize("classes", [1000, 32769, pytest.param(131072, marks=pytest.mark.slow)])
 def test_many_classes(classes, route):
-    """The label is the peak. Expected values sum the other classes without it."""
+    """The label is the peak. The expected values sum the other classes without the peak."""
     for gap in (5.0, 17.0, 40.0):
         x, _ = confident(gap, classes)
-        x = jnp.tile(x, (16, 1))  # enough rows to be taken a few at a time
+        x = jnp.tile(x, (16, 1))  # enough rows for a loop over a few rows at a time
         labels = jnp.argmax(x, -1)
         loss, gradient, *_ = both(x, labels)
         x64 = np.asarray(x, np.float64)
         e = np.exp(x64 - x64.max(1, keepdims=True))
-        at = np.asarray(labels)[:, None]
-        np.put_along_axis(e, at, 0, 1)
+        label = np.asarray(labels)[:, None]
+        np.put_along_axis(e, label, 0, 1)
         rest = e.sum(1)
         within(loss, np.log1p(rest), np.log1p(rest), 8 + gap + 14)
         within(
-            np.take_along_axis(np.asarray(gradient), at, 1)[:, 0], -rest / (1 + rest), rest / (1 + rest), 8 + gap + 14
+            np.take_along_axis(np.asarray(gradient), label, 1)[:, 0],
+            -rest / (1 + rest),
+            rest / (1 + rest),
+            8 + gap + 14,
         )
         assert (np.abs(np.asarray(gradient, np.float64).sum(1)) <= (8 + gap + 14) * EPS * 2 * rest / (1 + rest)).all()
 
 
-def test_known_numbers():
-    for gap, right in ((20.0, 4.1223073e-9), (15.0, 6.1180446e-7)):
+def test_known_values():
+    for gap, expected in ((20.0, 4.1223073e-9), (15.0, 6.1180446e-7)):
         x = jnp.array([[gap, 0.0, 0.0]])
         loss, gradient = jax.value_and_grad(softjax.cross_entropy)(x, jnp.array([0]), **NATS)
-        np.testing.assert_allclose(loss, right, rtol=1e-6)
-        np.testing.assert_allclose(gradient[0], [-right, right / 2, right / 2], rtol=2e-6)
+        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(gradient[0], [-expected, expected / 2, expected / 2], rtol=2e-6)
         s = softjax.statistics(x[0], jnp.array(0))
-        np.testing.assert_allclose(s.peak_entropy, right, rtol=1e-6)
+        np.testing.assert_allclose(s.peak_entropy, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_in_16_bits(dtype):
+def test_16_bit_logits(dtype):
     for gap in (5.0, 10.0, 17.0, 30.0):
         x, labels = confident(gap, 10)
         x = x.astype(dtype)
@@ -119,21 +122,21 @@ def test_in_16_bits(dtype):
         expected, dx, sizes = exact.cross_entropy(x, labels)
         within(loss, expected, expected, 8 + gaps(x).max(1))
         ulp = float(jnp.finfo(dtype).eps)
-        least = float(jnp.finfo(dtype).smallest_subnormal) if dtype == jnp.float16 else 0
-        assert (np.abs(np.asarray(gradient, np.float64) - dx) <= (ulp + 1e-5) * sizes + least).all()
+        smallest = float(jnp.finfo(dtype).smallest_subnormal) if dtype == jnp.float16 else 0
+        assert (np.abs(np.asarray(gradient, np.float64) - dx) <= (ulp + 1e-5) * sizes + smallest).all()
 
 
-def test_in_float64(x64):
-    mp = {40.0: 8.496708510e-18, 300.0: 2 * np.exp(-300.0), 700.0: 2 * np.exp(-700.0)}
-    for gap, right in mp.items():
+def test_float64_logits(x64):
+    losses = {40.0: 8.496708510e-18, 300.0: 2 * np.exp(-300.0), 700.0: 2 * np.exp(-700.0)}
+    for gap, expected in losses.items():
         x = jnp.array([[gap, 0.0, 0.0]], jnp.float64)
         loss, gradient = jax.value_and_grad(softjax.cross_entropy)(x, jnp.array([0]), **NATS)
-        np.testing.assert_allclose(loss, right, rtol=1e-9)
-        np.testing.assert_allclose(gradient[0], [-right, right / 2, right / 2], rtol=1e-9)
+        np.testing.assert_allclose(loss, expected, rtol=1e-9)
+        np.testing.assert_allclose(gradient[0], [-expected, expected / 2, expected / 2], rtol=1e-9)
 
 
 @pytest.mark.parametrize("smoothing", [1e-9, 1e-3, 0.1])
-def test_smoothing(smoothing):
+def test_label_smoothing(smoothing):
     with_gradient = jax.jit(
         jax.vmap(jax.value_and_grad(lambda x, y: softjax.cross_entropy(x, y, label_smoothing=smoothing, **NATS)))
     )
@@ -154,15 +157,15 @@ def test_softmax_and_log_softmax(route):
     for gap in GAPS:
         for ties in (1, 2):
             x, _ = confident(gap, 10, ties)
-            q, others, log_q = exact.rows(x)
+            q, not_q, log_q = exact.rows(x)
             within(softjax.log_softmax(x, **NATS), log_q, -log_q, 8 + gaps(x))
             within(softjax.softmax(x), q, q, 8 + gaps(x))
-            of_log, of_q = jacobians(x)
+            log_jacobian, jacobian = jacobians(x)
             eye = np.eye(10)[None]
-            slopes = np.where(eye == 1, others[:, :, None], -q[:, None, :])
-            within(of_log, slopes, np.abs(slopes), 10 + gaps(x)[:, None, :].max(2, keepdims=True))
-            slopes = q[:, :, None] * slopes
-            within(of_q, slopes, np.abs(slopes), 12 + 2 * gaps(x).max())
+            expected = np.where(eye == 1, not_q[:, :, None], -q[:, None, :])
+            within(log_jacobian, expected, np.abs(expected), 10 + gaps(x)[:, None, :].max(2, keepdims=True))
+            expected = q[:, :, None] * expected
+            within(jacobian, expected, np.abs(expected), 12 + 2 * gaps(x).max())
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -174,33 +177,33 @@ def test_forward_mode_and_hessian_vector_products(reduction):
         def loss(x):
             return softjax.cross_entropy(x, labels, reduction=reduction, **NATS).sum()
 
-        def along(x):
+        def directional(x):
             return jax.jvp(loss, (x,), (v,))[1]
 
-        return along(x), jax.jvp(jax.grad(loss), (x,), (v,))[1], jax.grad(along)(x)
+        return directional(x), jax.jvp(jax.grad(loss), (x,), (v,))[1], jax.grad(directional)(x)
 
     for gap in (5.0, 17.0, 40.0, 80.0):
         x, labels = confident(gap, 10)
 
         forward, *hvps = derivatives(x, labels)
-        q, others, _ = exact.rows(x)
+        q, not_q, _ = exact.rows(x)
         _, dx, _ = exact.cross_entropy(x, labels)
         v64 = np.asarray(v, np.float64)
         terms = dx * v64
         np.testing.assert_allclose(forward, terms.sum(), rtol=0, atol=(16 + 2 * gap) * EPS * np.abs(terms).sum())
-        # (H v)_j = q_j (v_j − Σ_i q_i v_i), of which the peak's is q_j Σ_{i≠j} q_i (v_j − v_i)
+        # (H v)_j = q_j (v_j − Σ_i q_i v_i) = q_j Σ_{i≠j} q_i (v_j − v_i), which does not cancel at the peak
         spread = q[:, None, :] * (v64[:, :, None] - v64[:, None, :])
         expected, sizes = q * spread.sum(2), q * np.abs(spread).sum(2)
         for hvp in hvps:
-            within(hvp, expected, sizes + q * others, 24 + 3 * gap)
+            within(hvp, expected, sizes + q * not_q, 24 + 3 * gap)
 
 
-def test_a_linear_layer_before_its_products_round():
-    """Logits that a matmul computes exactly: one feature per class, in float32."""
+def test_a_linear_layer_with_exact_logits():
+    """A float32 matmul with the identity rounds nothing."""
 
     @partial(jax.jit, static_argnames=("reduction", "block_size"))
     @jax.value_and_grad
-    def total(h, labels, reduction, block_size):
+    def with_gradient(h, labels, reduction, block_size):
         options = {"reduction": reduction, "block_size": block_size, **NATS}
         return softjax.linear_cross_entropy(h, jnp.eye(10), labels, **options).sum()
 
@@ -209,21 +212,21 @@ def test_a_linear_layer_before_its_products_round():
         loss, expected, sizes = exact.cross_entropy(x, labels)
         for block_size in (None, 3):
             for reduction in ("sum", "none"):
-                value, gradient = total(x, labels, reduction, block_size)
+                value, gradient = with_gradient(x, labels, reduction, block_size)
                 np.testing.assert_allclose(value, loss.sum(), rtol=(8 + gap) * EPS * 2)
                 within(gradient, expected, sizes, 8 + gaps(x))
 
 
-def test_the_losses_of_confident_rows_still_fall():
-    """Gradient descent still moves a separable problem whose float32 loss would otherwise be 0."""
+def test_the_gradient_of_a_confident_row_is_not_0():
+    """In float32, q rounds to 1 at this gap."""
     x, labels = jnp.array([[17.5, 0.0]]), jnp.array([0])
     gradient = jax.grad(softjax.cross_entropy)(x, labels, **NATS)
     assert gradient[0, 0] == -gradient[0, 1] != 0
 
 
 @jax.jit
-def of_products(x, labels, scale):
-    """The loss, its gradient and the statistics of logits that the same program computes."""
+def of_scaled_logits(x, labels, scale):
+    """The loss, its gradient and the statistics of x · scale, a multiplication in the same program."""
 
     def loss(x, offset):
         return softjax.cross_entropy(x * scale + offset, labels, reduction="none", **NATS)
@@ -235,14 +238,14 @@ def of_products(x, labels, scale):
 @pytest.mark.parametrize(
     ("classes", "spread", "route"), covering([2, 5, 40], [1.0, 8.0, 30.0], ROUTES), indirect=["route"]
 )
-def test_logits_that_are_products(classes, spread, route):
-    """A compiler may fuse a · b − peak into one rounding: it is then not 0 where a · b is the peak."""
+def test_logits_from_a_fused_multiplication(classes, spread, route):
+    """A compiler may compute x · scale − peak with a single rounding. At the peak the result is then not 0."""
     x, labels = cases.logits(classes, spread, samples=64), cases.class_ids(classes, samples=64)
     for scale in (1 / 3, 0.37, 2.2985997):
-        logits = jax.block_until_ready(x * jnp.float32(scale))  # rounded, as no fusion has them
+        logits = jax.block_until_ready(x * jnp.float32(scale))  # rounded, which a fused multiplication is not
         expected, dx, sizes = exact.cross_entropy(logits, labels)
-        value, gradient, s = of_products(x, labels, jnp.float32(scale))
-        rounding = np.abs(np.asarray(logits)).max(1)  # that of the product, which the program may leave out
+        value, gradient, s = of_scaled_logits(x, labels, jnp.float32(scale))
+        rounding = np.abs(np.asarray(logits)).max(1)  # of the multiplication, which the program may omit
         row, below = gaps(logits).max(1) + rounding, gaps(logits) + rounding[:, None]
         within(value, expected, np.maximum(expected, 2.0**-20), 8 + row)
         within(gradient, dx, np.maximum(sizes, 2.0**-20), 8 + below)
@@ -255,8 +258,8 @@ def test_logits_that_are_products(classes, spread, route):
 
 
 @pytest.mark.parametrize("options", [{}, {"logit_softcap": 7.0}, {"reduction": "none"}])
-def test_a_layer_of_one_feature(options, route):
-    """Its matmul is a multiplication, which XLA may fuse with later operations."""
+def test_a_layer_with_one_feature(options, route):
+    """The matmul is then a multiplication, which XLA may fuse with later operations."""
     rng = np.random.default_rng(0)
     h, k = (jnp.asarray(rng.normal(size=shape) * 5, jnp.float32) for shape in ((64, 1), (1, 5)))
     labels = cases.class_ids(5, samples=64)

@@ -1,4 +1,4 @@
-"""How the examples are laid out: who may import whom, and that a program can be taken out of the tree."""
+"""The layout of the examples: which folder imports which, and that a copy of a program runs alone."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ import softjax
 from common import program, settings
 
 EXAMPLES = Path(program.__file__).parents[1]
-# Each folder, and those that it may use.
+# For each folder and each program: the folders that it may import.
 FOLDERS = {
     "common": set(),
     "language_model": {"common"},
@@ -35,7 +35,7 @@ PROGRAMS = {
 
 
 def imported(path):
-    """The first names of what a file imports."""
+    """The top-level packages that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             yield (node.module or "").partition(".")[0]
@@ -43,31 +43,31 @@ def imported(path):
             yield from (alias.name.partition(".")[0] for alias in node.names)
 
 
-def own(name):
+def files_of(name):
     return [EXAMPLES / f"{name}.py"] if name in PROGRAMS else [*(EXAMPLES / name).glob("*.py")]
 
 
-@pytest.mark.parametrize(("name", "below"), [*FOLDERS.items(), *PROGRAMS.items()])
-def test_imports_go_down_only(name, below):
-    ours = {path.name.removesuffix(".py") for path in EXAMPLES.iterdir()}
-    used = set().union(*(imported(path) for path in own(name))) & ours
-    assert used <= {name, "common"} | below
+@pytest.mark.parametrize(("name", "allowed"), [*FOLDERS.items(), *PROGRAMS.items()])
+def test_imports_follow_the_layout(name, allowed):
+    own_names = {path.name.removesuffix(".py") for path in EXAMPLES.iterdir()}
+    used = set().union(*(imported(path) for path in files_of(name))) & own_names
+    assert used <= {name, "common"} | allowed
 
 
-def test_the_programs_have_three_modules_in_common():
-    assert {path.stem for path in own("common")} == {"__init__", "program", "runs", "settings"}
+def test_common_holds_three_modules():
+    assert {path.stem for path in files_of("common")} == {"__init__", "program", "runs", "settings"}
 
 
 @pytest.mark.slow
-def test_the_language_model_runs_where_it_is_copied(tmp_path):
-    """What the README has a user copy is all that it needs: its help, a run, and going on after a loss."""
+def test_a_copy_of_the_language_model_runs(tmp_path):
+    """The files that the README lists are enough for the help, a run, and resuming after a lost checkpoint."""
     copied = tmp_path / "copied"
     for source in (EXAMPLES / "language_model", EXAMPLES / "common", settings.CONFIGS):
         shutil.copytree(source, copied / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(EXAMPLES / "train_lm.py", copied)
     paths = [path for path in sys.path if Path(path) != EXAMPLES]
     python_path = os.pathsep.join([str(Path(softjax.__file__).parents[1]), *paths])
-    environment = {**os.environ, "PYTHONPATH": python_path, "COLUMNS": "1000"}  # a line of help holds a path
+    environment = {**os.environ, "PYTHONPATH": python_path, "COLUMNS": "1000"}  # so that no path in the help is wrapped
 
     def run(*words):
         command = [sys.executable, "train_lm.py", *map(str, words)]

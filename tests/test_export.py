@@ -1,4 +1,4 @@
-"""`jax.export` with an open number of samples: one program for every size."""
+"""`jax.export` with a symbolic number of samples: one program for every size."""
 
 import itertools
 
@@ -56,9 +56,9 @@ def check(function, spec, sizes):
     exported = export.export(jax.jit(jax.value_and_grad(function)))(h, jax.ShapeDtypeStruct(dims, jnp.int32))
     for samples in sizes:
         value, gradient = exported.call(*batch(*samples))
-        expected, slope = jax.jit(jax.value_and_grad(function))(*batch(*samples))
+        expected, dx = jax.jit(jax.value_and_grad(function))(*batch(*samples))
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(gradient, dx, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -69,20 +69,20 @@ def check(function, spec, sizes):
         *slow((weighted, None), (divergence, 4), *itertools.product([mean, none, statistics, loss], [4, None])),
     ],
 )
-def test_a_layer_with_an_open_batch(function, block_size):
+def test_a_layer_with_a_symbolic_batch(function, block_size):
     sizes = [(1,), (4,), (37,)] if block_size else [(37,), (300,)]
     check(lambda h, y: function(h, y, block_size=block_size), "b", sizes)
 
 
-def test_an_open_batch_and_open_positions():
+def test_a_symbolic_batch_and_symbolic_positions():
     check(lambda h, y: mean(h, y, block_size=4), "b, s", [(1, 1), (3, 5)])
 
 
-def test_logits_with_an_open_batch():
+def test_logits_with_a_symbolic_batch():
     check(logits, "b", [(1,), (37,)])
 
 
-def test_open_classes_or_features_are_refused_by_name():
+def test_symbolic_classes_or_features_are_refused_by_name():
     f, c = export.symbolic_shape("f, c")
     for shape in ((F, c), (f, C)):
         h, k = jax.ShapeDtypeStruct((3, shape[0]), jnp.float32), jax.ShapeDtypeStruct(shape, jnp.float32)

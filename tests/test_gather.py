@@ -1,4 +1,4 @@
-"""Reading and updating a few classes of each row, by a gather and by comparison."""
+"""Reads and updates some classes of each row, by comparison with class ids or by gather and scatter."""
 
 import cases
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def test_class_iota_counts_along_the_class_axis(route):
     assert (jnp.broadcast_to(gather.class_iota(x, -2, ids), x.shape) == jnp.array([[0] * 3, [1] * 3])).all()
 
 
-def test_take_classes_reads_only_the_class_that_is_asked_for(route):
+def test_take_classes_reads_one_class_of_each_row(route):
     """NaN and inf elsewhere in the row do not matter."""
     x = jnp.array([[1.0, jnp.nan, jnp.inf], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     ids = jnp.array([[0], [2], [-1]])
@@ -23,8 +23,8 @@ def test_take_classes_reads_only_the_class_that_is_asked_for(route):
 
 
 @pytest.mark.parametrize(("k", "axis"), covering([0, 1, 4, 9], [-1, -2, -3]))
-def test_several_classes_of_each_row(k, axis, route):
-    """Repeated classes add up, classes out of range are 0 and add nothing; few are compared, many are gathered."""
+def test_take_and_add_several_classes_of_each_row(k, axis, route):
+    """Repeated classes add up. Classes out of range read 0 and add nothing."""
     x = jnp.moveaxis(cases.logits(7, samples=6).reshape(2, 3, 7), -1, axis)
     local = np.random.default_rng(k).integers(-2, 9, (2, 3, k))
     values = np.random.default_rng(k).normal(size=local.shape).astype(np.float32)

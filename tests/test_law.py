@@ -1,4 +1,4 @@
-"""One law for every way to compute the loss: values and gradients equal the float64 oracle."""
+"""The law of the cross-entropy: computed in any way, values and gradients equal the float64 oracle."""
 
 import math
 
@@ -16,7 +16,7 @@ import softjax
 RTOL = 3e-6  # float32: some 25 ulp, for rows of 2049 classes
 
 
-def _optax_one_hot(logits, labels, **options):
+def _one_hot(logits, labels, **options):
     return softjax.cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]), reduction="none", **options)
 
 
@@ -34,10 +34,10 @@ def _vmapped(logits, labels, **options):
     weights = options.pop("weights", jnp.ones(logits.shape[0]))
     where = options.pop("where", [None])[0]
 
-    def one(x, y, w):
+    def sample_loss(x, y, w):
         return softjax.cross_entropy(x, y, weights=w, where=where, reduction="none", **options)
 
-    return jax.vmap(one)(logits, labels, weights)
+    return jax.vmap(sample_loss)(logits, labels, weights)
 
 
 def _middle_axis(logits, labels, **options):
@@ -55,7 +55,7 @@ def _as_kernel(block_size):
             jnp.eye(len(logits)), logits, labels, reduction="none", block_size=block_size, **options
         )
 
-    return pytest.param(way, id=f"kernel, blocks of {block_size}")
+    return pytest.param(way, id=f"kernel, chunks of {block_size}")
 
 
 def _as_hidden(block_size):
@@ -64,21 +64,21 @@ def _as_hidden(block_size):
         eye = jnp.eye(logits.shape[1])
         return softjax.linear_cross_entropy(logits, eye, labels, reduction="none", block_size=block_size, **options)
 
-    return pytest.param(way, id=f"hidden, blocks of {block_size}")
+    return pytest.param(way, id=f"hidden, chunks of {block_size}")
 
 
 LINEAR = [_as_kernel(None), _as_kernel(1), _as_kernel(3), _as_hidden(5), _as_hidden(cases.SAMPLES), _as_hidden(1000)]
-# Ids of 129 classes for each way, and a distribution over 7 classes for each way; half of both are slow.
+# Each way with ids of 129 classes and with distributions over 7. Every second case is slow.
 LINEAR_OPTIONS = [
     pytest.param(*way.values, classes, id=f"{way.id}, {classes}", marks=pytest.mark.slow if (i + j) % 2 else ())
     for i, way in enumerate(LINEAR)
     for j, classes in enumerate((129, 7))
 ]
-WAYS = [_ids, _optax_one_hot, _leading_axis, _middle_axis, _vmapped]
+WAYS = [_ids, _one_hot, _leading_axis, _middle_axis, _vmapped]
 
 
 def _program(way, **options):
-    """The losses of logits and labels and the gradient for a cotangent, by one program."""
+    """The losses and their VJP by the logits, as one program."""
 
     @jax.jit
     def with_gradient(logits, labels, g):
@@ -100,7 +100,7 @@ def check(way, logits, labels, program=None, **options):
 
 @pytest.mark.parametrize("way", [*WAYS, *LINEAR])
 @pytest.mark.parametrize("classes", [5, *slow(129)])
-def test_plain(way, classes):
+def test_without_options(way, classes):
     program = _program(way)
     for spread in cases.SPREADS:
         check(way, cases.logits(classes, spread), cases.class_ids(classes), program)
@@ -137,7 +137,7 @@ def test_every_option_of_the_linear_layer(way, classes):
 
 @pytest.mark.parametrize("option", [{"label_smoothing": 0.3}, {"label_smoothing": 1.0}, {"z_loss": 0.01}])
 @pytest.mark.parametrize("spread", cases.SPREADS)
-def test_options_one_by_one(option, spread, route):
+def test_each_option_alone(option, spread, route):
     check(_ids, cases.logits(9, spread), cases.class_ids(9), **option)
 
 
@@ -152,12 +152,12 @@ def test_distribution_of_any_mass(mass):
     check(_ids, cases.logits(7) + 100, mass * cases.distribution(7))
 
 
-def test_rows_left_out_by_a_mask_of_rows():
+def test_rows_masked_by_where():
     exists = (jnp.arange(cases.SAMPLES) % 3 > 0)[:, None]
     check(_ids, cases.logits(5), cases.class_ids(5), where=exists, label_smoothing=0.2, z_loss=0.01)
 
 
-def test_distribution_may_have_mass_where_no_class_is():
+def test_mass_at_masked_classes_is_dropped():
     where = jnp.array([True, True, False, True, False])
     logits, labels = cases.logits(5), cases.distribution(5)
     check(_ids, logits, labels, where=where)
@@ -177,14 +177,14 @@ def test_reductions(reduction, weighted):
     np.testing.assert_allclose(gradient, dx * scale, atol=RTOL)
 
 
-def test_against_autodiff_of_the_plain_formula():
+def test_against_autodiff_of_the_unstable_formula():
     logits, labels = cases.logits(5), cases.class_ids(5)
 
-    def plain(x):
+    def unstable(x):
         return -jnp.log10(jnp.exp(x) / jnp.exp(x).sum(-1, keepdims=True))[jnp.arange(len(x)), labels].mean()
 
     chex.assert_trees_all_close(
-        jax.value_and_grad(softjax.cross_entropy)(logits, labels), jax.value_and_grad(plain)(logits), rtol=1e-5
+        jax.value_and_grad(softjax.cross_entropy)(logits, labels), jax.value_and_grad(unstable)(logits), rtol=1e-5
     )
 
 
@@ -193,8 +193,8 @@ def test_against_autodiff_of_the_plain_formula():
     covering([jnp.float32, jnp.float16, jnp.bfloat16], [2048, 40001], ROUTES),
     indirect=["route"],
 )
-def test_rows_summed_in_blocks(dtype, classes, route):
-    # Large enough that one CPU processes a few rows at a time, with a number of rows that these do not divide.
+def test_many_rows(dtype, classes, route):
+    # One CPU processes so many rows a few at a time. The steps do not divide the number of rows.
     samples = 4 * 256 * 1024 // classes + 133
     x, labels = cases.logits(classes, 3.0, samples, dtype), cases.class_ids(classes, samples)
     expected, _ = oracle.cross_entropy(x, labels)
@@ -208,14 +208,14 @@ def test_rows_summed_in_blocks(dtype, classes, route):
     np.testing.assert_allclose(np.asarray(dx, np.float64), gradient, rtol=ulp + 1e-5, atol=1e-7)
 
 
-def test_the_gradient_of_soft_labels_is_minus_log_q():
+def test_the_gradient_by_soft_labels_is_minus_log_q():
     logits, p = cases.logits(7), cases.distribution(7)
     gradient = jax.grad(lambda p: softjax.cross_entropy(logits, p, reduction="sum", base=math.e))(p)
     expected = -np.stack([oracle.log_softmax(x) for x in np.asarray(logits)])
     np.testing.assert_allclose(gradient, expected, rtol=RTOL, atol=RTOL)
 
 
-def test_the_gradient_of_the_weights():
+def test_the_gradient_by_the_weights():
     logits, labels, w = cases.logits(7), cases.class_ids(7), cases.weights()
     gradient = jax.grad(lambda w: softjax.cross_entropy(logits, labels, weights=w))(w)
     loss, _ = oracle.cross_entropy(logits, labels)
@@ -224,8 +224,8 @@ def test_the_gradient_of_the_weights():
     np.testing.assert_allclose(gradient, (loss - mean) / weight.sum(), rtol=1e-5, atol=RTOL)
 
 
-def test_a_weight_of_zero_still_moves_the_gradient():
-    # ∂²(Σ w_i l_i)/∂w_i∂x = ∂l_i/∂x at w = 0: what learning to reweight examples differentiates (Ren et al. 2018).
+def test_the_gradient_has_a_derivative_by_a_weight_of_0():
+    # ∂²(Σ w_i l_i)/∂w_i∂x = ∂l_i/∂x at w = 0. Learning to reweight examples needs it (Ren et al. 2018).
     logits, labels = cases.logits(5), cases.class_ids(5)
 
     def total(w, x):

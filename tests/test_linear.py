@@ -1,4 +1,4 @@
-"""linear_cross_entropy is cross_entropy(hidden @ kernel + bias), at every block size, spread, class count and type."""
+"""`linear_cross_entropy` equals `cross_entropy(hidden @ kernel + bias)` for all chunk sizes, options and dtypes."""
 
 import math
 from functools import partial
@@ -16,11 +16,11 @@ from programs import vjp
 import softjax
 
 REDUCTIONS = ["mean", "sum", "none"]
-BLOCKS = [None, 1, 3, cases.SAMPLES, 1000]
+BLOCK_SIZES = [None, 1, 3, cases.SAMPLES, 1000]
 
 
-@pytest.mark.parametrize(("block_size", "reduction", "spread"), covering(BLOCKS, REDUCTIONS, [0.02, 1.0, 20.0]))
-def test_blocks_and_spreads(reduction, block_size, spread):
+@pytest.mark.parametrize(("block_size", "reduction", "spread"), covering(BLOCK_SIZES, REDUCTIONS, [0.02, 1.0, 20.0]))
+def test_block_sizes_and_spreads(reduction, block_size, spread):
     check(reduction, *cases.layer(129, spread=spread), cases.class_ids(129), block_size)
 
 
@@ -43,15 +43,15 @@ def test_every_option(reduction, block_size, softcap):
 @pytest.mark.parametrize(
     ("reduction", "dtype", "spread"), covering(["mean", "none"], [jnp.float16, jnp.bfloat16], [0.02, 1.0, 20.0])
 )
-def test_low_precision_by_a_budget(reduction, dtype, spread):
-    # The budget is the error of the unfused baseline, whose matmuls take the same operands, plus a few ulp of the type.
+def test_low_precision_is_as_exact_as_the_unfused_baseline(reduction, dtype, spread):
+    # The bound is the error of the unfused baseline, whose matmuls take the same operands, plus a few ulp of the dtype.
     hidden, kernel, bias = cases.layer(129, spread=spread, dtype=dtype)
     labels, g = cases.class_ids(129), cases.cotangent()
 
-    def ours(h, k, b):
+    def fused(h, k, b):
         return softjax.linear_cross_entropy(h, k, labels, bias=b, reduction=reduction, block_size=4)
 
-    def plain(h, k, b):
+    def unfused(h, k, b):
         x = jnp.matmul(h, k, preferred_element_type=jnp.float32) + b.astype(jnp.float32)[None]
         return softjax.cross_entropy(x, labels, reduction=reduction)
 
@@ -60,14 +60,14 @@ def test_low_precision_by_a_budget(reduction, dtype, spread):
     loss, exact = oracle.linear_cross_entropy(
         hidden, kernel, labels, bias=bias, cotangent=np.broadcast_to(scale, len(labels))
     )
-    value, gradients = vjp(ours, (hidden, kernel, bias), cotangent)
+    value, gradients = vjp(fused, (hidden, kernel, bias), cotangent)
     np.testing.assert_allclose(value, loss if reduction == "none" else loss.mean(), rtol=3e-6, atol=3e-6)
     ulp = float(jnp.finfo(dtype).eps)
-    _, theirs = vjp(plain, (hidden, kernel, bias), cotangent)
-    for gradient, plainly, true in zip(gradients, theirs, exact, strict=True):
+    _, baselines = vjp(unfused, (hidden, kernel, bias), cotangent)
+    for gradient, baseline, true in zip(gradients, baselines, exact, strict=True):
         assert gradient.dtype == dtype
-        error, budget = (np.abs(np.asarray(a, np.float64) - true).max() for a in (gradient, plainly))
-        assert error <= budget + 3 * ulp * np.abs(true).max()
+        error, bound = (np.abs(np.asarray(a, np.float64) - true).max() for a in (gradient, baseline))
+        assert error <= bound + 3 * ulp * np.abs(true).max()
 
 
 @pytest.mark.parametrize(("dtype", "size"), covering([jnp.float16, jnp.bfloat16], [1e-6, 1e6]))
@@ -82,9 +82,9 @@ def test_weights_of_any_size_in_low_precision(dtype, size):
 
         return jax.grad(loss, (0, 1, 2))(hidden, kernel, bias)
 
-    for scaled, as_is in zip(gradients(w * size), gradients(w), strict=True):
+    for scaled, unscaled in zip(gradients(w * size), gradients(w), strict=True):
         ulp = float(jnp.finfo(dtype).eps)
-        np.testing.assert_allclose(scaled.astype(jnp.float32), as_is.astype(jnp.float32), rtol=4 * ulp, atol=ulp / 4)
+        np.testing.assert_allclose(scaled.astype(jnp.float32), unscaled.astype(jnp.float32), rtol=4 * ulp, atol=ulp / 4)
 
 
 def test_float64(x64):
@@ -94,16 +94,16 @@ def test_float64(x64):
 
 
 @pytest.mark.parametrize(
-    ("types", "reduction"),
+    ("dtypes", "reduction"),
     covering(
         [["bfloat16", "float32"], ["float32", "bfloat16"], ["float32", "float16"]],
         ["mean", "none"],
         quick=(0, 1, 2),
     ),
 )
-def test_mixed_types(reduction, types):
+def test_mixed_dtypes(reduction, dtypes):
     hidden, kernel, bias = cases.layer(9)
-    h, k = hidden.astype(types[0]), kernel.astype(types[1])
+    h, k = hidden.astype(dtypes[0]), kernel.astype(dtypes[1])
 
     def loss(h, k, b):
         return softjax.linear_cross_entropy(h, k, cases.class_ids(9), bias=b, block_size=4, reduction=reduction).sum()
@@ -115,7 +115,7 @@ def test_mixed_types(reduction, types):
 
 
 @pytest.mark.parametrize(("labels", "reduction"), covering(["ids", "distribution"], ["sum", "none"]))
-def test_float64_labels_and_layers_mixed(x64, labels, reduction):
+def test_float64_labels_or_kernel_of_a_float32_layer(x64, labels, reduction):
     hidden, kernel, bias = cases.layer(9)
     y = cases.class_ids(9) if labels == "ids" else cases.distribution(9).astype(jnp.float64)
 
@@ -140,8 +140,8 @@ def test_leading_axes():
         reduction="none", block_size=5,
     )  # fmt: skip
     np.testing.assert_allclose(shaped.reshape(-1), flat, rtol=RTOL)
-    one = softjax.linear_cross_entropy(hidden[3], kernel, labels[3], bias=bias)
-    np.testing.assert_allclose(one, softjax.cross_entropy((hidden @ kernel + bias[None])[3], labels[3]), rtol=RTOL)
+    single = softjax.linear_cross_entropy(hidden[3], kernel, labels[3], bias=bias)
+    np.testing.assert_allclose(single, softjax.cross_entropy((hidden @ kernel + bias[None])[3], labels[3]), rtol=RTOL)
     broadcast = softjax.linear_cross_entropy(
         hidden.reshape(3, 4, -1), kernel, labels.reshape(3, 4), weights=w[None, :4]
     )
@@ -150,11 +150,11 @@ def test_leading_axes():
 
 
 @pytest.mark.parametrize(("reduction", "block_size"), covering(REDUCTIONS, [4, None]))
-def test_a_row_of_weight_zero_may_hold_anything(reduction, block_size):
+def test_an_ignored_row_may_hold_anything(reduction, block_size):
     hidden, kernel, bias = cases.layer(9)
     labels, w = cases.class_ids(9), cases.weights()
     penalties = {"z_loss": 0.1, "label_smoothing": 0.1}
-    absent = np.asarray(w) == 0
+    ignored = np.asarray(w) == 0
     bad = hidden.at[0].set(jnp.nan).at[4].set(jnp.inf).at[8].set(1e38)
 
     @jax.jit
@@ -167,16 +167,17 @@ def test_a_row_of_weight_zero_may_hold_anything(reduction, block_size):
 
         return jax.value_and_grad(loss, (0, 1, 2))(hidden, kernel, bias, w)
 
-    value, (dh, dk, db) = gradients(bad, jnp.where(absent, -100, labels))
+    value, (dh, dk, db) = gradients(bad, jnp.where(ignored, -100, labels))
     expected, (eh, ek, eb) = gradients(hidden, labels)
     np.testing.assert_allclose(value, expected, rtol=RTOL)
-    np.testing.assert_array_equal(dh[absent], 0)
-    for ours, theirs in ((dh, eh), (dk, ek), (db, eb)):
-        np.testing.assert_allclose(ours, theirs, rtol=RTOL, atol=1e-6)
+    np.testing.assert_array_equal(dh[ignored], 0)
+    for gradient, wanted in ((dh, eh), (dk, ek), (db, eb)):
+        np.testing.assert_allclose(gradient, wanted, rtol=RTOL, atol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["mean", *slow("sum", "none")])
-def test_edges(reduction):
+def test_edge_cases(reduction):
+    """No active sample, a label out of range, and no samples."""
     hidden, kernel, _ = cases.layer(5)
     labels = cases.class_ids(5)
 
@@ -203,7 +204,7 @@ def test_edges(reduction):
     assert not dk.any()
 
 
-def test_the_gradient_of_the_weights():
+def test_the_gradient_by_the_weights():
     hidden, kernel, _ = cases.layer(5)
     labels = cases.class_ids(5)
 
@@ -214,10 +215,10 @@ def test_the_gradient_of_the_weights():
         return softjax.linear_cross_entropy(hidden, kernel, labels, **options).sum()
 
     for w in (cases.weights(), jnp.zeros(cases.SAMPLES)):
-        # also of samples and of chunks of weight 0
+        # also of ignored samples and ignored chunks
         for reduction in ("sum", "none"):
-            ours = by_weights(w, reduction)
-            np.testing.assert_allclose(ours, oracle.linear_cross_entropy(hidden, kernel, labels)[0], rtol=RTOL)
+            gradient = by_weights(w, reduction)
+            np.testing.assert_allclose(gradient, oracle.linear_cross_entropy(hidden, kernel, labels)[0], rtol=RTOL)
 
     def total(k, w):
         return softjax.linear_cross_entropy(hidden, k, labels, weights=w, reduction="sum", block_size=2)
@@ -234,20 +235,20 @@ def test_every_mode_of_differentiation(reduction):
     labels, g = cases.class_ids(7), cases.cotangent()
     tangents = tuple(cases.layer(7, features=3, seed=1))
 
-    def ours(h, k, b, w=None):
+    def fused(h, k, b, w=None):
         loss = softjax.linear_cross_entropy(
             h, k, labels, bias=b, weights=w, reduction=reduction, block_size=4, z_loss=0.1
         )
         return (loss * (g if reduction == "none" else 1)).sum()
 
-    def dense(h, k, b, w=None):
+    def unfused(h, k, b, w=None):
         loss = softjax.cross_entropy(h @ k + b[None], labels, weights=w, reduction=reduction, z_loss=0.1)
         return (loss * (g if reduction == "none" else 1)).sum()
 
     def weighted(f, w):
         return f(hidden, kernel, bias, w)
 
-    def everything(f):
+    def derivatives(f):
         point = (hidden, kernel, bias)
         yield jax.jvp(f, point, tangents)
         yield jax.jvp(jax.grad(f, (0, 1, 2)), point, tangents)  # a Hessian-vector product
@@ -261,14 +262,14 @@ def test_every_mode_of_differentiation(reduction):
         yield jax.vmap(f, (None, 0, None))(hidden, jnp.stack([kernel, -kernel]), bias)
         yield jax.lax.scan(lambda c, h: (c + f(h, kernel, bias), None), 0.0, jnp.stack([hidden, -hidden]))[0]
 
-    for actual, expected in zip(*(jax.jit(lambda f=f: list(everything(f)))() for f in (ours, dense)), strict=True):
+    for actual, expected in zip(*(jax.jit(lambda f=f: list(derivatives(f)))() for f in (fused, unfused)), strict=True):
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("route", ["mean", "sum", "none", "loss"])
-def test_gradients_of_float16_outlive_the_loss_scale(route):
-    """Gradients of confident logits underflow float16: the loss scale must multiply them before they are rounded."""
+def test_the_loss_scale_keeps_float16_gradients_from_underflow(route):
+    """Gradients of confident logits underflow float16. So the loss scale multiplies them before they are rounded."""
     h, k, y = jnp.array([[4.0]], jnp.float16), jnp.array([[4.75, 0.0]], jnp.float16), jnp.array([0])
 
     def loss(h, k):

@@ -1,4 +1,4 @@
-"""The `aux` of a row loss is exact, takes no extra pass and has no derivative. Also tests closed-over arrays."""
+"""The aux of a row loss is exact, needs no extra matmul and has no derivative. Also closed-over arrays and refusals."""
 
 import cases
 import chex
@@ -19,11 +19,11 @@ REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 def row_loss(s, scale):
     aux = {
-        "hit": s.label_rank == 0,
+        "correct": s.label_rank == 0,
         "prediction": s.prediction,
         "entropy": s.entropy,
         "pair": jnp.stack([s.cross_entropy, s.log_normalizer]).astype(jnp.bfloat16),
-        "one": 1.0,
+        "constant": 1.0,
     }
     return scale * s.cross_entropy, aux
 
@@ -36,23 +36,23 @@ def check(aux, shape=HIDDEN.shape[:-1]):
     logits = np.asarray(HIDDEN, np.float64) @ np.asarray(KERNEL, np.float64) + np.asarray(BIAS, np.float64)
     expected = oracle.statistics(logits, LABELS)
     assert {name: (leaf.shape, leaf.dtype) for name, leaf in aux.items()} == {
-        "hit": (shape, bool),
+        "correct": (shape, bool),
         "prediction": (shape, np.int32),
         "entropy": (shape, np.float32),
         "pair": ((*shape, 2), jnp.bfloat16),
-        "one": (shape, np.float32),
+        "constant": (shape, np.float32),
     }
     np.testing.assert_array_equal(aux["prediction"].reshape(-1), logits.argmax(1))
-    np.testing.assert_array_equal(aux["hit"].reshape(-1), logits.argmax(1) == np.asarray(LABELS))
+    np.testing.assert_array_equal(aux["correct"].reshape(-1), logits.argmax(1) == np.asarray(LABELS))
     np.testing.assert_allclose(aux["entropy"].reshape(-1), expected["entropy"][0], rtol=1e-5)
     pair = np.stack([expected["cross_entropy"][0], expected["log_normalizer"][0]], -1)
     np.testing.assert_allclose(np.asarray(aux["pair"], np.float64).reshape(-1, 2), pair, rtol=0.01)
-    np.testing.assert_array_equal(aux["one"], 1)
+    np.testing.assert_array_equal(aux["constant"], 1)
 
 
 @pytest.mark.parametrize(("reduction", "block_size"), covering(["mean", "sum", "none"], [None, 1, 4]))
-def test_beside_the_value_and_the_gradient(reduction, block_size):
-    def without(h, k, scale):
+def test_aux_changes_no_value_and_no_gradient(reduction, block_size):
+    def without_aux(h, k, scale):
         return softjax.linear_loss(
             lambda s, a: row_loss(s, a)[0], h, k, LABELS, scale, bias=BIAS, reduction=reduction, block_size=block_size
         )
@@ -63,14 +63,14 @@ def test_beside_the_value_and_the_gradient(reduction, block_size):
     @jax.jit
     def with_gradients(*arrays):
         g = SCALE if reduction == "none" else jnp.float32(0.7)
-        expected, pull = jax.vjp(without, *arrays)
-        same, pull_beside, beside = jax.vjp(with_aux, *arrays, has_aux=True)
-        return (same, expected), beside, (pull_beside(g), pull(g))
+        expected, pull = jax.vjp(without_aux, *arrays)
+        value, pull_with_aux, aux = jax.vjp(with_aux, *arrays, has_aux=True)
+        return (value, expected), aux, (pull_with_aux(g), pull(g))
 
     value, aux = with_aux(HIDDEN, KERNEL, SCALE)
     check(aux)
-    values, beside, gradients = with_gradients(HIDDEN, KERNEL, SCALE)
-    check(beside)
+    values, aux, gradients = with_gradients(HIDDEN, KERNEL, SCALE)
+    check(aux)
     chex.assert_trees_all_close(value, *values, rtol=1e-6)
     chex.assert_trees_all_close(*gradients, rtol=1e-5, atol=1e-6)
 
@@ -85,53 +85,53 @@ def test_reductions(reduction):
 
 
 @REDUCTIONS
-def test_no_derivative_flows_through_it(reduction):
-    def of_aux(h, k, scale):
+def test_no_derivative_flows_through_aux(reduction):
+    def sum_of_aux(h, k, scale):
         value, aux = loss(h, k, scale, reduction=reduction, block_size=4)
         return jnp.sum(aux["entropy"]) + 0 * jnp.sum(value)
 
     @jax.jit
     def both_modes(*arrays):
-        return jax.grad(of_aux, (0, 1, 2))(*arrays), jax.jvp(of_aux, arrays, arrays)[1]
+        return jax.grad(sum_of_aux, (0, 1, 2))(*arrays), jax.jvp(sum_of_aux, arrays, arrays)[1]
 
     gradients, tangent = both_modes(HIDDEN, KERNEL, SCALE)
     assert not any(map(np.any, gradients))
     assert tangent == 0
 
 
-@pytest.mark.parametrize(("reduction", "products"), [("mean", 3), ("sum", 3), ("none", 4)])
-def test_it_takes_no_further_product(reduction, products):
+@pytest.mark.parametrize(("reduction", "matmuls"), [("mean", 3), ("sum", 3), ("none", 4)])
+def test_aux_takes_no_extra_matmul(reduction, matmuls):
     def gradient(h, k):
         return jax.value_and_grad(
             lambda h, k: jax.tree.map(jnp.sum, loss(h, k, SCALE, reduction=reduction)), (0, 1), True
         )(h, k)
 
     program = jax.jit(gradient).lower(HIDDEN, KERNEL)
-    assert program.as_text().count("dot_general") == products
+    assert program.as_text().count("dot_general") == matmuls
 
 
 @REDUCTIONS
-def test_samples_of_weight_zero_and_blocks_of_them(reduction):
+def test_ignored_samples_and_ignored_chunks(reduction):
     weights = jnp.arange(cases.SAMPLES) < 5
-    poisoned = jnp.where(weights[:, None], HIDDEN, jnp.nan), jnp.where(weights, SCALE, jnp.inf)
+    bad = jnp.where(weights[:, None], HIDDEN, jnp.nan), jnp.where(weights, SCALE, jnp.inf)
 
     def value(h, k, scale, weights):
         return loss(h, k, scale, reduction=reduction, weights=weights, block_size=2)
 
     def total(h, k, scale, weights):
-        value_, aux = value(h, k, scale, weights)
-        return jnp.sum(value_), aux
+        losses, aux = value(h, k, scale, weights)
+        return jnp.sum(losses), aux
 
     with_gradients = jax.jit(jax.value_and_grad(total, (0, 1, 2), True))
-    (first, aux), gradients = with_gradients(poisoned[0], KERNEL, poisoned[1], weights)
-    (clean, beside), expected = with_gradients(HIDDEN, KERNEL, SCALE, weights)
-    np.testing.assert_allclose(first, clean, rtol=1e-6)
+    (found, aux), gradients = with_gradients(bad[0], KERNEL, bad[1], weights)
+    (clean, clean_aux), expected = with_gradients(HIDDEN, KERNEL, SCALE, weights)
+    np.testing.assert_allclose(found, clean, rtol=1e-6)
     chex.assert_trees_all_close(gradients, expected, rtol=1e-6)
-    for leaf, other in zip(jax.tree.leaves(aux), jax.tree.leaves(beside), strict=True):
-        np.testing.assert_array_equal(np.asarray(leaf[:5], np.float64), np.asarray(other[:5], np.float64))
+    for leaf, wanted in zip(jax.tree.leaves(aux), jax.tree.leaves(clean_aux), strict=True):
+        np.testing.assert_array_equal(np.asarray(leaf[:5], np.float64), np.asarray(wanted[:5], np.float64))
 
 
-def test_under_vmap_scan_checkpoint_and_in_the_shape_of_the_samples():
+def test_aux_under_vmap_scan_and_checkpoint_and_with_several_sample_axes():
     value, aux = jax.vmap(lambda h, y, a: loss(h, KERNEL, a, labels=y), in_axes=0)(
         HIDDEN[:, None], LABELS[:, None], SCALE[:, None]
     )
@@ -150,29 +150,29 @@ def test_under_vmap_scan_checkpoint_and_in_the_shape_of_the_samples():
     chex.assert_trees_all_equal(aux, jax.tree.map(lambda leaf: leaf.reshape(2, 5, *leaf.shape[1:]), flat))
 
 
-def test_an_eager_call_traces_a_function_once():
+def test_eager_calls_trace_a_row_loss_without_closure_once():
     calls = []
 
-    def counted(s):
+    def with_closure(s):
         calls.append(s)
         return s.cross_entropy
 
     for _ in range(3):
-        softjax.linear_loss(counted_without_closure, HIDDEN, KERNEL, LABELS)
-        softjax.linear_loss(counted, HIDDEN, KERNEL, LABELS)
+        softjax.linear_loss(without_closure, HIDDEN, KERNEL, LABELS)
+        softjax.linear_loss(with_closure, HIDDEN, KERNEL, LABELS)
     assert len(CALLS) == 1
-    assert len(calls) == 3  # it closes over what may change
+    assert len(calls) == 3  # a closed-over value may change
 
 
 CALLS = []
 
 
-def counted_without_closure(s):
+def without_closure(s):
     CALLS.append(None)
     return s.cross_entropy
 
 
-def test_a_function_that_closes_over_an_array_sees_it_anew():
+def test_each_call_reads_closed_over_arrays_again():
     box = [jnp.float32(1)]
 
     def scaled(s):
@@ -183,7 +183,7 @@ def test_a_function_that_closes_over_an_array_sees_it_anew():
     assert softjax.linear_loss(scaled, HIDDEN, KERNEL, LABELS) == 2 * first
 
 
-def test_a_wrong_result_is_refused_by_name():
+def test_wrong_results_of_a_row_loss_are_refused_by_name():
     def call(row_loss, **options):
         return softjax.linear_loss(row_loss, HIDDEN, KERNEL, LABELS, **options)
 
@@ -214,8 +214,8 @@ def test_row_args_broadcast_to_the_samples(reduction):
     found = jax.jit(lambda args: [jax.value_and_grad(loss)(row_arg) for row_arg in args])(small)
     values, gradients = jax.jit(jax.vmap(jax.value_and_grad(loss)))(full)
     sums = [gradients[0].sum(), gradients[1].sum(1, keepdims=True), gradients[2].sum(0, keepdims=True)]
-    for (value, gradient), right, summed in zip(found, values, sums, strict=True):
-        np.testing.assert_allclose(value, right, rtol=1e-6)
+    for (value, gradient), wanted, summed in zip(found, values, sums, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-6)
         np.testing.assert_allclose(gradient, summed, rtol=1e-5)
     assert loss(3.0) == loss(jnp.float32(3))
     with pytest.raises(ValueError, match=r"got shape \(2,\)\. .* Add axes of length 1: row_arg\[:, None\]\."):
@@ -223,7 +223,7 @@ def test_row_args_broadcast_to_the_samples(reduction):
 
 
 @pytest.mark.parametrize("index", [lambda e: jnp.mean(e, -1), lambda e: e[0], lambda e: e[:, None].sum()])
-def test_a_row_loss_for_a_batch_is_told_that_it_sees_one_sample(index):
+def test_a_row_loss_that_expects_a_batch_is_refused(index):
     with pytest.raises(ValueError, match="`row_loss` is called for one sample: each of its statistics is a scalar"):
         softjax.linear_loss(lambda s: index(s.entropy), HIDDEN, KERNEL, LABELS)
 
@@ -238,12 +238,12 @@ def test_a_nan_weight_ignores_no_other_sample(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["none", *slow("mean")])
-def test_weighted_in_every_mode(reduction):
-    """A row of weight 0 holds NaN: no derivative of the caller's loss is NaN, forward or reverse."""
+def test_ignored_rows_in_every_mode_of_differentiation(reduction):
+    """Ignored rows hold NaN, and no derivative is NaN, in forward or reverse mode."""
     hidden, kernel, _ = cases.layer(5)
     weights, labels = cases.weights(), cases.class_ids(5)
     clean, t = hidden, cases.layer(5, seed=2)[0]
-    hidden = hidden.at[::4].set(jnp.nan)  # of weight 0
+    hidden = hidden.at[::4].set(jnp.nan)  # the ignored rows
 
     def loss(h):
         options = {"weights": weights, "reduction": reduction, "block_size": 3}
@@ -251,11 +251,12 @@ def test_weighted_in_every_mode(reduction):
 
     @jax.jit
     def modes(h):
-        gradient, over = jax.jvp(jax.grad(loss), (h,), (t,))
-        return gradient, jax.jvp(loss, (h,), (t,))[1], over, jax.grad(lambda h: jax.jvp(loss, (h,), (t,))[1])(h)
+        gradient, forward_over_reverse = jax.jvp(jax.grad(loss), (h,), (t,))
+        forward = jax.jvp(loss, (h,), (t,))[1]
+        return gradient, forward, forward_over_reverse, jax.grad(lambda h: jax.jvp(loss, (h,), (t,))[1])(h)
 
-    (gradient, push, over, under), (expected, _, second, _) = modes(hidden), modes(clean)
+    (gradient, forward, *seconds), (expected, _, second, _) = modes(hidden), modes(clean)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
-    np.testing.assert_allclose(push, (gradient * t).sum(), rtol=1e-4)
-    np.testing.assert_allclose(over, under, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(over, second, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(forward, (gradient * t).sum(), rtol=1e-4)
+    np.testing.assert_allclose(*seconds, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(seconds[0], second, rtol=1e-3, atol=1e-5)

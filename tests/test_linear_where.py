@@ -19,31 +19,31 @@ from softjax._linear import chunks
 
 
 @pytest.mark.parametrize(("reduction", "softcap"), covering(["mean", "none"], [3.0, None]))
-def test_where_leaves_classes_out(reduction, softcap):
+def test_where_masks_classes(reduction, softcap):
     exist = jnp.arange(9) % 3 != 1
     options = {"where": exist, "weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3}
     hidden, kernel, bias = cases.layer(9, spread=3.0)
     for labels in (cases.class_ids(3) * 3, cases.distribution(9)):
         check(reduction, hidden, kernel, bias, labels, 4, logit_softcap=softcap, **options)
-        every = {"bias": bias, "reduction": reduction, "block_size": 4, "logit_softcap": softcap, **options}
+        arguments = {"bias": bias, "reduction": reduction, "block_size": 4, "logit_softcap": softcap, **options}
         shape = (len(hidden),) if reduction == "none" else ()
         _, (dk,) = vjp(
-            partial(softjax.linear_cross_entropy, hidden, labels=labels, **every), (kernel,), jnp.ones(shape)
+            partial(softjax.linear_cross_entropy, hidden, labels=labels, **arguments), (kernel,), jnp.ones(shape)
         )
         assert not np.any(np.asarray(dk)[:, ~np.asarray(exist)])
 
 
-def test_statistics_over_the_classes_that_exist():
+def test_statistics_with_masked_classes():
     hidden, kernel, bias = cases.layer(9, spread=3.0)
     exist, labels = jnp.arange(9) % 3 != 1, cases.class_ids(9)
     fused = softjax.linear_statistics(hidden, kernel, labels, bias=bias, where=exist, block_size=4)
     dense = softjax.statistics(hidden @ kernel + bias[None, :], labels, where=exist)
-    for name, number, expected in zip(fused._fields, fused, dense, strict=True):
-        np.testing.assert_allclose(number, expected, rtol=RTOL, atol=RTOL, err_msg=name)
+    for name, values, expected in zip(fused._fields, fused, dense, strict=True):
+        np.testing.assert_allclose(values, expected, rtol=RTOL, atol=RTOL, err_msg=name)
 
 
 @pytest.mark.parametrize("where", [False, jnp.zeros(9, bool), np.zeros(1, bool)])
-def test_where_no_class_exists_nothing_is_counted(where):
+def test_rows_without_classes_are_ignored(where):
     hidden, kernel, _ = cases.layer(9)
     labels = cases.class_ids(9)
     for reduction in ("mean", "sum", "none"):
@@ -54,15 +54,15 @@ def test_where_no_class_exists_nothing_is_counted(where):
         assert not np.any(value)
         assert not any(map(np.any, gradients))
     assert softjax.linear_loss(lambda s: s.entropy + 1, hidden, kernel, labels, where=where) == 0
-    row = softjax.linear_statistics(hidden, kernel, labels, where=where)
-    nowhere = softjax.statistics(hidden @ kernel, labels, where=False)
-    for number, expected in zip(row, nowhere, strict=True):
-        np.testing.assert_array_equal(number, expected)
+    fused = softjax.linear_statistics(hidden, kernel, labels, where=where)
+    dense = softjax.statistics(hidden @ kernel, labels, where=False)
+    for values, expected in zip(fused, dense, strict=True):
+        np.testing.assert_array_equal(values, expected)
 
 
 @pytest.mark.parametrize(("reduction", "block_size"), covering(["mean", "none"], [None, 4]))
-def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, block_size):
-    """tanh(−inf) is −1: the softcap must not bring the class back, forward or backward."""
+def test_a_bias_of_minus_infinity_masks_a_class_under_a_softcap(reduction, block_size):
+    """tanh(−inf) is −1, but the softcap does not bring the class back, forward or backward."""
     hidden, kernel, bias = cases.layer(9)
     labels = cases.class_ids(9) % 7
 
@@ -74,21 +74,19 @@ def test_a_bias_of_minus_infinity_leaves_a_class_out_under_a_softcap(reduction, 
 
     with_gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
     value, gradients = with_gradients(hidden, kernel, bias.at[7:].set(-jnp.inf))
-    expected, right = with_gradients(hidden, kernel[:, :7], bias[:7])
+    expected, (dh, dk, db) = with_gradients(hidden, kernel[:, :7], bias[:7])
     np.testing.assert_allclose(value, expected, rtol=RTOL)
-    for ours, theirs in zip(
-        gradients, (right[0], jnp.pad(right[1], ((0, 0), (0, 2))), jnp.pad(right[2], (0, 2))), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, rtol=RTOL, atol=1e-6)
+    for gradient, wanted in zip(gradients, (dh, jnp.pad(dk, ((0, 0), (0, 2))), jnp.pad(db, (0, 2))), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=RTOL, atol=1e-6)
     tangent = jax.jvp(lambda k: loss(hidden, k, bias.at[7:].set(-jnp.inf)), (kernel,), (kernel,))[1]
-    np.testing.assert_allclose(tangent, jnp.vdot(kernel[:, :7], right[1]), rtol=1e-4)
+    np.testing.assert_allclose(tangent, jnp.vdot(kernel[:, :7], dk), rtol=1e-4)
 
 
-# For the matmuls of a GPU, the classes of a chunk's logits are padded.
+# Padded classes: on a GPU, the classes of a chunk are padded for the tensor cores
 
 
 @pytest.fixture
-def filled_up(monkeypatch):
+def set_padding(monkeypatch):
     """Sets the number of padded classes."""
 
     def set_to(count):
@@ -108,7 +106,7 @@ def widths(function, *arrays):
     ("labels", "reduction", "softcap"),
     covering([cases.class_ids(9), cases.distribution(9)], ["mean", "none"], [None, 3.0]),
 )
-def test_more_classes_change_nothing(filled_up, labels, reduction, softcap):
+def test_padded_classes_change_no_loss_and_no_gradient(set_padding, labels, reduction, softcap):
     layer = cases.layer(9, spread=3.0)
     check(reduction, *layer, labels, 4, logit_softcap=softcap)
     options = {"weights": cases.weights(), "label_smoothing": 0.1, "z_loss": 1e-3}
@@ -147,18 +145,18 @@ def divergence(h, k, b):
     return softjax.linear_divergence(h, k, h + 1, 2 * k, bias=b, block_size=4, **teacher)
 
 
-def divergence_of_rows(h, k, b):
+def divergence_without_reduction(h, k, b):
     return softjax.linear_divergence(h, k, -h, k, bias=b, reduction="none", where=jnp.arange(9) != 4)
 
 
 @pytest.mark.parametrize(
-    "function", [statistics, log_probabilities, top_k, sparse, loss, divergence, divergence_of_rows]
+    "function", [statistics, log_probabilities, top_k, sparse, loss, divergence, divergence_without_reduction]
 )
-def test_numbers_of_a_row_have_no_part_of_more_classes(filled_up, function):
+def test_padded_classes_change_no_row_value(set_padding, function):
     layer = cases.layer(9, spread=3.0)
 
     def with_gradients(count):
-        filled_up(count)
+        set_padding(count)
 
         @jax.jit
         def both(*layer):
@@ -167,25 +165,25 @@ def test_numbers_of_a_row_have_no_part_of_more_classes(filled_up, function):
 
         return both(*layer)
 
-    for ours, expected in zip(*map(jax.tree.leaves, map(with_gradients, (3, 0))), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=RTOL, atol=RTOL * np.nanmax(np.abs(expected)))
+    for found, expected in zip(*map(jax.tree.leaves, map(with_gradients, (3, 0))), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=RTOL, atol=RTOL * np.nanmax(np.abs(expected)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "named", "filled"),
+    ("kind", "axis_names", "padded"),
     [(AxisType.Explicit, {}, True), (AxisType.Auto, {}, False), (AxisType.Auto, {"batch_axis_name": "data"}, True),
      (AxisType.Explicit, {"axis_name": "data"}, False), (None, {}, True)],
 )  # fmt: skip
-def test_more_classes_only_where_no_device_may_hold_some_of_them(filled_up, kind, named, filled):
+def test_classes_are_padded_only_where_they_cannot_be_sharded(set_padding, kind, axis_names, padded):
     def function(h, k):
-        return softjax.linear_cross_entropy(h, k, cases.class_ids(9), **named)
+        return softjax.linear_cross_entropy(h, k, cases.class_ids(9), **axis_names)
 
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,)) if kind else None
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-        assert (9 + 3 in widths(jax.grad(function, (0, 1)), *cases.layer(9)[:2])) == filled
+        assert (9 + 3 in widths(jax.grad(function, (0, 1)), *cases.layer(9)[:2])) == padded
 
 
-def test_how_many_more():
-    more = {c: chunks.padding_for_tensor_cores(c, "gpu") for c in (1, 5, 1000, 1023, 1025, 50257, 50264, 128256)}
-    assert more == {1: 0, 5: 0, 1000: 0, 1023: 0, 1025: 63, 50257: 47, 50264: 0, 128256: 0}
+def test_the_number_of_padded_classes():
+    padded = {c: chunks.padding_for_tensor_cores(c, "gpu") for c in (1, 5, 1000, 1023, 1025, 50257, 50264, 128256)}
+    assert padded == {1: 0, 5: 0, 1000: 0, 1023: 0, 1025: 63, 50257: 47, 50264: 0, 128256: 0}
     assert chunks.padding_for_tensor_cores(50257, "cpu") == chunks.padding_for_tensor_cores(50257, "tpu") == 0

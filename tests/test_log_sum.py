@@ -1,4 +1,4 @@
-"""`LogSum`: edge cases, derivatives of any order, and precision beside the peak."""
+"""`LogSum`: edge cases, derivatives of any order, and digits of (peak, rest) in confident rows."""
 
 import cases
 import jax
@@ -29,26 +29,26 @@ INF, LAST = jnp.inf, ClassAxis(-1)
         ([0.0, -1e-9], 0, 1),
     ],
 )
-def test_edges(row, peak, rest, route):
+def test_edge_cases(row, peak, rest, route):
     s = log_sum(LAST, jnp.array([row]), None)
     np.testing.assert_array_equal(np.asarray(s.peak).ravel(), [peak])
     np.testing.assert_allclose(s.rest[0, 0], rest, rtol=1e-6)
 
 
-def test_classes_that_do_not_exist(route):
+def test_masked_classes(route):
     x, exists = jnp.array([[9.0, 1.0, 0.0], [1.0, 2.0, 3.0]]), jnp.array([[False, True, True]])
     s = log_sum(LAST, x, exists)
     np.testing.assert_allclose(s.peak + s.log_mass, jax.nn.logsumexp(x[:, 1:], -1, keepdims=True), rtol=1e-6)
 
 
-def test_elsewhere_than_on_one_cpu_one_exponential_serves_both_sums(monkeypatch):
+def test_not_on_one_cpu_one_exponential_serves_both_sums(monkeypatch):
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: False)
     x = jax.ShapeDtypeStruct((4, 100), jnp.float32)
-    taken = jaxprs.equations(jax.make_jaxpr(lambda x: log_sum(LAST, x, None))(x))
-    assert [e.primitive.name for e in taken].count("exp") == 1
+    equations = jaxprs.equations(jax.make_jaxpr(lambda x: log_sum(LAST, x, None))(x))
+    assert [e.primitive.name for e in equations].count("exp") == 1
 
 
-def test_what_stands_beside_the_peak():
+def test_values_at_the_peak_keep_their_digits():
     s = LogSum(jnp.float32(0), jnp.float32(1e-9))
     assert s.log_mass == jnp.float32(1e-9)
     assert s.one_minus_q(jnp.float32(1)) == jnp.float32(1e-9)
@@ -58,15 +58,15 @@ def test_what_stands_beside_the_peak():
 
 
 @pytest.mark.parametrize("row", [[0.0, 1.0, 3.0], *slow([2.0, 2.0, 0.0], [40.0, 0.0, 1.0])])
-def test_the_derivatives_are_those_of_the_plain_sum(row):
-    """Functions of the logits below the peak have right derivatives in every nesting of modes, also inside a scan."""
+def test_derivatives_in_every_mode(row):
+    """Functions of the logits below the peak have the derivatives of the plain formula, also inside a scan."""
     x, v = jnp.array([row]), jnp.array([[0.3, -1.0, 2.0]])
 
-    def ours(x):
+    def with_log_sum(x):
         s = log_sum(LAST, x, None)
         e = jnp.exp(below_peak(LAST, x, s))
-        numbers = s.peak + s.log_mass + mean_below_peak(LAST, x, s, None) ** 2
-        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(numbers)
+        row_values = s.peak + s.log_mass + mean_below_peak(LAST, x, s, None) ** 2
+        return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(row_values)
 
     def plain(x):
         e, log_sum = jnp.exp(x - row[0]), jnp.log(jnp.sum(jnp.exp(x - row[0]))) + row[0]
@@ -85,11 +85,11 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
 
     @jax.jit
     def every_mode(x):
-        return [[mode(f)(x) for f in (plain, ours, scanned(ours))] for mode in modes]
+        return [[mode(f)(x) for f in (plain, with_log_sum, scanned(with_log_sum))] for mode in modes]
 
     for expected, *found in every_mode(x):
         for derivative in found:
-            np.testing.assert_allclose(derivative, expected, rtol=2e-5, atol=5e-6)  # of sums of numbers up to 5
+            np.testing.assert_allclose(derivative, expected, rtol=2e-5, atol=5e-6)  # of sums with terms up to 5
 
 
 @pytest.mark.parametrize(
@@ -105,19 +105,19 @@ def test_the_derivatives_are_those_of_the_plain_sum(row):
         ([-INF, -INF], np.nan),
     ],
 )
-def test_the_spread(row, expected, route):
+def test_mean_below_peak(row, expected, route):
     x = jnp.array([row, [np.nan] * len(row)])
     s, dropped = log_sum(LAST, x, None), jnp.array([[False], [True]])
     np.testing.assert_allclose(mean_below_peak(LAST, x, s, dropped), [[expected], [0]], rtol=1e-6)
     np.testing.assert_allclose(mean_below_peak(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
 
 
-def test_the_spread_in_float64(x64, route):
+def test_mean_below_peak_in_float64(x64, route):
     x = jnp.array([[0.0, -700.0, -INF]])
     np.testing.assert_allclose(mean_below_peak(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14)
 
 
-def test_the_derivative_goes_through_no_loop(route):
+def test_the_derivative_of_the_log_sum_contains_no_loop(route):
     x = jnp.zeros((512, 2048), jnp.bfloat16)
 
     def f(x):

@@ -1,4 +1,4 @@
-"""Everything that is sharded over a mesh: runs the tests of `on_mesh` in a subprocess with eight simulated devices."""
+"""Runs the tests of sharded calls, in the folder `on_mesh`, in a subprocess with eight simulated devices."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def test_on_eight_devices(sizes):
     assert done.returncode == 0, done.stdout[-10000:] + done.stderr[-1000:]
 
 
-def test_without_axes_nothing_is_summed():
+def test_without_axis_names_nothing_is_summed_over_devices():
     x = jnp.arange(3.0)
     classes = axes.ClassAxis(-1)
     assert axes.psum(x, ()) is x

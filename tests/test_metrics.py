@@ -1,4 +1,4 @@
-"""The metrics against scikit-learn on real predictions, and against NumPy at the edges."""
+"""The metrics against scikit-learn on real predictions, and their edge cases against NumPy."""
 
 import cases
 import jax
@@ -16,7 +16,7 @@ X, Y = predictions.held_out()
 S = softjax.statistics(X, Y)
 W = np.random.default_rng(0).uniform(0, 2, len(Y)).astype(np.float32)
 W[::5] = 0
-FINISHED = {
+METRICS = {
     "accuracy": metrics.accuracy,
     "top_k_accuracy": lambda s, weights=None: metrics.top_k_accuracy(s, 3, weights),
     "perplexity": metrics.perplexity,
@@ -36,7 +36,7 @@ def close(actual, expected, rtol=2e-6):
 
 
 @pytest.mark.parametrize("weights", [None, W], ids=["plain", "weighted"])
-def test_as_scikit_learn(weights):
+def test_means_equal_scikit_learn(weights):
     q, options = probabilities(), {"sample_weight": weights}
     close(metrics.accuracy(S, weights), sklearn_metrics.accuracy_score(Y, q.argmax(1), **options))
     for k in (1, 2, 5, 9):
@@ -52,11 +52,11 @@ def test_two_classes_have_twice_the_binary_brier_score():
 
 
 @pytest.mark.parametrize("bins", [1, 4, 10, 15])
-def test_the_curve_of_scikit_learn(bins):
+def test_calibration_curve_equals_scikit_learn(bins):
     q = probabilities()
     accuracy, confidence = calibration_curve(q.argmax(1) == Y, q.max(1), n_bins=bins)
     curve = metrics.calibration(S, bins).curve()
-    fetched = jax.device_get(metrics.calibration(S, bins)).curve()  # of NumPy's arrays, as a checkpoint gives them back
+    fetched = jax.device_get(metrics.calibration(S, bins)).curve()  # of NumPy arrays, as from a checkpoint
     jax.tree.map(np.testing.assert_array_equal, fetched, curve)
     occupied = np.asarray(curve.share) > 0
     close(curve.accuracy[occupied], accuracy)
@@ -69,38 +69,38 @@ def test_the_curve_of_scikit_learn(bins):
 def test_calibration_of_weighted_samples():
     q, bins = probabilities(), 12
     measured = metrics.calibration(S, bins, W)
-    hit, confidence = q.argmax(1) == Y, q.max(1)
+    correct, confidence = q.argmax(1) == Y, q.max(1)
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
-    expected = [np.bincount(index, W * number, bins) for number in (np.ones(len(Y)), confidence, hit)]
+    expected = [np.bincount(index, W * values, bins) for values in (np.ones(len(Y)), confidence, correct)]
     close([measured.weight, measured.confidence, measured.correct], expected, 2e-5)
     gap = np.abs(expected[2] - expected[1])
     close(measured.expected_error(), gap.sum() / W.sum(), 2e-5)
     close(measured.maximum_error(), (gap / np.maximum(expected[0], 1e-9)).max(), 2e-5)
 
 
-def test_calibration_adds_up():
-    """By `+`, `sum`, and in a `scan`; errors of one that was stacked by `vmap` are those of each."""
+def test_calibrations_add_up():
+    """By `+`, by `sum` and in a `scan`. A `Calibration` that `vmap` stacked has the errors of each batch."""
     x, y, w = (a[:1400].reshape(7, 200, *a.shape[1:]) for a in (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(W)))
-    whole = metrics.calibration(jax.tree.map(lambda n: n[:1400], S), 10, W[:1400])
+    at_once = metrics.calibration(jax.tree.map(lambda n: n[:1400], S), 10, W[:1400])
 
     def step(total, batch):
         x, y, w = batch
         return total + metrics.calibration(softjax.statistics(x, y), 10, w), None
 
-    scanned, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, whole), (x, y, w))
-    each = [metrics.calibration(softjax.statistics(x, y), 10, w) for x, y, w in zip(x, y, w, strict=True)]
-    for total in (each[0] + each[1] + sum(each[2:]), sum(each), scanned):
+    scanned, _ = jax.lax.scan(step, jax.tree.map(jnp.zeros_like, at_once), (x, y, w))
+    batches = [metrics.calibration(softjax.statistics(x, y), 10, w) for x, y, w in zip(x, y, w, strict=True)]
+    for total in (batches[0] + batches[1] + sum(batches[2:]), sum(batches), scanned):
         assert isinstance(total, metrics.Calibration)
-        for ours, theirs in zip(jax.tree.leaves(total), jax.tree.leaves(whole), strict=True):
-            close(ours, theirs, 1e-5)
+        for found, wanted in zip(jax.tree.leaves(total), jax.tree.leaves(at_once), strict=True):
+            close(found, wanted, 1e-5)
     stacked = jax.vmap(lambda x, y, w: metrics.calibration(softjax.statistics(x, y), 10, w))(x, y, w)
-    alone = jax.tree.map(lambda n: n[4], stacked)
+    fifth = jax.tree.map(lambda a: a[4], stacked)
     for method in ("expected_error", "maximum_error", "curve"):
-        for ours, theirs in zip(*(jax.tree.leaves(getattr(c, method)()) for c in (stacked, alone)), strict=True):
-            close(ours[4], theirs, 1e-6)
+        for found, wanted in zip(*(jax.tree.leaves(getattr(c, method)()) for c in (stacked, fifth)), strict=True):
+            close(found[4], wanted, 1e-6)
 
 
-def test_calibrations_that_do_not_add():
+def test_a_calibration_adds_only_to_one_with_the_same_bins():
     a, b = metrics.calibration(S, 10), metrics.calibration(S, 1)
     with pytest.raises(ValueError, match=r"`Calibration`s that are added must have the same bins, got \(10,\) and"):
         a + b
@@ -111,13 +111,15 @@ def test_calibrations_that_do_not_add():
         1 + a
 
 
-def of(peak_entropy):
-    number = jnp.asarray(peak_entropy, jnp.float32)
-    rank = jnp.zeros(number.shape, jnp.int32)
-    unread = dict.fromkeys(softjax.Statistics._fields, jnp.zeros_like(number))
-    return softjax.Statistics(**unread | {"peak_entropy": number, "prediction": rank, "label_rank": rank})
+def with_peak_entropy(peak_entropy):
+    """`Statistics` of correct predictions with the confidence exp(−peak_entropy)."""
+    peak_entropy = jnp.asarray(peak_entropy, jnp.float32)
+    zeros, rank = jnp.zeros_like(peak_entropy), jnp.zeros(peak_entropy.shape, jnp.int32)
+    statistics = dict.fromkeys(softjax.Statistics._fields, zeros)
+    return softjax.Statistics(**statistics | {"peak_entropy": peak_entropy, "prediction": rank, "label_rank": rank})
 
 
+# row n has n + 1 equal logits, so its confidence is 1 / (n + 1)
 EQUAL = softjax.statistics(
     jnp.where(jnp.arange(40)[None] <= jnp.arange(40)[:, None], 3.0, -jnp.inf), jnp.zeros(40, int)
 )
@@ -125,7 +127,7 @@ EQUAL = softjax.statistics(
 
 @pytest.mark.parametrize("bins", [1, 2, 3, 5, 7, 10, 15, 100])
 def test_bins_are_closed_to_the_right(bins):
-    """Of 1/n, the confidence of n equal logits, of every edge itself, and of what rounds to 0 and 1."""
+    """For confidences 1/n of n equal logits, each edge of a bin, and confidences that round to 0 and 1."""
 
     @jax.jit
     def bin_of(s):
@@ -134,52 +136,56 @@ def test_bins_are_closed_to_the_right(bins):
 
     np.testing.assert_array_equal(bin_of(EQUAL), -(-bins // np.arange(1, 41)) - 1)  # ⌈bins / n⌉ − 1
     edges, index = np.arange(1, bins + 1) / bins, np.arange(bins)
-    np.testing.assert_array_equal(bin_of(of(-np.log(edges))), index)
-    np.testing.assert_array_equal(bin_of(of(-np.log(edges - 0.5 / bins))), index)
-    np.testing.assert_array_equal(bin_of(of(-np.log(edges * (1 + 3e-6)))), np.minimum(index + 1, bins - 1))
+    np.testing.assert_array_equal(bin_of(with_peak_entropy(-np.log(edges))), index)
+    np.testing.assert_array_equal(bin_of(with_peak_entropy(-np.log(edges - 0.5 / bins))), index)
+    np.testing.assert_array_equal(
+        bin_of(with_peak_entropy(-np.log(edges * (1 + 3e-6)))), np.minimum(index + 1, bins - 1)
+    )
     last = bins - 1
-    np.testing.assert_array_equal(bin_of(of([200.0, jnp.inf, 0.0, 1e-9, 1e-30])), [0, 0, last, last, last])
+    np.testing.assert_array_equal(
+        bin_of(with_peak_entropy([200.0, jnp.inf, 0.0, 1e-9, 1e-30])), [0, 0, last, last, last]
+    )
 
 
-def test_a_confidence_that_is_no_number_shows():
-    measured = metrics.calibration(of([jnp.nan, 0.1]), 5)
+def test_a_nan_confidence_gives_nan_errors():
+    measured = metrics.calibration(with_peak_entropy([jnp.nan, 0.1]), 5)
     assert measured.weight.sum() == 2
     assert np.isnan(measured.expected_error())
     assert np.isnan(measured.maximum_error())
 
 
-def test_rank_counts_ties_as_top_k_does():
+def test_top_k_accuracy_breaks_ties_as_lax_top_k():
     x = jnp.asarray([[1.0, 3, 3, 2], [1, 1, 1, 1]])
     s = softjax.statistics(x, jnp.array([2, 3]))
     expected = [0, 0.5, 0.5, 1, 1, 1]
-    for k, share in zip((1, 2, 3, 4, 5, 2**40), expected, strict=True):
-        assert metrics.top_k_accuracy(s, k) == share
+    for k, accuracy in zip((1, 2, 3, 4, 5, 2**40), expected, strict=True):
+        assert metrics.top_k_accuracy(s, k) == accuracy
 
 
-def test_labels_that_name_no_class_or_a_left_out_one():
-    """A miss for every rank; NaN in what reads h, but for one that is left out."""
+def test_labels_out_of_range_or_masked():
+    """Accuracy counts both as wrong for every k. The perplexity is NaN for the first and infinite for the second."""
     x = cases.logits(4, samples=4)
     where = jnp.array([True, True, True, False])
     s = softjax.statistics(x, jnp.array([-1, 4, 3, 0]), where=where)
-    best = float(s.label_rank[3] == 0)
-    assert metrics.accuracy(s) == best / 4
+    correct = float(s.label_rank[3] == 0)
+    assert metrics.accuracy(s) == correct / 4
     assert metrics.top_k_accuracy(s, 2**31 + 5) == 0.25
     assert np.isnan(metrics.perplexity(s))
     assert np.isnan(metrics.brier_score(s))
     measured = metrics.calibration(s, 3)
     assert measured.weight.sum() == 4
-    assert measured.correct.sum() == best
+    assert measured.correct.sum() == correct
     known = jnp.array([False, False, True, True])
     assert metrics.perplexity(s, known) == jnp.inf
     assert 0.5 < metrics.brier_score(s, known) < 2
 
 
-@pytest.mark.parametrize("name", FINISHED)
-def test_samples_of_weight_0_may_hold_anything(name):
+@pytest.mark.parametrize("name", METRICS)
+def test_ignored_samples_may_hold_anything(name):
     inf, nan = jnp.inf, jnp.nan
     x = jnp.array([[1.0, 3, 2], [3, 1, 0], [nan, 0, 0], [inf, 1, inf], [-inf, -inf, -inf], [1, 2, 3]])
     y, w = jnp.array([1, 1, 0, 0, 1, -100]), jnp.array([1.0, 2, 0, 0, 0, 0])
-    function = FINISHED[name]
+    function = METRICS[name]
 
     def measured(x, y, w=None, where=None):
         return function(softjax.statistics(x, y, where=where), w)
@@ -188,9 +194,9 @@ def test_samples_of_weight_0_may_hold_anything(name):
     assert np.isfinite(expected)
     close(measured(x, y, w), expected)
     close(measured(x, y, w > 0), measured(x[:2], y[:2]))
-    of_none = 1.0 if name == "perplexity" else 0.0
-    assert measured(x, y, jnp.zeros(6)) == of_none
-    assert measured(x[:0], y[:0]) == of_none
+    without_samples = 1.0 if name == "perplexity" else 0.0
+    assert measured(x, y, jnp.zeros(6)) == without_samples
+    assert measured(x[:0], y[:0]) == without_samples
     # a row in which no class exists is ignored, as in a mean of losses
     exist = jnp.arange(6)[:, None] < 2
     close(measured(x, jnp.maximum(y, 0), where=exist), measured(x[:2], y[:2]))
@@ -198,8 +204,8 @@ def test_samples_of_weight_0_may_hold_anything(name):
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "expected_error"])
 def test_every_shape_and_transform(name):
-    """Of one sample, of several axes with weights that broadcast, under `jit` and `vmap`."""
-    function = FINISHED[name]
+    """For a single sample, for several sample axes with broadcast weights, under `jit` and `vmap`."""
+    function = METRICS[name]
     x, y = cases.logits(5, samples=12).reshape(3, 4, 5), cases.class_ids(5, 12).reshape(3, 4)
     w = jnp.array([[1.0], [0.0], [2.5]])
     flat = function(softjax.statistics(x.reshape(12, 5), y.reshape(12)), w.repeat(4, 1).reshape(12))
@@ -208,14 +214,14 @@ def test_every_shape_and_transform(name):
     assert flat.dtype == jnp.float32
     assert flat.shape == ()
     mapped = jax.jit(jax.vmap(lambda x, y: function(softjax.statistics(x, y))))(x, y)
-    close(mapped, [function(jax.tree.map(lambda n, i=i: n[i], s)) for i in range(3)], 1e-5)
+    close(mapped, [function(jax.tree.map(lambda a, i=i: a[i], s)) for i in range(3)], 1e-5)
     assert np.isfinite(function(softjax.statistics(x[0, 0], y[0, 0])))
 
 
-def test_in_float64(x64):
+def test_float64_metrics(x64):
     x = jnp.asarray(X, jnp.float64)
     s = softjax.statistics(x, Y)
-    for function in FINISHED.values():
+    for function in METRICS.values():
         assert function(s, W).dtype == jnp.float64
     q = probabilities()
     close(metrics.brier_score(s), sklearn_metrics.brier_score_loss(Y, q, scale_by_half=False), 1e-12)
@@ -224,7 +230,7 @@ def test_in_float64(x64):
 
 @pytest.mark.parametrize("gap", [3.0, 6.0, 10.0, 17.0, 40.0])
 def test_the_brier_score_of_confident_rows(gap):
-    """Σ_{j≠y} q_j² + (1 − q_y)²: to a factor of two where 1 − 2 q + S is lost, and never less than (1 − q_y)²."""
+    """Where 1 − 2 q_y + S cancels, the result lies between (1 − q_y)² and 2 (Σ_{j≠y} q_j² + (1 − q_y)²)."""
     for others in ([0.0], [0.0, 0.5], [0.0] * 40):
         x = np.asarray([[gap, *others], [*others, gap]])
         for y in (0, len(others)):
@@ -232,18 +238,18 @@ def test_the_brier_score_of_confident_rows(gap):
             e[np.arange(2), [0, -1]] = 0
             rest = e.sum(1, keepdims=True)
             q = np.where(e > 0, e, 1) / (1 + rest)
-            right = np.array([y == 0, y == len(others)])[:, None]
+            correct = np.array([y == 0, y == len(others)])[:, None]
             label = np.arange(len(others) + 1)[None] == y
-            miss = np.where(right, rest / (1 + rest), 1 - q)
-            expected = np.where(label, miss**2, q**2).sum(1)
+            not_q = np.where(correct, rest / (1 + rest), 1 - q)
+            expected = np.where(label, not_q**2, q**2).sum(1)
             score = np.asarray([metrics.brier_score(softjax.statistics(jnp.asarray(row), y)) for row in x])
-            assert (score >= 0.9999 * np.where(right[:, 0], (rest[:, 0] / (1 + rest[:, 0])) ** 2, 0)).all()
+            assert (score >= 0.9999 * np.where(correct[:, 0], (rest[:, 0] / (1 + rest[:, 0])) ** 2, 0)).all()
             assert (score <= 2 * expected * 1.0001).all()
             assert (np.abs(score - expected) <= 1e-6 * expected + 3e-7 * (expected < 1)).all()
 
 
-@pytest.mark.parametrize("call", [*FINISHED.values(), metrics.calibration, metrics.accuracy])
-def test_logits_are_no_statistics(call):
+@pytest.mark.parametrize("call", [*METRICS.values(), metrics.calibration, metrics.accuracy])
+def test_logits_instead_of_statistics_are_refused(call):
     with pytest.raises(TypeError, match="`s` must be `Statistics`, as"):
         call(cases.logits(5))
 
@@ -256,7 +262,7 @@ def test_refused_arguments():
         for value in (1.0, "2", None, jnp.ones(2)):
             with pytest.raises(TypeError, match=f"`{name}` must be an integer, got"):
                 call(value)
-    for function in (*FINISHED.values(), lambda s, w: metrics.calibration(s, 15, w)):
+    for function in (*METRICS.values(), lambda s, w: metrics.calibration(s, 15, w)):
         with pytest.raises(ValueError, match=r"`weights` must broadcast to the shape of .*\(11,\); got \(5,\)"):
             function(s, jnp.ones(5))
         with pytest.raises(TypeError, match="`weights` must be"):

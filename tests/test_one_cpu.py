@@ -1,4 +1,4 @@
-"""What is done on one CPU only: it equals the plain line, is not done under a mesh, and saves memory."""
+"""The functions for one CPU device equal the plain line they replace, are not used under a mesh, and save memory."""
 
 import cases
 import jax
@@ -21,12 +21,12 @@ from softjax._xla.one_cpu import widen
 LAST = ClassAxis(-1)
 
 
-# Is it one CPU device?
+# The test for one CPU device
 
 
 def test_on_one_cpu_needs_a_single_device_that_is_a_cpu():
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1
-    assert one_cpu.on_one_cpu(jnp.zeros(3)) == alone
+    is_one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    assert one_cpu.on_one_cpu(jnp.zeros(3)) == is_one_cpu
 
 
 @pytest.mark.parametrize(
@@ -52,11 +52,11 @@ def test_on_one_cpu_is_false_under_a_mesh_of_one_device(kind, spec, shape, dtype
 
 
 def test_widen_is_exact_for_every_bfloat16(route):
-    every = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint32).astype(jnp.uint16), jnp.bfloat16)
-    expected = np.asarray(every).astype(np.float32)
-    numbers = ~np.isnan(expected) & ((np.abs(expected) >= 2.0**-126) | (expected == 0))  # a CPU may flush subnormals
-    widened = np.asarray(widen(every))
-    np.testing.assert_array_equal(widened[numbers], expected[numbers])
+    bfloat16s = jax.lax.bitcast_convert_type(jnp.arange(2**16, dtype=jnp.uint32).astype(jnp.uint16), jnp.bfloat16)
+    expected = np.asarray(bfloat16s).astype(np.float32)
+    normal = ~np.isnan(expected) & ((np.abs(expected) >= 2.0**-126) | (expected == 0))  # a CPU may flush subnormals
+    widened = np.asarray(widen(bfloat16s))
+    np.testing.assert_array_equal(widened[normal], expected[normal])
     assert np.isnan(widened[np.isnan(expected)]).all()
 
 
@@ -83,7 +83,7 @@ def test_count_true_is_a_sum_of_integers(axis, route):
     np.testing.assert_array_equal(count, condition.sum(axis, keepdims=True))
 
 
-def test_count_true_adds_integers_where_float32_might_round():
+def test_count_true_adds_integers_where_float32_would_round():
     for length, floats in ((2**24, one_cpu.on_one_cpu(jnp.zeros(3))), (2**24 + 1, False)):
         count = jax.make_jaxpr(lambda x: one_cpu.count_true(x, -1))(jax.ShapeDtypeStruct((1, length), jnp.bool_))
         assert any(v.aval.dtype == jnp.float32 for e in count.eqns for v in e.outvars) == floats
@@ -109,14 +109,14 @@ def test_reduce_in_steps_keeps_several_sample_axes():
 
 @pytest.mark.parametrize(("dtype", "most"), [(jnp.float32, 0.2), (jnp.float16, 0.2), (jnp.bfloat16, 2.2)])
 def test_temporary_memory_of_a_reduction(dtype, most, monkeypatch):
-    """In bytes per logit. A float32 copy of float16 takes 4; a copy of the bits of bfloat16 takes 2."""
+    """Bytes per logit. A float32 copy of float16 would take 4. A copy of the bits of bfloat16 takes 2."""
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     x = jax.ShapeDtypeStruct((1024, 131072), dtype)
     program = jax.jit(lambda x: log_sum(LAST, x, None).log_mass).lower(x).compile()
     assert program.memory_analysis().temp_size_in_bytes / x.size < most
 
 
-def test_cond_any_asks_only_where_there_is_work(route):
+def test_cond_any_is_a_cond_only_for_much_work(route):
     small, large = jnp.zeros(3), 2**18
 
     def trace(threshold, work):
@@ -135,7 +135,7 @@ def test_cond_any_asks_only_where_there_is_work(route):
 @pytest.mark.parametrize("samples", [24, *slow(21, 23)])
 @pytest.mark.parametrize("route", ["one CPU"], indirect=True)
 def test_scan_rows_changes_no_statistic_and_no_gradient(samples, route, monkeypatch):
-    """For 4 rows at a time, for 3, and for all, where no allowed number of rows divides the samples."""
+    """24 samples take steps of 4 rows, and 21 take steps of 3. No step divides 23, so these are computed at once."""
     x, labels, kernel = cases.logits(9, samples=samples), cases.class_ids(9, samples), jnp.eye(9)
     weights, exists = cases.weights(samples), jnp.arange(9) != 4
     x = x.at[0].set(jnp.nan)  # its weight is 0
@@ -151,7 +151,7 @@ def test_scan_rows_changes_no_statistic_and_no_gradient(samples, route, monkeypa
         fused = softjax.linear_cross_entropy(x, kernel, labels, weights=weights)
         return sum(jnp.vdot(jnp.cos(value), value) for value in values) + sum(divergences) + fused, s
 
-    def value_and_gradient(*arrays):  # a new function each time, so that nothing traced before serves again
+    def value_and_gradient(*arrays):  # a new function each time, so that JAX traces it again
         return jax.jit(jax.value_and_grad(lambda *a: loss(*a), (0, 1), has_aux=True))(*arrays)
 
     at_once = value_and_gradient(x, jnp.float32(2))

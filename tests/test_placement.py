@@ -1,4 +1,4 @@
-"""The mesh axes of a call, found from names and from types. test_mesh.py runs such calls on eight devices."""
+"""Finds the mesh axes and the platform of a call, from axis names and from types."""
 
 import os
 import subprocess
@@ -42,9 +42,9 @@ def test_axes_of_a_vmap_and_of_a_mesh_do_not_mix():
         jax.vmap(find, axis_name="shards")(jnp.ones((2, 4)))
 
 
-@pytest.mark.skipif("platform" not in dir(AbstractDevice), reason="this JAX does not say for which platform a mesh is")
-def test_the_platform_is_that_of_the_mesh_compiled_for():
-    """The mesh, in context or in the type, may be of devices that are not here; without one it is the default."""
+@pytest.mark.skipif("platform" not in dir(AbstractDevice), reason="an abstract mesh has no platform in this JAX")
+def test_the_platform_is_that_of_the_mesh():
+    """A mesh, in context or in the type, may have another platform. Without a mesh it is the default backend."""
     x = jnp.ones(4)
     assert placement.platform_of(x) == jax.default_backend()
     tpus = AbstractDevice("TPU v5", num_cores=1, platform="tpu")
@@ -60,7 +60,7 @@ def test_the_platform_is_that_of_the_mesh_compiled_for():
 
 @pytest.mark.slow
 def test_without_axis_names_xla_shards_the_call_by_the_types():
-    """On eight devices, in a process of their own: no all-gather, and the values and gradients of one device."""
+    """On eight devices, in a process of its own: no all-gather, and the values and gradients of one device."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     env = dict(os.environ, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     done = subprocess.run([sys.executable, str(SHARDED), "2x4"], env=env, capture_output=True, text=True, timeout=300)

@@ -1,4 +1,4 @@
-"""What a linear layer and its loss refuse, and what they say."""
+"""`linear_cross_entropy` refuses wrong arguments by name. NumPy arrays and traced options work."""
 
 import jax
 import jax.numpy as jnp
@@ -37,14 +37,14 @@ H, K, Y = jnp.ones((6, 4)), jnp.ones((4, 5)), jnp.zeros(6, jnp.int32)
         ((H, K, Y), {"z_loss": -1.0}, ValueError, "`z_loss`"),
     ],
 )  # fmt: skip
-def test_refused(arguments, options, error, message):
+def test_refused_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         softjax.linear_cross_entropy(*arguments, **options)
     with pytest.raises(error, match=message):
         jax.jit(lambda: softjax.linear_cross_entropy(*arguments, **options))()
 
 
-def test_numpy_arrays_and_values_that_fit():
+def test_numpy_arrays_and_traced_options():
     value = softjax.linear_cross_entropy(np.ones((6, 4)), np.ones((4, 5)), np.zeros(6, int), block_size=np.int64(2))
     np.testing.assert_allclose(value, np.log10(5), rtol=1e-6)
     schedule = jax.jit(lambda e: softjax.linear_cross_entropy(H, K, Y, label_smoothing=e))(0.3)

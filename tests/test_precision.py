@@ -1,4 +1,4 @@
-"""The precision of every matmul is fixed where the function is called. `precision` sets it."""
+"""Each matmul has the precision of the call: the default where the function is called, or `precision`."""
 
 import re
 
@@ -13,11 +13,11 @@ import softjax
 H, K, Y = jnp.ones((6, 4)), jnp.ones((4, 3)), jnp.zeros(6, int)
 
 
-def mean(h, k, **options):
+def mean_loss(h, k, **options):
     return softjax.linear_cross_entropy(h, k, Y, block_size=2, **options)
 
 
-def none(h, k, **options):
+def losses_without_reduction(h, k, **options):
     return jnp.sum(softjax.linear_cross_entropy(h, k, Y, reduction="none", block_size=2, **options) ** 2)
 
 
@@ -25,12 +25,18 @@ def statistics(h, k, **options):
     return jnp.sum(softjax.linear_statistics(h, k, Y, block_size=2, **options).entropy ** 2)
 
 
-def loss(h, k, **options):
+def row_loss(h, k, **options):
     return softjax.linear_loss(lambda s: s.cross_entropy, h, k, Y, block_size=2, **options)
 
 
-ROUTES = {"mean": (mean, 3), "none": (none, 4), "statistics": (statistics, 4), "linear_loss": (loss, 3)}
-EVERY = pytest.mark.parametrize("route", ROUTES)
+# functions and their number of matmuls with both gradients
+FUNCTIONS = {
+    "mean": (mean_loss, 3),
+    "none": (losses_without_reduction, 4),
+    "statistics": (statistics, 4),
+    "linear_loss": (row_loss, 3),
+}
+EVERY_FUNCTION = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 def precisions(function, *args):
@@ -39,15 +45,15 @@ def precisions(function, *args):
     return re.findall(r"dot_general.*?precision = \[(\w+), (\w+)\]", text)
 
 
-@EVERY
-def test_the_default_where_it_is_called_holds_for_all_products(route):
-    function, products = ROUTES[route]
+@EVERY_FUNCTION
+def test_the_default_precision_of_the_call_holds_for_all_matmuls(name):
+    function, matmuls = FUNCTIONS[name]
 
     def highest(h, k):
         with jax.default_matmul_precision("highest"):
             return function(h, k)
 
-    assert precisions(jax.grad(highest, (0, 1)), H, K) == [("HIGHEST", "HIGHEST")] * products
+    assert precisions(jax.grad(highest, (0, 1)), H, K) == [("HIGHEST", "HIGHEST")] * matmuls
     # a default that is set only around the backward pass reaches no matmul
     with jax.default_matmul_precision("default"):
         _, pull = jax.vjp(function, H, K)
@@ -56,30 +62,30 @@ def test_the_default_where_it_is_called_holds_for_all_products(route):
 
 
 @pytest.mark.parametrize(
-    ("route", "dtype"), covering(ROUTES, [jnp.float32, jnp.bfloat16, jnp.float16], quick=(0, 1, 2, 3))
+    ("name", "dtype"), covering(FUNCTIONS, [jnp.float32, jnp.bfloat16, jnp.float16], quick=(0, 1, 2, 3))
 )
-def test_a_given_precision_holds_for_all_products(route, dtype):
-    function, products = ROUTES[route]
+def test_a_given_precision_holds_for_all_matmuls(name, dtype):
+    function, matmuls = FUNCTIONS[name]
     h, k = H.astype(dtype), K.astype(dtype)
-    given = ("highest", lax.Precision.HIGHEST, ("highest", "highest"))
-    for precision in given if dtype == jnp.float32 else given[:1]:
+    highest = ("highest", lax.Precision.HIGHEST, ("highest", "highest"))
+    for precision in highest if dtype == jnp.float32 else highest[:1]:
         found = precisions(jax.grad(lambda h, k, p=precision: function(h, k, precision=p), (0, 1)), h, k)
-        assert found == [("HIGHEST", "HIGHEST")] * products
+        assert found == [("HIGHEST", "HIGHEST")] * matmuls
     assert set(precisions(jax.grad(function, (0, 1)), h, k)) == {("DEFAULT", "DEFAULT")}
 
 
-@EVERY
-def test_forward_mode_and_second_derivatives_keep_it(route):
+@EVERY_FUNCTION
+def test_forward_mode_and_second_derivatives_keep_the_precision(name):
     def function(h):
-        return ROUTES[route][0](h, K, precision="highest")
+        return FUNCTIONS[name][0](h, K, precision="highest")
 
-    def along(h):
+    def jvp_of_gradient(h):
         return jax.jvp(jax.grad(function), (h,), (h,))
 
-    assert set(precisions(along, H)) == {("HIGHEST", "HIGHEST")}
+    assert set(precisions(jvp_of_gradient, H)) == {("HIGHEST", "HIGHEST")}
 
 
 @pytest.mark.parametrize("precision", ["exact", 3, ("highest",), True])
-def test_another_is_refused_by_name(precision):
+def test_another_precision_is_refused_by_name(precision):
     with pytest.raises(ValueError, match=r"`precision` must be None, a `jax.lax.Precision`"):
-        mean(H, K, precision=precision)
+        mean_loss(H, K, precision=precision)

@@ -1,4 +1,4 @@
-"""Classes and samples split over processes that talk through `jax.distributed`."""
+"""Classes and samples sharded over several processes of `jax.distributed`."""
 
 import os
 import socket
@@ -12,15 +12,15 @@ WORKER = Path(__file__).with_name("process_worker.py")
 
 
 def free_port():
-    with socket.socket() as held:
-        held.bind(("localhost", 0))
-        return held.getsockname()[1]
+    with socket.socket() as bound:
+        bound.bind(("localhost", 0))
+        return bound.getsockname()[1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_agree_with_one_device(processes, tmp_path):
-    # Without JAX's cache of what is compiled, which is not for several processes at once.
+    # Without JAX's compilation cache, which several processes cannot share.
     flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag]
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "0", "XLA_FLAGS": " ".join(flags)}
     port, running = free_port(), []
@@ -37,6 +37,6 @@ def test_processes_agree_with_one_device(processes, tmp_path):
             worker.kill()
         for worker in running:
             worker.wait()
-    said = [log.read_text(encoding="utf8", errors="replace") for log in logs]
-    assert [worker.returncode for worker in running] == [0] * processes, "\n".join(text[-3000:] for text in said)
-    assert all("agrees" in text for text in said)
+    outputs = [log.read_text(encoding="utf8", errors="replace") for log in logs]
+    assert [worker.returncode for worker in running] == [0] * processes, "\n".join(text[-3000:] for text in outputs)
+    assert all("agrees" in text for text in outputs)

@@ -1,4 +1,4 @@
-"""What holds for every input, by hypothesis."""
+"""Properties of all inputs, tested by hypothesis."""
 
 import math
 
@@ -31,7 +31,7 @@ def close(actual, expected, scale=1.0):
 @examples
 @given(LOGITS, LABELS, st.integers(-4096, 4096))
 def test_shift_invariance(x, y, shift):
-    x = jnp.round(x * 64) / 64  # so that adding the shift rounds nothing
+    x = jnp.round(x * 64) / 64  # so that adding the shift is exact
     np.testing.assert_array_equal(losses(x + shift, y), losses(x, y))
     np.testing.assert_array_equal(softjax.softmax(x + shift), softjax.softmax(x))
 
@@ -61,7 +61,7 @@ def test_the_base_only_scales(x, y):
 
 @examples
 @given(LOGITS, MASKS)
-def test_masked_is_deleted(x, mask):
+def test_masked_classes_act_as_deleted(x, mask):
     y = jnp.zeros(SAMPLES, jnp.int32)
     options = {"label_smoothing": 0.1, "z_loss": 0.01}
     close(losses(x, y, where=jnp.asarray(mask), **options), losses(x[:, mask], y, **options), scale=10)
@@ -71,7 +71,7 @@ def test_masked_is_deleted(x, mask):
 
 @examples
 @given(LOGITS, LABELS, WEIGHTS)
-def test_none_summed_is_sum_and_mean_is_sum_over_weight(x, y, w):
+def test_the_reductions_agree(x, y, w):
     total = losses(x, y, weights=w).sum()
     close(softjax.cross_entropy(x, y, weights=w, reduction="sum"), total)
     mean = softjax.cross_entropy(x, y, weights=w)
@@ -80,7 +80,7 @@ def test_none_summed_is_sum_and_mean_is_sum_over_weight(x, y, w):
 
 @examples
 @given(LOGITS, LABELS)
-def test_statistics_make_the_loss(x, y):
+def test_the_loss_from_the_statistics(x, y):
     s = softjax.statistics(x, y)
     close(s.log_normalizer - s.label_logit, losses(x, y, base=math.e))
     q = softjax.softmax(x)

@@ -1,4 +1,4 @@
-"""nats, bits and hartleys; weights and reductions."""
+"""Weights, reductions, and the base of the logarithm."""
 
 import math
 
@@ -25,14 +25,14 @@ LOSS = jnp.array([1.0, 2.0, 4.0])
         ([1.0, -1.0, 0.0], "mean", 0),
     ],
 )
-def test_values(weights, reduction, expected):
+def test_reduce(weights, reduction, expected):
     weights = None if weights is None else jnp.array(weights)
     np.testing.assert_allclose(reduce(LOSS, weights, reduction), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_weight_0_takes_what_is_no_number_out(value, reduction):
+def test_weight_0_drops_a_non_finite_loss(value, reduction):
     loss, weights = jnp.array([1.0, value]), jnp.array([2.0, 0.0])
     total, (dl, dw) = jax.value_and_grad(lambda loss, w: reduce(loss, w, reduction).sum(), argnums=(0, 1))(
         loss, weights
@@ -47,7 +47,7 @@ def test_a_finite_loss_of_weight_0_keeps_its_derivative():
     np.testing.assert_array_equal(dw, LOSS)
 
 
-def test_a_mean_of_more_samples_than_int32_holds():
+def test_a_mean_of_more_than_2_to_31_samples():
     shape = jax.eval_shape(lambda loss: reduce(loss, None, "mean"), jax.ShapeDtypeStruct((2**31 + 9,), jnp.float32))
     assert shape.shape == ()
 
@@ -58,10 +58,10 @@ def test_no_samples():
 
 
 @pytest.mark.parametrize(("base", "expected"), [(math.e, 3.0), (2.0, 3 / math.log(2)), (10.0, 3 / math.log(10))])
-def test_divides_by_ln_b(base, expected):
+def test_from_nats_divides_by_ln_base(base, expected):
     np.testing.assert_allclose(from_nats(jnp.float32(3), base), expected, rtol=2 * 2.0**-23)
     np.testing.assert_allclose(jax.grad(lambda x: from_nats(x, base))(jnp.float32(3)), expected / 3, rtol=2 * 2.0**-23)
 
 
-def test_nats_are_left_alone():
+def test_base_e_needs_no_division():
     assert "div" not in str(jax.make_jaxpr(lambda x: from_nats(x, math.e))(jnp.float32(3)))

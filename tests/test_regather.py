@@ -1,4 +1,4 @@
-"""The gradient of a kernel with sharded features is reduce-scattered; test_mesh.py runs it on eight devices."""
+"""`gather_features`: the gradient of a kernel with sharded features is reduce-scattered. One device suffices here."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from softjax._mesh import regather
 
 
-def test_the_value_is_the_kernels_and_the_derivative_that_of_an_all_gather():
+def test_value_of_the_kernel_and_derivative_of_an_all_gather():
     mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     x = jnp.arange(6.0).reshape(3, 2)
 

@@ -8,7 +8,7 @@ from covering import slow
 import softjax
 
 N, F, C, ROWS = 1024, 64, 2048, 128
-BLOCK = 4 * ROWS * C
+CHUNK_BYTES = 4 * ROWS * C
 
 _policies = jax.checkpoint_policies
 POLICIES = {name: getattr(_policies, name) for name in dir(_policies) if name.endswith(("saveable", "dims"))}
@@ -30,7 +30,7 @@ CASES = [pytest.param(name, marks=() if name in COMMON else pytest.mark.slow) fo
 
 
 def total(h, k, y):
-    """All routes in one program."""
+    """All functions of a last layer in one program."""
     fused = softjax.linear_cross_entropy(h, k, y, block_size=ROWS)
     rows = softjax.linear_cross_entropy(h, k, y, reduction="none", block_size=ROWS)
     loss = softjax.linear_loss(lambda s: s.cross_entropy**2, h, k, y, block_size=ROWS)
@@ -48,37 +48,37 @@ def memory(policy):
 
 
 def test_every_policy_is_tried():
-    unnamed = {"checkpoint_dots", "checkpoint_dots_with_no_batch_dims"}  # older names of two that are
-    assert {name for name in dir(_policies) if not name.startswith("_")} - unnamed <= set(POLICIES)
+    aliases = {"checkpoint_dots", "checkpoint_dots_with_no_batch_dims"}  # older names of two policies
+    assert {name for name in dir(_policies) if not name.startswith("_")} - aliases <= set(POLICIES)
 
 
 @pytest.fixture(scope="module")
-def least():
+def memory_without_saving():
     return memory(_policies.nothing_saveable)
 
 
 @pytest.mark.parametrize("policy", CASES)
-def test_a_policy_keeps_no_block(policy, least):
-    # what it may keep: the gradients of the two sums, [N, F] and [F, C] each
-    assert memory(POLICIES[policy]) <= least + 2 * 4 * (N * F + F * C) + BLOCK
-    assert least < 8 * BLOCK + 4 * F * C  # of all the logits
+def test_a_policy_saves_no_chunk_of_logits(policy, memory_without_saving):
+    # a policy may save the gradients of the two sums, [N, F] and [F, C] each
+    assert memory(POLICIES[policy]) <= memory_without_saving + 2 * 4 * (N * F + F * C) + CHUNK_BYTES
+    assert memory_without_saving < 8 * CHUNK_BYTES + 4 * F * C  # less than all logits
 
 
 @pytest.mark.parametrize("policy", [_policies.everything_saveable, *slow(_policies.dots_saveable)])
-def test_logits_keep_no_more_than_without(policy):
+def test_losses_of_logits_save_no_more_under_a_policy(policy):
     def loss(h, k, y):
         return softjax.cross_entropy(h @ k, y, z_loss=1e-3)
 
-    def temporary(function):
+    def temporary_bytes(function):
         h, k = jax.ShapeDtypeStruct((N, F), jnp.float32), jax.ShapeDtypeStruct((F, C), jnp.float32)
         program = jax.jit(jax.grad(function, (0, 1))).lower(h, k, jax.ShapeDtypeStruct((N,), jnp.int32)).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert temporary(jax.checkpoint(loss, policy=policy)) < temporary(loss) + BLOCK
+    assert temporary_bytes(jax.checkpoint(loss, policy=policy)) < temporary_bytes(loss) + CHUNK_BYTES
 
 
 @pytest.mark.parametrize("policy", [_policies.everything_saveable, *slow(_policies.dots_saveable)])
-def test_gradients_are_the_same(policy):
+def test_a_policy_changes_no_gradient(policy):
     keys = jax.random.split(jax.random.key(0), 3)
     h, k = jax.random.normal(keys[0], (37, 5)), jax.random.normal(keys[1], (5, 9))
     y = jax.random.randint(keys[2], (37,), 0, 9)

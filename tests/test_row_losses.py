@@ -1,4 +1,4 @@
-"""A caller's row loss as a static function: its closed-over arrays become arguments."""
+"""`hoist_closure`: a row loss becomes a static function, and the arrays that it closes over become arguments."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def test_closed_over_arrays_become_arguments():
     hash(function)
 
 
-def test_tracers_too():
+def test_closed_over_tracers_become_arguments():
     def f(t):
         function, closed_over = row_losses.hoist_closure(lambda x: x * t, SCALAR)
         return function(closed_over, 3.0)

@@ -1,4 +1,4 @@
-"""Blocks of samples: what is counted, and the sums of a layer's gradients."""
+"""Chunks of samples: active samples, and the accumulated gradients of a layer."""
 
 import cases
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ SAMPLES = Samples(
 )
 
 
-def test_what_is_not_counted_is_harmless():
+def test_safe_hidden_is_finite_in_ignored_rows():
     assert SAMPLES.active is None
     assert SAMPLES.safe_hidden is SAMPLES.hidden
     weighted = SAMPLES._replace(weights=jnp.array([[[0.0], [0.0], [2.0]]]))
@@ -33,14 +33,16 @@ def test_what_is_not_counted_is_harmless():
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("blocks", [1, 2])
-def test_the_sums_of_gradients(transposed, blocks):
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_accumulated_gradients(transposed, chunks):
     hidden, kernel, bias = cases.layer(7)
     du = cases.logits(7, seed=2)
     layer = Layer(transposed, None, jnp.dtype(jnp.float32))
     parameters = Parameters(kernel.T if transposed else kernel, bias)
-    samples = SAMPLES._replace(hidden=jnp.stack([hidden] * blocks))
-    assert (zero_gradients(layer, parameters, samples)[0] is None) == (blocks == 1)  # there is nothing to add to
+    samples = SAMPLES._replace(hidden=jnp.stack([hidden] * chunks))
+    assert (zero_gradients(layer, parameters, samples)[0] is None) == (
+        chunks == 1
+    )  # a single chunk needs no accumulator
     gradients = add_gradients(
         layer, add_gradients(layer, zero_gradients(layer, parameters, samples), du, hidden), du, hidden
     )
@@ -51,11 +53,11 @@ def test_the_sums_of_gradients(transposed, blocks):
     assert zero_gradients(layer, parameters._replace(bias=None), samples)[1] is None
 
 
-def test_without_a_mesh_nothing_is_moved():
+def test_without_a_mesh_align_samples_changes_nothing():
     hidden, kernel, bias = cases.layer(7)
     parameters, samples = Parameters(kernel, bias), SAMPLES._replace(hidden=hidden[None])
-    same = align_samples(ClassAxis(-1), parameters, samples)
-    assert same[0].kernel is kernel
-    assert same[1].hidden is samples.hidden
+    aligned = align_samples(ClassAxis(-1), parameters, samples)
+    assert aligned[0].kernel is kernel
+    assert aligned[1].hidden is samples.hidden
     static = ChunkConfig(STATISTICS, Layer(False, None, jnp.dtype(jnp.float32)), ClassAxis(-1))
     assert zero_of_rows(static, parameters, samples) == 0

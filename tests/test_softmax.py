@@ -1,4 +1,4 @@
-"""softmax and log_softmax against float64, and their VJPs of cotangents that differ from entry to entry."""
+"""`softmax` and `log_softmax` and their VJPs against float64. The cotangents differ by entry."""
 
 import math
 
@@ -31,7 +31,7 @@ def test_softmax(classes, spread):
     x, g = cases.logits(classes, spread), _cotangent((cases.SAMPLES, classes))
     out, (dx,) = vjp(softjax.softmax, (x,), g)
     q, g64 = np.exp(_rows(x)), np.asarray(g, np.float64)
-    # Relative to each entry: 25 ulp for the sum, and x − max, rounded to half an ulp of itself, moves its exponential.
+    # Bound of the relative error: 25 ulp for the sum, and half an ulp of x − max, which is the error of its rounding.
     distance = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
     np.testing.assert_array_less(np.abs(np.asarray(out, np.float64) - q), q * EPS * (25 + distance / 2) + 1e-30)
     np.testing.assert_allclose(dx, q * (g64 - (q * g64).sum(1, keepdims=True)), atol=2e-6)
@@ -55,7 +55,7 @@ def test_low_precision_is_rounded_once(function, dtype):
     out, (gradient,) = vjp(function, (x,), _cotangent(x.shape, dtype))
     assert out.dtype == dtype
     exact = np.exp(_rows(x)) if function is softjax.softmax else _rows(x) / math.log(10)
-    # half an ulp of the output type for the one rounding, and float32's own error
+    # half an ulp of the output dtype for the rounding, plus the error of float32
     ulp = float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=ulp / 2 + 3e-6, atol=1e-7)
     assert gradient.dtype == dtype
@@ -71,33 +71,33 @@ def test_sums_to_1_within_4_ulp(classes, spread):
 @pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
 def test_axis(axis):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 5)), jnp.float32)
-    for ours, theirs in ((softjax.softmax, jax.nn.softmax), (softjax.log_softmax, jax.nn.log_softmax)):
-        options = {"base": math.e} if ours is softjax.log_softmax else {}
-        np.testing.assert_allclose(ours(x, axis=axis, **options), theirs(x, axis), rtol=2e-6, atol=1e-6)
+    for function, baseline in ((softjax.softmax, jax.nn.softmax), (softjax.log_softmax, jax.nn.log_softmax)):
+        options = {"base": math.e} if function is softjax.log_softmax else {}
+        np.testing.assert_allclose(function(x, axis=axis, **options), baseline(x, axis), rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("route", "shape"), covering(ROUTES, [((1, 5),), ((11, 1),), ((11, 5),), ((5,),)]), indirect=["route"]
 )
-def test_where_masks_as_if_deleted(shape):
+def test_masked_classes_act_as_deleted(shape):
     where = np.random.default_rng(1).random(shape) < 0.6
     where[..., 0] = True
     x = jnp.where(where, cases.logits(5), jnp.nan)
-    g, every = _cotangent(x.shape), np.broadcast_to(where, x.shape)
-    for function, absent in ((softjax.softmax, 0.0), (softjax.log_softmax, -np.inf)):
+    g, exists = _cotangent(x.shape), np.broadcast_to(where, x.shape)
+    for function, masked in ((softjax.softmax, 0.0), (softjax.log_softmax, -np.inf)):
         out, (gradient,) = vjp(lambda x, f=function: f(x, where=jnp.asarray(where)), (x,), g)
-        assert (np.asarray(out)[~every] == absent).all()
-        assert (np.asarray(gradient)[~every] == 0).all()
-        for count in set(every.sum(1)):  # the rows that keep as many classes are one array
-            rows = every.sum(1) == count
-            there = np.flatnonzero((every & rows[:, None]).ravel()).reshape(-1, count)
-            kept, shown = (np.asarray(a).ravel()[there] for a in (x, g))
-            alone, (dx,) = vjp(function, (kept,), shown)
-            np.testing.assert_allclose(np.asarray(out).ravel()[there], alone, rtol=1e-6)
-            np.testing.assert_allclose(np.asarray(gradient).ravel()[there], dx, atol=1e-6)
+        assert (np.asarray(out)[~exists] == masked).all()
+        assert (np.asarray(gradient)[~exists] == 0).all()
+        for count in set(exists.sum(1)):  # rows that keep equally many classes make one array
+            rows = exists.sum(1) == count
+            kept = np.flatnonzero((exists & rows[:, None]).ravel()).reshape(-1, count)
+            kept_x, kept_g = (np.asarray(a).ravel()[kept] for a in (x, g))
+            expected, (dx,) = vjp(function, (kept_x,), kept_g)
+            np.testing.assert_allclose(np.asarray(out).ravel()[kept], expected, rtol=1e-6)
+            np.testing.assert_allclose(np.asarray(gradient).ravel()[kept], dx, atol=1e-6)
 
 
-def test_forward_mode_is_the_transpose():
+def test_forward_and_reverse_mode_agree():
     x = cases.logits(7)
     for function in (softjax.softmax, softjax.log_softmax):
 
@@ -106,12 +106,12 @@ def test_forward_mode_is_the_transpose():
             first = jax.jacfwd(f)(x), jax.jacrev(f)(x)
             return first, [outer(jax.jacrev(lambda x: f(x)[0]))(x[:1]) for outer in (jax.jacfwd, jax.jacrev)]
 
-        first, twice = every_mode(x)
+        first, second = every_mode(x)
         np.testing.assert_allclose(*first, atol=1e-6)
-        np.testing.assert_allclose(*twice, atol=1e-5)
+        np.testing.assert_allclose(*second, atol=1e-5)
 
 
-def test_edges():
+def test_edge_cases():
     inf, nan = jnp.inf, jnp.nan
     x = jnp.array([[0.0, -inf, 0.0], [nan, 0.0, 0.0], [-inf, -inf, -inf]])
     q = np.asarray(softjax.softmax(x))
@@ -125,24 +125,24 @@ def test_edges():
 @pytest.mark.parametrize(
     ("axes", "masked"), covering([((1, 2),), ((0, -1),), ((-1, 0, 1),), ((2,),), [0, 1]], [True, False])
 )
-def test_several_axes_of_classes_are_as_in_jax(axes, masked):
+def test_several_class_axes_equal_jax_nn(axes, masked):
     x, g = (jax.random.normal(key, (3, 4, 5)) for key in jax.random.split(jax.random.key(0)))
     where = jnp.arange(5) % 3 != 1 if masked else None
     mask = None if where is None else where[None, None, :]
     axis = tuple(axes)
 
-    def theirs(x):
+    def baseline(x):
         return jax.nn.softmax(x, axis, where=mask)
 
     value, (dx,) = vjp(lambda x: softjax.softmax(x, axis=axes, where=where), (x,), g)
-    expected, (their_dx,) = vjp(theirs, (x,), g)
+    expected, (expected_dx,) = vjp(baseline, (x,), g)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(dx, their_dx, atol=1e-6)
-    logarithm = softjax.log_softmax(x, axis=axes, base=np.e, where=where)
-    np.testing.assert_allclose(jnp.exp(logarithm), expected, rtol=1e-5)
+    np.testing.assert_allclose(dx, expected_dx, atol=1e-6)
+    log_q = softjax.log_softmax(x, axis=axes, base=np.e, where=where)
+    np.testing.assert_allclose(jnp.exp(log_q), expected, rtol=1e-5)
 
 
-def test_axes_that_are_none():
+def test_wrong_axes_are_refused_by_name():
     x = jnp.ones((3, 4))
     with pytest.raises(ValueError, match="each axis of `logits` once"):
         softjax.softmax(x, axis=(0, -2))

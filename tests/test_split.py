@@ -1,4 +1,4 @@
-"""What follows from the mesh axes of a call: PartitionSpecs and local sizes. test_mesh.py runs it on eight devices."""
+"""`Split`: the PartitionSpecs and the local sizes that follow from the mesh axes of a call."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_without_axis_names_nothing_is_sharded():
     assert unsharded.shard_map(len, [P()], P()) is len
 
 
-def test_partition_specs_of_a_calls_arrays():
+def test_partition_specs_and_local_sizes():
     mesh = jax.make_mesh((1, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         found = split_of((4, 3, 6), 1, "classes", "data")

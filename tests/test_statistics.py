@@ -12,99 +12,98 @@ from covering import ROUTES, covering, slow
 
 import softjax
 
-FLOATING = list(cases.real(softjax.statistics(cases.logits(2), cases.class_ids(2))))
+FLOATING = list(cases.floating(softjax.statistics(cases.logits(2), cases.class_ids(2))))
 SAMPLES = 5
 KINDS = ["ids", "one-hot", "distribution", "distribution of mass 3"]
 
 
 def labels_of(kind, classes):
     ids, p = cases.class_ids(classes), cases.distribution(classes)
-    each = {"ids": ids, "one-hot": jax.nn.one_hot(ids, classes), "distribution": p, "distribution of mass 3": 3 * p}
-    return each[kind]
+    labels = {"ids": ids, "one-hot": jax.nn.one_hot(ids, classes), "distribution": p, "distribution of mass 3": 3 * p}
+    return labels[kind]
 
 
 @jax.jit
-def pulled(x, labels, g):
-    """Each floating statistic, with the VJP of g for it alone."""
+def each_with_vjp(x, labels, g):
+    """Each floating statistic and its VJP alone for the cotangent g."""
 
-    def numbers(x):
+    def floating(x):
         stats = softjax.statistics(x, labels)
         return tuple(getattr(stats, name) for name in FLOATING)
 
-    values, pull = jax.vjp(numbers, x)
-    alone = [[g if i == j else jnp.zeros_like(g) for i in range(len(FLOATING))] for j in range(len(FLOATING))]
-    gradients = [pull(tuple(cotangents))[0] for cotangents in alone]
+    values, pull = jax.vjp(floating, x)
+    one_cotangent = [[g if i == j else jnp.zeros_like(g) for i in range(len(FLOATING))] for j in range(len(FLOATING))]
+    gradients = [pull(tuple(cotangents))[0] for cotangents in one_cotangent]
     return dict(zip(FLOATING, zip(values, gradients, strict=True), strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [1, 5, 129])
-def test_each_number_pulled_back_alone(classes, kind):
+def test_each_statistic_and_its_vjp_alone(classes, kind):
     g, labels = cases.cotangent(), labels_of(kind, classes)
     for spread in cases.SPREADS:
         x = cases.logits(classes, spread)
-        actual = pulled(x, labels, g)
+        actual = each_with_vjp(x, labels, g)
         expected_statistics = oracle.statistics(x, labels)
         assert expected_statistics.keys() == actual.keys(), "tests/oracle.py has a formula for each statistic"
-        for name, (value, slope) in expected_statistics.items():
-            number, gradient = actual[name]
+        for name, (value, derivative) in expected_statistics.items():
+            found, gradient = actual[name]
             size = max(1, spread) * max(1, np.abs(value).max())
-            np.testing.assert_allclose(number, value, rtol=3e-6, atol=3e-7 * size, err_msg=name)
-            expected = np.asarray(g, np.float64)[:, None] * slope
-            size = np.abs(g).max() * max(1, np.abs(slope).max())
+            np.testing.assert_allclose(found, value, rtol=3e-6, atol=3e-7 * size, err_msg=name)
+            expected = np.asarray(g, np.float64)[:, None] * derivative
+            size = np.abs(g).max() * max(1, np.abs(derivative).max())
             np.testing.assert_allclose(gradient, expected, rtol=0, atol=4e-6 * size, err_msg=name)
 
 
 @pytest.mark.parametrize(
     ("kind", "axis", "route"), covering(["ids", "distribution"], [-1, 0], ROUTES), indirect=["route"]
 )
-def test_of_the_classes_that_exist(kind, axis, route):
-    """Masking the classes of a row equals deleting them."""
+def test_masked_classes_act_as_deleted(kind, axis, route):
     x, labels = cases.logits(9, 3.0, SAMPLES), labels_of(kind, 9)[:SAMPLES]
-    # Each row has five classes, other ones than the next row: its label, and four more.
+    # Each row keeps its label and four more classes, which differ by row.
     ids, rng = np.asarray(cases.class_ids(9)[:SAMPLES]), np.random.default_rng(0)
     kept = np.stack([np.sort([y, *rng.permutation(np.delete(np.arange(9), y))[:4]]) for y in ids])
     where = (kept[:, :, None] == np.arange(9)).any(1)
-    turned = (lambda a: a.T) if axis == 0 else (lambda a: a)
-    shown = labels if kind == "ids" else turned(labels)
+    transpose = (lambda a: a.T) if axis == 0 else (lambda a: a)
+    all_labels = labels if kind == "ids" else transpose(labels)
 
     def masked(x):
-        stats = softjax.statistics(turned(x), shown, where=turned(jnp.asarray(where)), axis=axis)
-        return tuple(cases.real(stats).values()), (stats.prediction, stats.label_rank)
+        stats = softjax.statistics(transpose(x), all_labels, where=transpose(jnp.asarray(where)), axis=axis)
+        return tuple(cases.floating(stats).values()), (stats.prediction, stats.label_rank)
 
-    target = jnp.asarray((kept < ids[:, None]).sum(1)) if kind == "ids" else np.take_along_axis(labels, kept, 1)
+    kept_labels = jnp.asarray((kept < ids[:, None]).sum(1)) if kind == "ids" else np.take_along_axis(labels, kept, 1)
 
     def deleted(x):
-        stats = softjax.statistics(x, target)
-        return tuple(cases.real(stats).values()), (stats.prediction, stats.label_rank)
+        stats = softjax.statistics(x, kept_labels)
+        return tuple(cases.floating(stats).values()), (stats.prediction, stats.label_rank)
 
     @partial(jax.jit, static_argnums=0)
     def with_gradient(function, x):
-        numbers, pull, integers = jax.vjp(function, x, has_aux=True)
-        return numbers, pull(tuple(map(jnp.ones_like, numbers)))[0], integers
+        floating, pull, integers = jax.vjp(function, x, has_aux=True)
+        return floating, pull(tuple(map(jnp.ones_like, floating)))[0], integers
 
-    numbers, gradient, (prediction, rank) = with_gradient(masked, x)
+    found, gradient, (prediction, rank) = with_gradient(masked, x)
     expected, dx, (place, expected_rank) = with_gradient(deleted, jnp.take_along_axis(x, jnp.asarray(kept), 1))
-    for name, ours, theirs in zip(FLOATING, numbers, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=name)
+    for name, value, wanted in zip(FLOATING, found, expected, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-6, err_msg=name)
     np.testing.assert_array_equal(prediction, np.take_along_axis(kept, np.asarray(place)[:, None], 1)[:, 0])
     np.testing.assert_array_equal(rank, expected_rank)
     np.testing.assert_allclose(np.take_along_axis(np.asarray(gradient), kept, 1), dx, rtol=1e-5, atol=1e-5)
     assert not gradient[~where].any()
 
 
-def test_all_numbers_together():
+def test_the_vjp_of_all_statistics_together():
     x, ids = cases.logits(7, 2.0), cases.class_ids(7)
     cotangents = [cases.cotangent(seed=s) for s in range(len(FLOATING))]
-    _, pull = jax.vjp(lambda x: cases.real(softjax.statistics(x, ids)), x)
-    slopes = oracle.statistics(x, ids)
-    each = [np.asarray(g, np.float64)[:, None] * slopes[n][1] for n, g in zip(FLOATING, cotangents, strict=True)]
-    np.testing.assert_allclose(pull(dict(zip(FLOATING, cotangents, strict=True)))[0], sum(each), atol=1e-5)
+    _, pull = jax.vjp(lambda x: cases.floating(softjax.statistics(x, ids)), x)
+    expected = oracle.statistics(x, ids)
+    gradients = [np.asarray(g, np.float64)[:, None] * expected[n][1] for n, g in zip(FLOATING, cotangents, strict=True)]
+    np.testing.assert_allclose(pull(dict(zip(FLOATING, cotangents, strict=True)))[0], sum(gradients), atol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "classes"), covering(["ids", "one-hot", "distribution"], [1, 2, 9, 129]))
 def test_prediction_and_rank_are_those_of_top_k(kind, classes, route):
-    x = jnp.round(cases.logits(classes, 2.0))  # full of ties, also of −0 and 0, which top_k tells apart
+    x = jnp.round(cases.logits(classes, 2.0))  # many ties, also of −0 and 0, which top_k orders
     labels = labels_of(kind, classes)
     stats = jax.jit(softjax.statistics)(x, labels)
     _, order = jax.lax.top_k(x, classes)
@@ -114,14 +113,14 @@ def test_prediction_and_rank_are_those_of_top_k(kind, classes, route):
     assert stats.prediction.dtype == stats.label_rank.dtype == jnp.int32
 
 
-def test_prediction_and_rank_at_the_edges(route):
+def test_edge_cases_of_prediction_and_rank(route):
     inf, nan = jnp.inf, jnp.nan
     x = jnp.array([[1.0, 3, 2], [1, inf, inf], [nan, 1, 2], [-inf, 0, -inf], [0, 0, 0], [1, 2, 3]])
     stats = softjax.statistics(x, jnp.array([0, 2, 1, 2, 3, -1]))
     np.testing.assert_array_equal(stats.prediction, [1, 1, -1, 1, 0, 2])
     np.testing.assert_array_equal(stats.label_rank, [2, 1, -1, 2, -1, -1])
-    left_out = softjax.statistics(x[0], jnp.array(1), where=jnp.array([True, False, True]))
-    assert (left_out.prediction, left_out.label_rank) == (2, 2**31 - 1)
+    masked = softjax.statistics(x[0], jnp.array(1), where=jnp.array([True, False, True]))
+    assert (masked.prediction, masked.label_rank) == (2, 2**31 - 1)
     p = jnp.array([[0.0, 0, 0], [0.4, 0.2, 0.4], [nan, 0, 1]])
     np.testing.assert_array_equal(softjax.statistics(x[:1].repeat(3, 0), p).label_rank, [-1, 2, -1])
 
@@ -132,18 +131,18 @@ def test_the_label_logit_is_the_logit_itself():
         np.testing.assert_array_equal(softjax.statistics(x, labels).label_logit, x[jnp.arange(2), [1, 0]])
 
 
-def test_labels_that_name_no_class_or_a_left_out_one():
+def test_labels_out_of_range_or_masked():
     x = cases.logits(5, samples=3)
     where = jnp.array([False, True, True, True, True])
-    stats, pull = jax.vjp(lambda x: cases.real(softjax.statistics(x, jnp.array([-1, 0, 5]), where=where)), x)
+    stats, pull = jax.vjp(lambda x: cases.floating(softjax.statistics(x, jnp.array([-1, 0, 5]), where=where)), x)
     np.testing.assert_array_equal(np.asarray(stats["label_logit"]), [np.nan, -np.inf, np.nan])
     np.testing.assert_array_equal(np.asarray(stats["cross_entropy"]), [np.nan, np.inf, np.nan])
     assert np.isfinite(stats["log_normalizer"]).all()
-    of_the_label = {n: jnp.ones(3) if n in ("label_logit", "cross_entropy") else jnp.zeros(3) for n in FLOATING}
-    assert not pull(of_the_label)[0][np.array([0, 2])].any()
+    cotangents = {n: jnp.ones(3) if n in ("label_logit", "cross_entropy") else jnp.zeros(3) for n in FLOATING}
+    assert not pull(cotangents)[0][np.array([0, 2])].any()
 
 
-def test_minus_inf_has_no_part_in_the_entropy():
+def test_a_logit_of_minus_inf_adds_nothing_to_the_entropy():
     def entropy(x):
         return softjax.statistics(x, jnp.array(0)).entropy
 
@@ -161,15 +160,15 @@ def test_minus_inf_has_no_part_in_the_entropy():
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_higher_derivatives(order):
-    """Also where logits tie at the peak, and where the peak leaves no probability to the other classes."""
+    """Also where logits tie at the peak, and in a confident row."""
     rows = jnp.array([[0.3, -0.2, 1.1, 0.0], [2.0, 2.0, -1.0, 0.5], [30.0, 0.0, 1.0, -2.0]])
 
-    def ours(x, labels):
+    def total(x, labels):
         s = softjax.statistics(x, labels)
         return s.log_normalizer + s.cross_entropy + s.entropy + 2 * s.collision + s.mean_logit
 
     def plain(x, labels):
-        first = jax.lax.stop_gradient(x[0])  # a constant: the maximum would have a derivative
+        first = jax.lax.stop_gradient(x[0])  # a constant, because the maximum would have a derivative
         log_q = x - jnp.log(jnp.sum(jnp.exp(x - first))) - first
         q = jnp.exp(log_q)
         h = -jnp.sum(labels * log_q) if labels.ndim else -log_q[labels]
@@ -181,19 +180,19 @@ def test_higher_derivatives(order):
         return jax.vmap(jax.vmap(outer(f), (0, None)), (None, 0))
 
     @jax.jit
-    def of_every_row(labels):
+    def of_all_rows(labels):
         expected = derivatives(plain, jax.jacrev)(rows, labels)
-        return [derivatives(ours, outer)(rows, labels) for outer in (jax.jacfwd, jax.jacrev)], expected
+        return [derivatives(total, outer)(rows, labels) for outer in (jax.jacfwd, jax.jacrev)], expected
 
     for labels in (jnp.array([0, 2]), jnp.array([[0.1, 0.4, 0.3, 0.2]])):
-        found, expected = of_every_row(labels)
+        found, expected = of_all_rows(labels)
         for derivative in found:
             np.testing.assert_allclose(derivative, expected, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])
-def test_a_class_of_no_mass_and_no_probability(mode):
-    """No −inf · 0 in the derivative by the labels, in forward mode, or through labels that depend on the logits."""
+def test_a_class_without_probability_in_labels_and_logits(mode):
+    """0 · −inf is 0 in derivatives by labels, in forward mode, and with labels that depend on the logits."""
     x = jnp.array([-jnp.inf, 0.0, 1.0])
     through = mode(lambda x: softjax.cross_entropy(x, softjax.softmax(x), base=np.e))(x)
     np.testing.assert_allclose(through, [0, 0.19661193, -0.19661193], rtol=1e-5)
@@ -201,11 +200,11 @@ def test_a_class_of_no_mass_and_no_probability(mode):
     np.testing.assert_allclose(
         mode(lambda x: softjax.cross_entropy(x, p, base=np.e))(x), [0, 0.01894142, -0.01894142], rtol=1e-5
     )
-    mass = jax.grad(lambda p: softjax.cross_entropy(x, p))(jnp.array([0.1, 0.4, 0.5]))
-    assert mass[0] == jnp.inf
-    assert np.isfinite(mass[1:]).all()
-    of_zero = jax.grad(lambda p: (lambda s: s.cross_entropy + 0 * s.label_logit)(softjax.statistics(x, p)))
-    assert of_zero(jnp.array([0.1, 0.4, 0.5]))[0] == jnp.inf
+    by_labels = jax.grad(lambda p: softjax.cross_entropy(x, p))(jnp.array([0.1, 0.4, 0.5]))
+    assert by_labels[0] == jnp.inf
+    assert np.isfinite(by_labels[1:]).all()
+    with_label_logit = jax.grad(lambda p: (lambda s: s.cross_entropy + 0 * s.label_logit)(softjax.statistics(x, p)))
+    assert with_label_logit(jnp.array([0.1, 0.4, 0.5]))[0] == jnp.inf
     with jax.debug_nans(False):
         assert softjax.cross_entropy(x, jnp.array([0.1, 0.4, 0.5])) == jnp.inf
 
@@ -217,18 +216,18 @@ def program(function, *args):
     return jax.jit(function).lower(*args).compile().as_text()
 
 
-def arrays_of(hlo, operation):
-    """How often the compiled program computes this operation for every logit."""
+def count_arrays(hlo, operation):
+    """The number of operations of this name with one value per logit in the compiled program."""
     return sum(
         f" {operation}(" in line and "2049]" in line.split("=")[1][:40] for line in hlo.splitlines() if "=" in line
     )
 
 
-def test_plain_cross_entropy_computes_one_exp_an_element_and_one_for_confident_rows():
-    """The value takes one, and one more where a row is confident. The gradient adds one: it reuses the statistics."""
+def test_the_count_of_exponentials_per_logit():
+    """The value takes one, and one more if a row is confident. The gradient reuses the statistics and adds one."""
 
     def count(f):
-        return arrays_of(program(f, X), "exponential")
+        return count_arrays(program(f, X), "exponential")
 
     plain = count(lambda x: softjax.cross_entropy(x, Y))
     assert plain <= 2
@@ -238,14 +237,14 @@ def test_plain_cross_entropy_computes_one_exp_an_element_and_one_for_confident_r
 
 
 @pytest.mark.parametrize("axis", [-1, *slow(0)])
-def test_weights_take_no_exponential_more(axis):
+def test_weights_add_no_exponential(axis):
     """With weights, the gradient still reuses the exponentials of the value."""
-    turned = (lambda x: x.T) if axis == 0 else (lambda x: x)
+    transpose = (lambda x: x.T) if axis == 0 else (lambda x: x)
 
     def count(weights):
         gradient = jax.value_and_grad(lambda x, w: softjax.cross_entropy(x, Y, weights=w, axis=axis))
-        text = program(gradient, turned(X), weights)
-        shape = ",".join(map(str, turned(X).shape))
+        text = program(gradient, transpose(X), weights)
+        shape = ",".join(map(str, transpose(X).shape))
         return sum(" exponential(" in line and f"[{shape}]" in line.split("=")[1] for line in text.splitlines())
 
     plain = count(None)
@@ -255,7 +254,7 @@ def test_weights_take_no_exponential_more(axis):
 
 
 @pytest.mark.parametrize("name", FLOATING)
-def test_what_is_not_read_is_not_in_the_program(name):
+def test_an_unread_statistic_is_not_in_the_program(name):
     """The value and the gradient of one statistic compute none of the others."""
 
     def total(x):
@@ -270,7 +269,7 @@ def test_what_is_not_read_is_not_in_the_program(name):
 
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.1}, {"weights": cases.weights()}])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_residuals_are_the_logits_and_a_few_numbers_a_row(options, dtype):
+def test_residuals_are_the_logits_and_a_few_values_per_row(options, dtype):
     x = X.astype(dtype)
     _, pull = jax.vjp(lambda x: softjax.cross_entropy(x, Y, **options), x)
     kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "size")]

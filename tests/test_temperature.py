@@ -1,4 +1,4 @@
-"""The fitted temperature against scipy's search, and in edge cases."""
+"""The fitted temperature against a search by scipy, and its edge cases."""
 
 import cases
 import jax
@@ -32,8 +32,8 @@ def searched(x, y, weights=None):
 
 @pytest.mark.parametrize("weights", [None, W], ids=["plain", "weighted"])
 @pytest.mark.parametrize("factor", [0.02, 0.3, 1.0, 12.0])
-def test_as_scipy(factor, weights):
-    """Temperatures from 0.1 to 60."""
+def test_equals_the_search_by_scipy(factor, weights):
+    """Also H(p, q) = H(q) at the fitted temperature. The factors give temperatures from 0.1 to 60."""
     x = (X * factor).astype(np.float32)
     expected = searched(x, Y, weights)
     assert 0.02 < expected < 99
@@ -45,22 +45,22 @@ def test_as_scipy(factor, weights):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_of_16_bits(dtype):
+def test_16_bit_logits(dtype):
     x = jnp.asarray(X).astype(dtype)
     fitted = fit_temperature(x, Y)
     np.testing.assert_allclose(fitted, searched(x.astype(jnp.float32), Y), rtol=1e-5)
     assert fitted.dtype == jnp.float32
 
 
-def test_of_float64(x64):
+def test_float64_logits(x64):
     fitted = fit_temperature(jnp.asarray(X, jnp.float64), Y)
-    np.testing.assert_allclose(fitted, searched(X, Y), rtol=1e-7)  # scipy's own
+    np.testing.assert_allclose(fitted, searched(X, Y), rtol=1e-7)  # the tolerance of scipy
     s = softjax.statistics(jnp.asarray(X, jnp.float64) / fitted, Y)
     np.testing.assert_allclose(s.cross_entropy.sum(), s.entropy.sum(), rtol=1e-12)
     assert fitted.dtype == jnp.float64
 
 
-def test_of_distributions():
+def test_distributions_as_labels():
     x, p = cases.logits(5, 6.0, 40), cases.distribution(5, 40)
     np.testing.assert_allclose(fit_temperature(x, p), searched(x, p), rtol=1e-5)
     one_hot = jax.nn.one_hot(jnp.asarray(Y), 10)
@@ -73,38 +73,38 @@ def test_shifted_logits_keep_their_digits():
     np.testing.assert_allclose(fit_temperature(x + shift, Y), fit_temperature(x, Y), rtol=1e-6)
 
 
-def test_classes_that_do_not_exist():
+def test_masked_classes():
     """A class of logit −inf acts as deleted; a sample with such a label is ignored."""
     x, y = jnp.asarray(X), jnp.asarray(Y)
-    wide = jnp.pad(x, ((0, 0), (0, 2)), constant_values=-jnp.inf)
-    np.testing.assert_allclose(fit_temperature(wide, y), fit_temperature(x, y), rtol=1e-5)
+    padded = jnp.pad(x, ((0, 0), (0, 2)), constant_values=-jnp.inf)
+    np.testing.assert_allclose(fit_temperature(padded, y), fit_temperature(x, y), rtol=1e-5)
     np.testing.assert_allclose(
-        fit_temperature(wide, y.at[::3].set(11)), fit_temperature(x, y, jnp.arange(400) % 3 > 0), rtol=1e-5
+        fit_temperature(padded, y.at[::3].set(11)), fit_temperature(x, y, jnp.arange(400) % 3 > 0), rtol=1e-5
     )
 
 
-def test_the_ends_of_the_bracket():
+def test_the_limits_of_the_temperature():
     """All samples correct, all wrong, and predictions no better than chance."""
-    x, right = cases.logits(5, 3.0, 64), jnp.argmax(cases.logits(5, 3.0, 64), -1)
+    x, correct = cases.logits(5, 3.0, 64), jnp.argmax(cases.logits(5, 3.0, 64), -1)
     for scale in (1e-3, 1.0, 100.0, 1e6):
-        np.testing.assert_allclose(fit_temperature(x * scale, right), 0.01, rtol=1e-6)
+        np.testing.assert_allclose(fit_temperature(x * scale, correct), 0.01, rtol=1e-6)
     for scale in (1.0, 100.0, 1e6):
         np.testing.assert_allclose(fit_temperature(x * scale, jnp.argmin(x, -1)), 100, rtol=1e-6)
-    every = jnp.tile(jnp.arange(5), (64, 1)).T.reshape(-1)
-    np.testing.assert_allclose(fit_temperature(jnp.tile(x, (5, 1)), every), 100, rtol=1e-6)
+    every_class = jnp.tile(jnp.arange(5), (64, 1)).T.reshape(-1)
+    np.testing.assert_allclose(fit_temperature(jnp.tile(x, (5, 1)), every_class), 100, rtol=1e-6)
 
 
-def test_one_where_nothing_depends_on_it():
+def test_1_where_no_loss_depends_on_the_temperature():
     x, y = cases.logits(5), cases.class_ids(5)
-    nothing = jnp.full_like(x, jnp.nan)
-    for case in ((x[:, :1], y * 0), (x[:0], y[:0]), (nothing, y - 100, jnp.zeros(11, bool))):
+    nan = jnp.full_like(x, jnp.nan)
+    for case in ((x[:, :1], y * 0), (x[:0], y[:0]), (nan, y - 100, jnp.zeros(11, bool))):
         assert fit_temperature(*case) == 1
     logits = jnp.stack([x * 0 + 7, x, x.at[:, 0].set(-jnp.inf)])
     weights = jnp.ones((3, 11)).at[1].set(0)
     np.testing.assert_array_equal(jax.vmap(fit_temperature)(logits, jnp.stack([y, y, y * 0]), weights), 1)
 
 
-def test_samples_of_weight_0_may_hold_anything():
+def test_ignored_samples_may_hold_anything():
     x, y, w = jnp.asarray(X), jnp.asarray(Y), jnp.ones(400).at[:4].set(0)
     x = x.at[0].set(jnp.nan).at[1].set(-jnp.inf).at[2, 3].set(jnp.inf)
     expected = fit_temperature(x[4:], y[4:])
@@ -125,14 +125,14 @@ def test_jit_vmap_and_axes():
     np.testing.assert_allclose(weighted, expected[0], rtol=1e-5)
 
 
-def test_it_is_a_constant_to_derivatives():
+def test_no_derivative_flows_through_the_temperature():
     value, gradient = jax.value_and_grad(fit_temperature)(X, Y)
     assert 0.01 < value < 100
     assert not gradient.any()
 
 
-def test_few_steps(monkeypatch):
-    """Also where nearly all samples are right, and each step of plain Newton would be 1 / gap."""
+def test_the_search_takes_few_steps(monkeypatch):
+    """Also where nearly all samples are correct, so that Newton's method alone would take steps of only 1 / gap."""
     gap, miss = np.array([[1.0, 1e-3], [0.7, 1e-30], [500.0, 1e-3], [1000.0, 1e-30], [20.0, 0.3]]).T
     states, run = [], jax.lax.while_loop
     monkeypatch.setattr(jax.lax, "while_loop", lambda *args: states.append(run(*args)) or states[-1])

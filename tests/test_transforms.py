@@ -1,4 +1,4 @@
-"""jit, vmap, jvp, linearize, hessian, Hessian-vector products, checkpoint and scan give the oracle's derivatives."""
+"""Values and derivatives under JAX's transforms: jit, vmap, jvp, linearize, hessian, checkpoint and scan."""
 
 import cases
 import chex
@@ -51,8 +51,8 @@ def test_first_derivatives(wrap):
         _, push = jax.linearize(f, x)
         return jax.jacfwd(f)(x), jax.jvp(f, (x,), (V,)), push(V), jax.linear_transpose(push, x)(jnp.float32(1))[0]
 
-    by_columns, (value, tangent), pushed, transposed = other_modes(X)
-    close(by_columns, GRADIENT)
+    forward, (value, tangent), pushed, transposed = other_modes(X)
+    close(forward, GRADIENT)
     close(value, VALUE)
     close(tangent, (GRADIENT * np.asarray(V)).sum())
     close(pushed, tangent)
@@ -82,36 +82,40 @@ def test_second_derivatives(hvp):
 def test_third_derivative():
     x, y = X[0], Y[0]
 
-    def ours(x):
+    def loss(x):
         return softjax.cross_entropy(x, y)
 
     def plain(x):
         return (jax.nn.logsumexp(x) - x[y]) / jnp.log(10)
 
-    third = (jax.jit(jax.jacrev(jax.jacfwd(jax.jacrev(f)))) for f in (ours, plain))
+    third = (jax.jit(jax.jacrev(jax.jacfwd(jax.jacrev(f)))) for f in (loss, plain))
     chex.assert_trees_all_close(*(f(x) for f in third), atol=1e-6)
 
 
 def test_vmap_over_logits_labels_and_both():
-    def one(x, y):
+    def sample_loss(x, y):
         return softjax.cross_entropy(x, y)
 
     expected = softjax.cross_entropy(X, Y, reduction="none")
-    close(jax.vmap(one)(X, Y), expected)
-    close(jax.vmap(one, in_axes=(1, 0))(X.T, Y), expected)
+    close(jax.vmap(sample_loss)(X, Y), expected)
+    close(jax.vmap(sample_loss, in_axes=(1, 0))(X.T, Y), expected)
     close(
-        jax.vmap(one, in_axes=(None, 0))(X[0], Y), softjax.cross_entropy(jnp.tile(X[:1], (11, 1)), Y, reduction="none")
+        jax.vmap(sample_loss, in_axes=(None, 0))(X[0], Y),
+        softjax.cross_entropy(jnp.tile(X[:1], (11, 1)), Y, reduction="none"),
     )
-    close(jax.vmap(one, in_axes=(0, None))(X, Y[0]), softjax.cross_entropy(X, jnp.full_like(Y, Y[0]), reduction="none"))
-    close(jax.jit(jax.vmap(jax.grad(one)))(X, Y), jax.jit(jax.grad(lambda x: one(x, Y) * 11))(X))
-    hessian = jax.hessian(one)
+    close(
+        jax.vmap(sample_loss, in_axes=(0, None))(X, Y[0]),
+        softjax.cross_entropy(X, jnp.full_like(Y, Y[0]), reduction="none"),
+    )
+    close(jax.jit(jax.vmap(jax.grad(sample_loss)))(X, Y), jax.jit(jax.grad(lambda x: sample_loss(x, Y) * 11))(X))
+    hessian = jax.hessian(sample_loss)
     close(jax.jit(jax.vmap(hessian))(X, Y)[3], jax.jit(hessian)(X[3], Y[3]))
     where = jnp.arange(5) < 4
     masked = jax.vmap(lambda x, w: softjax.cross_entropy(x, jnp.array(0), where=w), in_axes=(0, None))(X, where)
     close(masked, softjax.cross_entropy(X, jnp.zeros(11, jnp.int32), where=where, reduction="none"))
 
 
-def test_vmap_where_the_labels_alone_are_mapped_over_distributions():
+def test_vmap_over_distributions_alone():
     p = cases.distribution(5)
     close(
         jax.vmap(lambda p: softjax.cross_entropy(X[0], p))(p),
@@ -119,7 +123,7 @@ def test_vmap_where_the_labels_alone_are_mapped_over_distributions():
     )
 
 
-def test_scan_carries_a_gradient_through():
+def test_derivatives_through_scan():
     def total(x):
         def step(carry, row):
             x, y = row
@@ -147,8 +151,8 @@ def test_while_and_cond_in_forward_mode():
     close(g(X), GRADIENT)
 
 
-def test_blocks_of_rows_differentiate_in_every_mode(route):
-    # On one CPU a loop sums these rows a few at a time; no derivative goes through the loop.
+def test_derivatives_of_many_rows(route):
+    # On one CPU, a loop sums so many rows a few at a time. No derivative goes through the loop.
     x, y = cases.logits(2048, 1.0, 700, jnp.bfloat16), cases.class_ids(2048, 700)
     v = cases.logits(2048, 1.0, 700, jnp.bfloat16, seed=1)
 
@@ -160,16 +164,17 @@ def test_blocks_of_rows_differentiate_in_every_mode(route):
 
     x32, v32 = x.astype(jnp.float32), v.astype(jnp.float32)
 
-    def along(f, x, v):
+    def jvps(f, x, v):
+        """The JVP of the loss and of its gradient."""
         return jax.jit(lambda x, v: (jax.jvp(f, (x,), (v,))[1], jax.jvp(jax.grad(f), (x,), (v,))[1]))(x, v)
 
-    (first, ours), (expected_first, expected) = along(f, x, v), along(plain, x32, v32)
+    (first, second), (expected_first, expected) = jvps(f, x, v), jvps(plain, x32, v32)
     np.testing.assert_allclose(first, expected_first, rtol=1e-3)
     scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(ours.astype(jnp.float32), expected, rtol=2**-7, atol=1e-4 * scale)
+    np.testing.assert_allclose(second.astype(jnp.float32), expected, rtol=2**-7, atol=1e-4 * scale)
 
 
-SHARED = {
+UNMAPPED = {
     "logits": lambda x, y, p: jax.vmap(lambda y: softjax.cross_entropy(x, y, label_smoothing=0.1))(y),
     "labels": lambda x, y, p: jax.vmap(lambda x: softjax.cross_entropy(x, y[0], reduction="none"))(jnp.stack([x, -x])),
     "distribution": lambda x, y, p: jax.vmap(lambda x: softjax.cross_entropy(x, p))(jnp.stack([x, -x])),
@@ -185,14 +190,14 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize(("route", "case"), covering(ROUTES, SHARED), indirect=["route"])
-def test_gradient_of_what_a_jitted_vmap_shares(case):
-    """JAX differentiates the mapped function under `jit`: both must agree on which arrays are mapped."""
+@pytest.mark.parametrize(("route", "case"), covering(ROUTES, UNMAPPED), indirect=["route"])
+def test_gradient_by_an_unmapped_argument_of_a_jitted_vmap(case):
+    """JAX differentiates the vmapped function under `jit`: both must agree on which arrays are mapped."""
     x, p = cases.logits(7, samples=7), cases.distribution(7, 7)
     y = jnp.stack([cases.class_ids(7, 7), cases.class_ids(7, 7, seed=1)])
 
     def total(x, wrap):
-        return (wrap(lambda x: SHARED[case](x, y, p))(x) ** 2).sum()
+        return (wrap(lambda x: UNMAPPED[case](x, y, p))(x) ** 2).sum()
 
     def gradients(x):
         return jax.grad(lambda x: total(x, lambda f: f))(x), jax.grad(lambda x: total(x, jax.jit))(x)

@@ -1,4 +1,4 @@
-"""Transposes that are written by hand: every transform uses them, and they save the memory that they are for."""
+"""Hand-written transposes: every transform uses them, and they save memory."""
 
 import cases
 import jax
@@ -31,12 +31,12 @@ def test_every_transform_uses_the_given_transpose():
     np.testing.assert_array_equal(swapped["a"], 3 * x)
 
 
-def test_add_with_transpose_has_the_derivatives_of_its_operands_and_of_the_matrix():
-    """The matrix is an array that `add` closes over."""
+def test_add_with_transpose_has_the_derivatives_of_the_plain_sum():
+    """Also by the matrix, which the addition closes over."""
     shapes = (3, 4), (3,), (4,)
     matrix, total, x = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes))
 
-    def by_hand(matrix, total, x):
+    def with_transpose(matrix, total, x):
         return transpose.add_with_transpose(lambda t, x: t + matrix @ x, lambda y: matrix.T @ y, total, x)
 
     def plain(matrix, total, x):
@@ -50,10 +50,10 @@ def test_add_with_transpose_has_the_derivatives_of_its_operands_and_of_the_matri
         args = (matrix, total, x)
         return f(*args), jax.jvp(f, args, args), gradient(*args), jax.jvp(gradient, args, args)[1]
 
-    for ours, expected in zip(*map(jax.tree.leaves, (derivatives(by_hand), derivatives(plain))), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
-    alone = jax.linear_transpose(lambda x: by_hand(matrix, jnp.zeros_like(total), x), x)(total)[0]
-    np.testing.assert_allclose(alone, matrix.T @ total, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(*map(jax.tree.leaves, (derivatives(with_transpose), derivatives(plain))), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    transposed = jax.linear_transpose(lambda x: with_transpose(matrix, jnp.zeros_like(total), x), x)(total)[0]
+    np.testing.assert_allclose(transposed, matrix.T @ total, rtol=1e-5, atol=1e-6)
 
 
 def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
@@ -78,7 +78,7 @@ def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
 def test_memory_of_a_matmul_and_its_loss(samples, dtype, monkeypatch):
     """At most two arrays of the logits' size: logits and gradient, then gradient and its transpose.
 
-    XLA itself widens bfloat16.
+    For bfloat16, XLA itself adds a wider copy.
     """
     monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
     hidden, kernel = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((*samples, 32), (32, 2048)))

@@ -1,5 +1,5 @@
 # pyright: strict
-"""A user's file that calls every public function, as a strict type checker sees it."""
+"""A user's file that calls every public function. A strict type checker checks it."""
 
 from typing import Any, assert_type
 
@@ -13,7 +13,7 @@ def policy_gradient(s: softjax.Statistics, advantage: jax.Array) -> jax.Array:
     return advantage * s.cross_entropy
 
 
-def measured(s: softjax.Statistics) -> tuple[jax.Array, jax.Array]:
+def loss_and_rank(s: softjax.Statistics) -> tuple[jax.Array, jax.Array]:
     return s.cross_entropy, s.label_rank
 
 
@@ -43,8 +43,8 @@ def every_call(
     assert_type(softjax.linear_statistics(hidden, kernel, labels).entropy, jax.Array)
     assert_type(
         softjax.linear_loss(policy_gradient, hidden, kernel, labels, weights), Any
-    )  # a scalar, and with has_aux whatever is measured beside it
-    assert_type(softjax.linear_loss(measured, hidden, kernel, labels, has_aux=True), Any)
+    )  # a scalar, or (scalar, aux) with `has_aux`
+    assert_type(softjax.linear_loss(loss_and_rank, hidden, kernel, labels, has_aux=True), Any)
 
     assert_type(softjax.losses.focal(s), jax.Array)
     assert_type(softjax.losses.poly(s), jax.Array)

@@ -6,11 +6,11 @@ import math
 import cases
 import jax
 import jax.numpy as jnp
+import mesh_setups
 import pytest
-import worlds
 from covering import covering
 from jax.sharding import PartitionSpec as P
-from worlds import LOGITS, NAMES, ROWS
+from mesh_setups import LOGITS, NAMES, ROWS
 
 import mesh_cost
 import softjax
@@ -33,7 +33,7 @@ def compiled():
         lambda mesh, reduction, block_size: mesh_cost.compile_step(
             lambda h, k, y: layer(reduction, block_size)(h, k, y).sum(),
             (SAMPLES, FEATURES, CLASSES),
-            worlds.mesh_of(mesh),
+            mesh_setups.mesh_of(mesh),
             jnp.float32,
         )
     )
@@ -70,31 +70,31 @@ def test_three_matmuls_are_divided_among_the_devices(compiled, mesh):
 def test_a_device_needs_the_memory_of_its_shard(compiled, mesh):
     data, classes = mesh
     shard = (SAMPLES // data, FEATURES, CLASSES // classes)
-    unsharded = mesh_cost.compile_step(layer("mean", 4), shard, worlds.mesh_of((1, 1)), jnp.float32)
+    unsharded = mesh_cost.compile_step(layer("mean", 4), shard, mesh_setups.mesh_of((1, 1)), jnp.float32)
     temporary = [step.memory_analysis().temp_size_in_bytes for step in (unsharded, compiled(mesh, "mean", 4))]
     assert temporary[1] <= 1.05 * temporary[0] + 4096
 
 
 @pytest.mark.parametrize(
-    ("world", "mesh", "options"),
+    ("setup", "mesh", "options"),
     covering(
-        [world for world in worlds.WORLDS if world != "vmap"],
+        [setup for setup in mesh_setups.SETUPS if setup != "vmap"],
         SHAPES,
         [{"label_smoothing": 0.1, "z_loss": 0.01, "weights": cases.weights(SAMPLES)}, {}],
     ),
 )
-def test_losses_of_logits_all_reduce_a_few_statistics_per_sample(world, mesh, options):
+def test_losses_of_logits_all_reduce_a_few_statistics_per_sample(setup, mesh, options):
     x, y = cases.logits(CLASSES, 1.0, SAMPLES), cases.class_ids(CLASSES, SAMPLES)
     w = options.get("weights", jnp.ones(SAMPLES))
 
     def loss(x, y, w):
         return softjax.cross_entropy(x, y, **{**options, "weights": w}, **NAMES)
 
-    f = worlds.split(world, mesh, loss, [LOGITS, ROWS, ROWS], P())
-    with worlds.context(world, mesh):
-        arrays = worlds.placed(world, mesh, (x, y, w), [LOGITS, ROWS, ROWS])
-        if world not in worlds.GLOBAL:
-            arrays = worlds.placed("Auto", mesh, (x, y, w), [LOGITS, ROWS, ROWS])
+    f = mesh_setups.shard_function(setup, mesh, loss, [LOGITS, ROWS, ROWS], P())
+    with mesh_setups.mesh_context(setup, mesh):
+        arrays = mesh_setups.placed(setup, mesh, (x, y, w), [LOGITS, ROWS, ROWS])
+        if setup not in mesh_setups.GLOBAL:
+            arrays = mesh_setups.placed("Auto", mesh, (x, y, w), [LOGITS, ROWS, ROWS])
         hlo = jax.jit(jax.value_and_grad(f)).lower(*arrays).compile().as_text()
     found = list(mesh_cost.collectives(hlo))
     assert {collective.kind for collective in found} == {"all-reduce"}

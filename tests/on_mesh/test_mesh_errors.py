@@ -1,15 +1,15 @@
-"""Axis names that do not fit are refused by name; those that do work wherever they are bound."""
+"""Axis names: wrong ones are refused by name, and right ones work wherever they are bound."""
 
 import cases
 import jax
 import jax.numpy as jnp
+import mesh_setups
 import numpy as np
 import pytest
 import readme
-import worlds
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from worlds import NAMES
+from mesh_setups import NAMES
 
 import softjax
 
@@ -20,7 +20,7 @@ CALLS = {
     "linear_cross_entropy": lambda **names: softjax.linear_cross_entropy(H, K, Y, **names),
     "linear_loss": lambda **names: softjax.linear_loss(lambda s: s.entropy, H, K, Y, **names),
 }
-ANY = {
+ALL_CALLS = {
     **CALLS,
     "softmax": lambda axis_name: softjax.softmax(X, axis_name=axis_name),
     "log_softmax": lambda axis_name: softjax.log_softmax(X, axis_name=axis_name),
@@ -29,42 +29,42 @@ ANY = {
 }
 
 
-@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
-def test_without_a_mesh(call):
+@pytest.mark.parametrize("call", ALL_CALLS.values(), ids=ALL_CALLS)
+def test_an_axis_name_without_a_mesh_is_refused(call):
     message = r"`axis_name` 'classes' is bound by no .* there is no mesh in context \(`jax\.set_mesh`; with an older"
     with pytest.raises(ValueError, match=message):
         call(axis_name="classes")
 
 
-@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
-def test_an_axis_that_the_mesh_lacks(call):
+@pytest.mark.parametrize("call", ALL_CALLS.values(), ids=ALL_CALLS)
+def test_an_axis_that_the_mesh_lacks_is_refused(call):
     with (
-        jax.set_mesh(worlds.mesh_of((2, 4))),
+        jax.set_mesh(mesh_setups.mesh_of((2, 4))),
         pytest.raises(ValueError, match=r"'vocab' is bound by no .* has the axes 'data', 'classes'"),
     ):
         call(axis_name="vocab")
 
 
-@pytest.mark.parametrize("call", ANY.values(), ids=ANY)
-def test_classes_that_do_not_divide(call):
+@pytest.mark.parametrize("call", ALL_CALLS.values(), ids=ALL_CALLS)
+def test_classes_that_the_devices_do_not_divide_are_refused(call):
     with (
-        jax.set_mesh(worlds.mesh_of((2, 4))),
+        jax.set_mesh(mesh_setups.mesh_of((2, 4))),
         pytest.raises(ValueError, match="over 4 devices, but 10 classes do not divide by 4; pad"),
     ):
         call(axis_name="classes")
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_samples_that_do_not_divide(call):
+def test_samples_that_the_devices_do_not_divide_are_refused(call):
     with (
-        jax.set_mesh(worlds.mesh_of((8, 1))),
+        jax.set_mesh(mesh_setups.mesh_of((8, 1))),
         pytest.raises(ValueError, match="`batch_axis_name` data splits the samples over 8 devices, but 12 samples"),
     ):
         call(batch_axis_name="data")
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_names_of_a_wrong_kind(call):
+def test_axis_names_of_a_wrong_type_are_refused(call):
     with pytest.raises(TypeError, match="`axis_name` must name mesh axes by strings, got int: 1"):
         call(axis_name=1)
     with pytest.raises(ValueError, match="`axis_name` must name each mesh axis once"):
@@ -73,37 +73,36 @@ def test_names_of_a_wrong_kind(call):
         call(axis_name="a", batch_axis_name=("a", "b"))
 
 
-def test_a_single_sample_is_not_split():
-    with jax.set_mesh(worlds.mesh_of((2, 4))), pytest.raises(ValueError, match="there is a single one"):
+def test_a_single_sample_cannot_be_sharded():
+    with jax.set_mesh(mesh_setups.mesh_of((2, 4))), pytest.raises(ValueError, match="there is a single one"):
         softjax.cross_entropy(X[0], Y[0], batch_axis_name="data")
 
 
-def test_classes_over_two_axes_in_their_order():
+def test_classes_sharded_over_two_axes_in_either_order():
     x, y = cases.logits(24, 2.0, 12), cases.class_ids(24, 12)
     expected = jax.value_and_grad(softjax.cross_entropy)(x, y)
     for names in (("data", "classes"), ("classes", "data")):
-        mesh = worlds.mesh_of((2, 4))
+        mesh = mesh_setups.mesh_of((2, 4))
 
         def loss(x, y, names=names):
             return softjax.cross_entropy(x, y, axis_name=names)
 
-        by_hand = jax.shard_map(loss, mesh=mesh, in_specs=(P(None, names), P()), out_specs=P())
+        mapped = jax.shard_map(loss, mesh=mesh, in_specs=(P(None, names), P()), out_specs=P())
         with jax.set_mesh(mesh):
-            for f in (by_hand, loss):
+            for f in (mapped, loss):
                 actual = jax.jit(jax.value_and_grad(f))(x, y)
                 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), actual, expected)
 
 
-def test_one_axis_bound_and_the_other_of_the_mesh_in_context():
-    """A data-parallel `shard_map` of the user's, around a call that splits the classes itself.
+def test_samples_bound_by_a_shard_map_and_classes_of_the_mesh_in_context():
+    """A user's data-parallel `shard_map` around a call that shards the classes itself.
 
-    Of the value: the gradient through two nested `shard_map`s, each over some axes only, is one that JAX cannot
-    lower yet, whatever is inside.
+    Checks the value alone: JAX cannot yet lower the gradient of two nested `shard_map`s over some axes each.
     """
     h, k, _ = cases.layer(24, features=6, samples=12)
     y = cases.class_ids(24, 12)
     expected = softjax.linear_cross_entropy(h, k, y)
-    mesh = worlds.mesh_of((2, 4))
+    mesh = mesh_setups.mesh_of((2, 4))
 
     def loss(h, k, y):
         return softjax.linear_cross_entropy(h, k, y, block_size=4, **NAMES)
@@ -114,9 +113,9 @@ def test_one_axis_bound_and_the_other_of_the_mesh_in_context():
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_under_explicit_axes_the_types_say_it_all(inside):
-    """No axis is named; also with the classes last or first, two axes of samples, and without a mesh in context."""
+@pytest.mark.parametrize("mesh_in_context", [False, True])
+def test_explicit_axes_need_no_axis_names(mesh_in_context):
+    """The types of the arrays hold the sharding, also without a mesh in context."""
     mesh = jax.make_mesh((2, 2, 2), ("data", "seq", "classes"), axis_types=(AxisType.Explicit,) * 3)
     h, k, b = cases.layer(24, features=6, samples=32)
     h, y, w = h.reshape(4, 8, 6), cases.class_ids(24, 32).reshape(4, 8), cases.weights(32).reshape(4, 8)
@@ -128,7 +127,7 @@ def test_under_explicit_axes_the_types_say_it_all(inside):
     expected = jax.value_and_grad(loss, (0, 1, 2))(h, k, b, y, w)
     arrays = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip((h, k, b, y, w), specs, strict=True)]
     gradient = jax.value_and_grad(loss, (0, 1, 2))
-    if inside:
+    if mesh_in_context:
         with jax.set_mesh(mesh):
             actual = jax.jit(gradient)(*arrays)
             rows = jax.jit(lambda h, k, y: softjax.linear_statistics(h, k, y).entropy)(arrays[0], arrays[1], arrays[3])
@@ -140,21 +139,21 @@ def test_under_explicit_axes_the_types_say_it_all(inside):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
-def test_an_axis_of_classes_that_is_not_the_last():
+def test_a_sharded_class_axis_that_is_not_the_last():
     x, y, w = cases.logits(24, 2.0, 16), cases.class_ids(24, 16), cases.weights(16)
     expected = jax.value_and_grad(softjax.cross_entropy)(x, y, weights=w)
-    with jax.set_mesh(worlds.mesh_of((2, 4))):
+    with jax.set_mesh(mesh_setups.mesh_of((2, 4))):
         actual = jax.jit(jax.value_and_grad(lambda x: softjax.cross_entropy(x, y, axis=0, weights=w, **NAMES)))(x.T)
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-6)
     np.testing.assert_allclose(actual[1].T, expected[1], rtol=1e-5, atol=1e-7)
 
 
-def test_a_mesh_changes_nothing_that_is_refused_without_one():
-    with jax.set_mesh(worlds.mesh_of((2, 4))), pytest.raises(ValueError, match="`labels`"):
+def test_a_mesh_keeps_the_argument_checks():
+    with jax.set_mesh(mesh_setups.mesh_of((2, 4))), pytest.raises(ValueError, match="`labels`"):
         softjax.cross_entropy(jnp.ones((8, 24)), jnp.zeros((4,), jnp.int32), **NAMES)
 
 
-def test_the_snippet_for_many_devices():
+def test_the_readmes_snippet_for_many_devices():
     scope = {}
     exec(readme.mesh_snippets()["many devices"], scope)
     hidden, kernel = scope["gradients"]
@@ -166,7 +165,7 @@ def test_the_snippet_for_many_devices():
 @pytest.mark.parametrize(
     "function", ["cross_entropy", "statistics", "softmax", "linear_cross_entropy", "linear_statistics"]
 )
-def test_what_is_the_same_on_every_device_is_no_part_of_the_classes(function):
+def test_a_replicated_array_is_refused_as_a_shard_of_the_classes(function):
     mesh = jax.make_mesh((2, 4), ("data", "classes"))
     x, k, y = jnp.ones((4, 8)), jnp.ones((8, 8)), jnp.zeros(4, int)
     arrays = {"linear": (x, k, y), "softmax": (x,)}.get(function.split("_")[0], (x, y))
@@ -175,14 +174,14 @@ def test_what_is_the_same_on_every_device_is_no_part_of_the_classes(function):
     def call(*arrays):
         return getattr(softjax, function)(*arrays, axis_name="classes")
 
-    def over(mesh):
+    def on_mesh(mesh):
         specs = (jax.sharding.PartitionSpec(),) * len(arrays)
         return jax.shard_map(call, mesh=mesh, in_specs=specs, out_specs=jax.sharding.PartitionSpec())
 
     with pytest.raises(
         ValueError, match=f"`axis_name` 'classes' splits the classes, but `{name}` is the same on every"
     ):
-        over(mesh)(*arrays)
+        on_mesh(mesh)(*arrays)
     if function == "cross_entropy":  # one device has all classes
-        alone = jax.make_mesh((2, 1), ("data", "classes"), devices=jax.devices()[:2])
-        assert jnp.allclose(over(alone)(*arrays), jnp.log10(8.0))
+        unsharded = jax.make_mesh((2, 1), ("data", "classes"), devices=jax.devices()[:2])
+        assert jnp.allclose(on_mesh(unsharded)(*arrays), jnp.log10(8.0))

@@ -33,15 +33,15 @@ LAYOUTS = {
         {"axis_name": "tensor", "batch_axis_name": ("data", "fsdp")},
     ),
 }
-# where the hidden states and the kernel lie, known to the compiler by their types alone
-BY_TYPES = {
+# the PartitionSpecs of the hidden states and of the kernel, in calls without axis names
+WITHOUT_AXIS_NAMES = {
     "row-parallel": (P("fsdp", "tensor"), P("tensor", None)),
     "sequence-parallel": (P(("fsdp", "tensor"), None), P(None, "tensor")),
     "tensor-parallel": (P("fsdp", None), P(None, "tensor")),
     "features alone": (P(None, "fsdp"), P("fsdp", "tensor")),
 }
 MODES = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}
-KINDS = [("explicit", "mean"), ("auto", "none"), ("explicit", "none"), ("auto", "mean")]
+MODE_AND_REDUCTION = [("explicit", "mean"), ("auto", "none"), ("explicit", "none"), ("auto", "mean")]
 
 
 def problem():
@@ -49,23 +49,23 @@ def problem():
     return hidden, kernel, cases.class_ids(CLASSES, SAMPLES)
 
 
-def moved(text):
-    """(operation, elements, in a loop) of each collective that moves more than a few values per sample."""
-    found, inside = [], ""
+def large_collectives(text):
+    """(operation, elements, in a loop) of each collective with more elements than there are samples."""
+    found, computation = [], ""
     for line in text.splitlines():
         if re.match(r"^(ENTRY )?%?\S+ .*\{$", line):
-            inside = line.split()[0]
+            computation = line.split()[0]
         match = re.search(r"= \w+\[([\d,]+)\]\S* (all-reduce|all-gather|reduce-scatter|all-to-all)(-start)?\(", line)
         if match:
             elements = np.prod([int(n) for n in match[1].split(",")])
-            found.append((match[2], elements, inside != "ENTRY"))
-    return [each for each in found if each[1] > SAMPLES]
+            found.append((match[2], elements, computation != "ENTRY"))
+    return [collective for collective in found if collective[1] > SAMPLES]
 
 
-def placed(axes, mode, hidden_at, kernel_at):
+def placed(axes, mode, hidden_spec, kernel_spec):
     mesh = jax.make_mesh(tuple(axes.values()), tuple(axes), axis_types=(MODES[mode],) * len(axes))
-    specs = hidden_at, kernel_at, P(hidden_at[0])
-    return mesh, [jax.device_put(a, NamedSharding(mesh, at)) for a, at in zip(problem(), specs, strict=True)]
+    specs = hidden_spec, kernel_spec, P(hidden_spec[0])
+    return mesh, [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(problem(), specs, strict=True)]
 
 
 def loss(hidden, kernel, labels, reduction, **names):
@@ -80,12 +80,12 @@ def check_gradients(gradients):
         np.testing.assert_allclose(np.asarray(gradient), exact, atol=1e-5 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize(("layout", "mode", "reduction"), covering(LAYOUTS, KINDS))
-def test_a_kernel_split_along_features(layout, mode, reduction):
-    axes, hidden_at, kernel_at, names = LAYOUTS[layout]
-    mesh, arrays = placed(axes, mode, hidden_at, kernel_at)
+@pytest.mark.parametrize(("layout", "mode", "reduction"), covering(LAYOUTS, MODE_AND_REDUCTION))
+def test_a_kernel_with_sharded_features(layout, mode, reduction):
+    axes, hidden_spec, kernel_spec, names = LAYOUTS[layout]
+    mesh, arrays = placed(axes, mode, hidden_spec, kernel_spec)
     with jax.set_mesh(mesh):
-        # Auto axes do not say that the kernel is split: it is the caller who says where its gradient is to lie
+        # types with Auto axes do not hold the sharding: the caller gives the sharding of the gradients
         out = tuple(a.sharding for a in arrays[:2]) if mode == "auto" else None
         program = jax.jit(jax.grad(partial(loss, reduction=reduction, **names), (0, 1)), out_shardings=out)
         compiled = program.lower(*arrays).compile()
@@ -94,64 +94,66 @@ def test_a_kernel_split_along_features(layout, mode, reduction):
     for gradient, argument in zip(gradients, arrays, strict=False):
         assert gradient.sharding.is_equivalent_to(argument.sharding, 2)
 
-    local = FEATURES * CLASSES // (axes["tensor"] if "tensor" in kernel_at else 1)  # of the gathered kernel
-    collectives = moved(compiled.as_text())
+    local = FEATURES * CLASSES // (axes["tensor"] if "tensor" in kernel_spec else 1)  # of the gathered kernel
+    collectives = large_collectives(compiled.as_text())
     assert not any(in_a_loop for *_, in_a_loop in collectives)
-    kinds = [what for what, elements, _ in collectives if what == "reduce-scatter" or elements >= local]
-    # under Auto axes XLA slices the sum, which is a reduce-scatter on platforms where it has that pass
-    assert sorted(kinds) == ["all-gather", "reduce-scatter" if mode == "explicit" else "all-reduce"]
-    assert [elements for what, elements, _ in collectives if what == "all-gather"].count(local) == 1
+    operations = [name for name, elements, _ in collectives if name == "reduce-scatter" or elements >= local]
+    # Under Auto axes XLA slices an all-reduce. On some platforms a pass makes it a reduce-scatter.
+    assert sorted(operations) == ["all-gather", "reduce-scatter" if mode == "explicit" else "all-reduce"]
+    assert [elements for name, elements, _ in collectives if name == "all-gather"].count(local) == 1
     assert all(elements <= local for _, elements, _ in collectives)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_a_kernel_gathered_in_a_shard_map_of_the_caller(reduction):
-    axes, hidden_at, kernel_at, _ = LAYOUTS["three axes"]
-    mesh, arrays = placed(axes, "auto", hidden_at, kernel_at)
+def test_a_kernel_that_the_caller_gathers_in_a_shard_map(reduction):
+    axes, hidden_spec, kernel_spec, _ = LAYOUTS["three axes"]
+    mesh, arrays = placed(axes, "auto", hidden_spec, kernel_spec)
 
     def local(hidden, kernel, labels):
         kernel = lax.all_gather(lax.pcast(kernel, "data", to="varying"), "fsdp", axis=0, tiled=True)
         value = loss(hidden, kernel, labels, reduction, axis_name="tensor", batch_axis_name=("data", "fsdp"))
         return value if reduction == "mean" else lax.psum(value, ("data", "fsdp"))
 
-    f = jax.shard_map(local, mesh=mesh, in_specs=(hidden_at, kernel_at, P(hidden_at[0])), out_specs=P())
+    f = jax.shard_map(local, mesh=mesh, in_specs=(hidden_spec, kernel_spec, P(hidden_spec[0])), out_specs=P())
     compiled = jax.jit(jax.grad(f, (0, 1))).lower(*arrays).compile()
     check_gradients(compiled(*arrays))
-    collectives = moved(compiled.as_text())
-    assert [what for what, *_ in collectives].count("reduce-scatter") == 1
+    collectives = large_collectives(compiled.as_text())
+    assert [name for name, *_ in collectives].count("reduce-scatter") == 1
     assert not any(in_a_loop for *_, in_a_loop in collectives)
-    assert not any(what == "all-reduce" and n >= FEATURES * CLASSES // 2 for what, n, _ in collectives)
+    assert not any(name == "all-reduce" and n >= FEATURES * CLASSES // 2 for name, n, _ in collectives)
 
 
-@pytest.mark.parametrize(("layout", "reduction"), covering(BY_TYPES, ["mean", "none"]))
-def test_other_layouts_by_their_types(layout, reduction):
-    hidden_at, kernel_at = BY_TYPES[layout]
-    mesh, arrays = placed(TWO, "explicit", hidden_at, kernel_at)
+@pytest.mark.parametrize(("layout", "reduction"), covering(WITHOUT_AXIS_NAMES, ["mean", "none"]))
+def test_layouts_without_axis_names(layout, reduction):
+    hidden_spec, kernel_spec = WITHOUT_AXIS_NAMES[layout]
+    mesh, arrays = placed(TWO, "explicit", hidden_spec, kernel_spec)
     with jax.set_mesh(mesh):
         compiled = jax.jit(jax.grad(partial(loss, reduction=reduction), (0, 1))).lower(*arrays).compile()
         gradients = compiled(*arrays)
     check_gradients(gradients)
     assert [g.sharding.spec for g in gradients] == [a.sharding.spec for a in arrays[:2]]
-    collectives = moved(compiled.as_text())
+    collectives = large_collectives(compiled.as_text())
     assert not any(in_a_loop for *_, in_a_loop in collectives)
     # hidden states may be gathered, the classes of a kernel never
-    local = FEATURES * CLASSES // (2 if kernel_at[1] else 1)
+    local = FEATURES * CLASSES // (2 if kernel_spec[1] else 1)
     assert all(elements in (local, SAMPLES * FEATURES) or elements < local for _, elements, _ in collectives)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_of_a_kernel_split_along_features(mode):
-    axes, hidden_at, kernel_at, names = LAYOUTS["three axes"]
-    mesh, (h, k, y) = placed(axes, mode, hidden_at, kernel_at)
+def test_every_derivative_of_a_kernel_with_sharded_features(mode):
+    axes, hidden_spec, kernel_spec, names = LAYOUTS["three axes"]
+    mesh, (h, k, y) = placed(axes, mode, hidden_spec, kernel_spec)
 
-    def along(k, f):
+    def hessian_vector(k, f):
         return jax.jvp(jax.grad(f), (k,), (jnp.sin(k),))[1]
 
     with jax.set_mesh(mesh):
-        fused = jax.jit(partial(along, f=lambda k: loss(h, k, y, "mean", **names)))(k)
-        moved = jax.jit(lambda k: jax.jvp(lambda k: loss(h, k, y, "mean", **names), (k,), (jnp.sin(k),))[1])(k)
+        second = jax.jit(partial(hessian_vector, f=lambda k: loss(h, k, y, "mean", **names)))(k)
+        tangent = jax.jit(lambda k: jax.jvp(lambda k: loss(h, k, y, "mean", **names), (k,), (jnp.sin(k),))[1])(k)
     h, k, y = problem()
-    plain = lambda k: softjax.cross_entropy(h @ k, y)  # noqa: E731
-    expected, tangent = jax.jit(lambda k: (along(k, plain), jax.jvp(plain, (k,), (jnp.sin(k),))[1]))(k)
-    np.testing.assert_allclose(fused, expected, atol=1e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(moved, tangent, rtol=1e-5)
+    unfused = lambda k: softjax.cross_entropy(h @ k, y)  # noqa: E731
+    expected, expected_tangent = jax.jit(
+        lambda k: (hessian_vector(k, unfused), jax.jvp(unfused, (k,), (jnp.sin(k),))[1])
+    )(k)
+    np.testing.assert_allclose(second, expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-5)

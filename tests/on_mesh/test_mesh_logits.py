@@ -1,21 +1,21 @@
-"""Losses of logits sharded over samples and classes, in every world, against the float64 oracle."""
+"""Losses of logits sharded over samples and classes, in every setup of mesh_setups.py, against float64."""
 
 import cases
 import exact
 import jax
 import jax.numpy as jnp
+import mesh_setups
 import numpy as np
 import oracle
 import pytest
-import worlds
 from closeness import EPS
 from covering import covering
 from jax.sharding import PartitionSpec as P
-from worlds import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
+from mesh_setups import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
 import softjax
 
-EXIST = ((jnp.arange(CLASSES) % 3 > 0) & (jnp.arange(CLASSES) < 18))[None]  # on some shards none do
+EXIST = ((jnp.arange(CLASSES) % 3 > 0) & (jnp.arange(CLASSES) < 18))[None]  # on some shards no class exists
 
 
 OPTIONS = [
@@ -33,24 +33,24 @@ def example(spread=3.0, soft=False):
     return x, y, cases.weights(SAMPLES)
 
 
-def derivatives(world, shape, loss, arrays, specs, out=worlds.SAME):
-    """The value of a loss of the first array, its gradient, and its derivative along its cosine, by one program."""
-    f = worlds.split(world, shape, loss, specs, out)
-    with worlds.context(world, shape):
-        first, *rest = worlds.placed(world, shape, arrays, specs)
-        g = jnp.asarray(1.0) if out == worlds.SAME else cases.cotangent(SAMPLES)
-        (g,) = worlds.placed(world, shape, [g], [out])
+def derivatives(setup, shape, loss, arrays, specs, out=mesh_setups.REPLICATED):
+    """The value of a loss, its VJP by the first array, and its JVP with the tangent cos(array), by one program."""
+    f = mesh_setups.shard_function(setup, shape, loss, specs, out)
+    with mesh_setups.mesh_context(setup, shape):
+        first, *rest = mesh_setups.placed(setup, shape, arrays, specs)
+        g = jnp.asarray(1.0) if out == mesh_setups.REPLICATED else cases.cotangent(SAMPLES)
+        (g,) = mesh_setups.placed(setup, shape, [g], [out])
 
         @jax.jit
-        def all_three(g, first, *rest):
+        def value_vjp_and_jvp(g, first, *rest):
             value, pull = jax.vjp(lambda x: f(x, *rest), first)
             tangent = jax.jvp(lambda x: f(x, *rest), (first,), (jnp.cos(first),))[1]
             return value, pull(g.astype(value.dtype))[0], tangent
 
-        return jax.tree.map(np.asarray, all_three(g, first, *rest))
+        return jax.tree.map(np.asarray, value_vjp_and_jvp(g, first, *rest))
 
 
-def check(world, shape, x, y, w, where=None, **options):
+def check(setup, shape, x, y, w, where=None, **options):
     out = ROWS if options.get("reduction") == "none" else P()
     specs = [LOGITS, LOGITS if y.ndim == 2 else ROWS, ROWS, P(None, "classes")]
     exist = jnp.ones((1, CLASSES), bool) if where is None else where
@@ -59,40 +59,40 @@ def check(world, shape, x, y, w, where=None, **options):
     def loss(x, y, w, exist):
         return softjax.cross_entropy(x, y, weights=w, where=exist if masked else None, **NAMES, **options)
 
-    value, gradient, tangent = derivatives(world, shape, loss, (x, y, w, exist), specs, out)
+    value, gradient, tangent = derivatives(setup, shape, loss, (x, y, w, exist), specs, out)
     reduction = options.pop("reduction", "mean")
-    over = {"mean": np.asarray(w, np.float64).sum(), "sum": 1.0, "none": 1.0}[reduction]
+    divisor = {"mean": np.asarray(w, np.float64).sum(), "sum": 1.0, "none": 1.0}[reduction]
     g = np.asarray(cases.cotangent(SAMPLES), np.float64) if reduction == "none" else np.ones(SAMPLES)
-    rows, dx = oracle.cross_entropy(x, y, weights=w, where=where, cotangent=g / over, **options)
-    expected = rows if reduction == "none" else rows.sum() / over
+    rows, dx = oracle.cross_entropy(x, y, weights=w, where=where, cotangent=g / divisor, **options)
+    expected = rows if reduction == "none" else rows.sum() / divisor
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradient, dx, rtol=1e-5, atol=1e-5 * np.abs(dx).max())
     if reduction != "none":
-        moved = (dx * np.cos(np.asarray(x, np.float64))).sum()
-        np.testing.assert_allclose(tangent, moved, rtol=1e-4, atol=1e-5)
+        expected_tangent = (dx * np.cos(np.asarray(x, np.float64))).sum()
+        np.testing.assert_allclose(tangent, expected_tangent, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("world", "shape"), worlds.MESHES)
-def test_every_mesh(world, shape):
-    check(world, shape, *example())
+@pytest.mark.parametrize(("setup", "shape"), mesh_setups.MESHES)
+def test_every_mesh(setup, shape):
+    check(setup, shape, *example())
 
 
-@pytest.mark.parametrize(("world", "soft", "options"), covering(worlds.WORLDS, OPTIONS))
-def test_every_option(world, soft, options):
+@pytest.mark.parametrize(("setup", "soft", "options"), covering(mesh_setups.SETUPS, OPTIONS))
+def test_every_option(setup, soft, options):
     x, y, w = example(soft=soft)
     if "where" in options and not soft:
         y = y // 3 * 3 % 18 + 1
-    check(world, (2, 4), x, y, w, **options)
+    check(setup, (2, 4), x, y, w, **options)
 
 
-@pytest.mark.parametrize(("world", "spread"), covering(worlds.WORLDS, [0.02, 100.0], quick=(0, 3)))
-def test_flat_and_peaked(world, spread):
-    check(world, (2, 4), *example(spread))
+@pytest.mark.parametrize(("setup", "spread"), covering(mesh_setups.SETUPS, [0.02, 100.0], quick=(0, 3)))
+def test_flat_and_peaked(setup, spread):
+    check(setup, (2, 4), *example(spread))
 
 
-@pytest.mark.parametrize("world", worlds.FEW)
-def test_rows_and_shards_at_the_edges(world):
-    """A shard of −inf, a NaN in a row of weight 0, ids out of range, a shard of samples of weight 0."""
+@pytest.mark.parametrize("setup", mesh_setups.TWO_QUICK)
+def test_edge_cases_of_rows_and_shards(setup):
+    """A shard of −inf, NaN and a label out of range in ignored rows, a shard of ignored samples."""
     x, y, w = example()
     x = x.at[:, 6:12].set(-jnp.inf).at[0].set(jnp.nan).at[9, 20].set(jnp.inf).at[3, 1].set(jnp.inf)
     y = jnp.where((y >= 6) & (y < 12), 0, y).at[9].set(20).at[4].set(-1).at[8].set(CLASSES).at[3].set(1)
@@ -102,25 +102,25 @@ def test_rows_and_shards_at_the_edges(world):
         return softjax.cross_entropy(x, y, weights=w, **names)
 
     expected = jax.value_and_grad(loss)(x, y, w)
-    f = worlds.split(world, (4, 2), lambda *a: loss(*a, **NAMES), [LOGITS, ROWS, ROWS], P())
-    with worlds.context(world, (4, 2)):
-        x, y, w = worlds.placed(world, (4, 2), (x, y, w), [LOGITS, ROWS, ROWS])
+    f = mesh_setups.shard_function(setup, (4, 2), lambda *a: loss(*a, **NAMES), [LOGITS, ROWS, ROWS], P())
+    with mesh_setups.mesh_context(setup, (4, 2)):
+        x, y, w = mesh_setups.placed(setup, (4, 2), (x, y, w), [LOGITS, ROWS, ROWS])
         value, gradient = jax.jit(jax.value_and_grad(f))(x, y, w)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("world", "invalid"), covering(worlds.WORLDS, [CLASSES, -(2**31)], quick=(0, 3)))
-def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
+@pytest.mark.parametrize(("setup", "invalid"), covering(mesh_setups.SETUPS, [CLASSES, -(2**31)], quick=(0, 3)))
+def test_a_label_out_of_range_gives_nan_on_every_shard(setup, invalid):
     x, y, _ = example()
 
     def loss(x, y):
         return softjax.cross_entropy(x, y, reduction="none", **NAMES)
 
-    f = worlds.split(world, (2, 4), loss, [LOGITS, ROWS], ROWS)
-    with worlds.context(world, (2, 4)):
-        x, y = worlds.placed(world, (2, 4), (x, y.at[5].set(invalid)), [LOGITS, ROWS])
-        (g,) = worlds.placed(world, (2, 4), [jnp.ones(SAMPLES)], [ROWS])
+    f = mesh_setups.shard_function(setup, (2, 4), loss, [LOGITS, ROWS], ROWS)
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        x, y = mesh_setups.placed(setup, (2, 4), (x, y.at[5].set(invalid)), [LOGITS, ROWS])
+        (g,) = mesh_setups.placed(setup, (2, 4), [jnp.ones(SAMPLES)], [ROWS])
 
         @jax.jit
         def both(x, y, g):
@@ -134,49 +134,49 @@ def test_an_id_out_of_range_is_nan_on_every_shard(world, invalid):
 
 
 @pytest.mark.parametrize(
-    ("world", "function"), covering(worlds.WORLDS, [softjax.softmax, softjax.log_softmax], quick=(0, 1, 4))
+    ("setup", "function"), covering(mesh_setups.SETUPS, [softjax.softmax, softjax.log_softmax], quick=(0, 1, 4))
 )
-def test_softmax(world, function):
+def test_softmax(setup, function):
     x, _, _ = example()
     g = cases.logits(CLASSES, 1.0, SAMPLES, seed=1)
 
-    def all_of(f, x, g):
+    def derivatives_of(f, x, g):
         value, pull = jax.vjp(f, x)
         return value, pull(g)[0], jax.jvp(f, (x,), (g,))[1]
 
-    expected, gradient, moved = jax.jit(lambda x, g: all_of(function, x, g))(x, g)
-    f = worlds.split(world, (2, 4), lambda x: function(x, axis_name="classes"), [LOGITS], LOGITS)
-    with worlds.context(world, (2, 4)):
-        x, g = worlds.placed(world, (2, 4), (x, g), [LOGITS, LOGITS])
-        q, pulled, tangent = jax.jit(lambda x, g: all_of(f, x, g))(x, g)
-        for actual, right in ((q, expected), (pulled, gradient), (tangent, moved)):
-            np.testing.assert_allclose(actual, right, rtol=2e-5, atol=1e-5)
+    expected = jax.jit(lambda x, g: derivatives_of(function, x, g))(x, g)
+    f = mesh_setups.shard_function(setup, (2, 4), lambda x: function(x, axis_name="classes"), [LOGITS], LOGITS)
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        x, g = mesh_setups.placed(setup, (2, 4), (x, g), [LOGITS, LOGITS])
+        actual = jax.jit(lambda x, g: derivatives_of(f, x, g))(x, g)
+        for found, wanted in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("world", "soft"), covering(worlds.WORLDS, [False, True], quick=(1, 4)))
-def test_statistics(world, soft):
-    """Every statistic, and the VJP of each alone, of logits with ties across the shards."""
+@pytest.mark.parametrize(("setup", "soft"), covering(mesh_setups.SETUPS, [False, True], quick=(1, 4)))
+def test_statistics(setup, soft):
+    """Each statistic and its VJP alone, for logits with ties across the shards."""
     x, y, _ = example(soft=soft)
     x = x.at[3].set(jnp.round(x[3])).at[4].set(0.5)
     floating = oracle.statistics(x, y)
     expected = jax.jit(softjax.statistics)(x, y)
     g = np.asarray(cases.cotangent(SAMPLES))
 
-    def of(x, y):
+    def statistics(x, y):
         return softjax.statistics(x, y, axis_name="classes")
 
     specs = [LOGITS, LOGITS if soft else ROWS]
-    each = [
-        worlds.split(world, (2, 4), lambda x, y, n=n: getattr(of(x, y), n), specs, ROWS)
+    functions = [
+        mesh_setups.shard_function(setup, (2, 4), lambda x, y, n=n: getattr(statistics(x, y), n), specs, ROWS)
         for n in softjax.Statistics._fields
     ]
-    with worlds.context(world, (2, 4)):
-        x, y, ct = worlds.placed(world, (2, 4), (x, y, jnp.asarray(g)), [*specs, ROWS])
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        x, y, ct = mesh_setups.placed(setup, (2, 4), (x, y, jnp.asarray(g)), [*specs, ROWS])
 
         @jax.jit
-        def all_of_them(x, y, ct):
+        def values_and_gradients(x, y, ct):
             found = {}
-            for name, f in zip(softjax.Statistics._fields, each, strict=True):
+            for name, f in zip(softjax.Statistics._fields, functions, strict=True):
                 if name in floating:
                     value, pull = jax.vjp(lambda x, f=f: f(x, y), x)
                     found[name] = value, pull(ct)[0]
@@ -184,21 +184,21 @@ def test_statistics(world, soft):
                     found[name] = f(x, y), None
             return found
 
-        found = all_of_them(x, y, ct)
-    for name, (value, slope) in floating.items():
+        found = values_and_gradients(x, y, ct)
+    for name, (value, derivative) in floating.items():
         np.testing.assert_allclose(found[name][0], value, rtol=1e-5, atol=1e-5, err_msg=name)
         at_ties = (
             slice(4, 5) if name in ("max_logit", "peak_entropy") else slice(0, 0)
         )  # the oracle's argmax, in float64
-        gradient = np.delete(np.asarray(found[name][1]) - slope * g[:, None], at_ties, 0)
+        gradient = np.delete(np.asarray(found[name][1]) - derivative * g[:, None], at_ties, 0)
         np.testing.assert_allclose(gradient, 0, atol=1e-5, err_msg=name)
     np.testing.assert_array_equal(found["prediction"][0], expected.prediction)
     np.testing.assert_array_equal(found["label_rank"][0], expected.label_rank)
 
 
-@pytest.mark.parametrize(("world", "gap"), covering(worlds.WORLDS, [17.0, 40.0, 80.0], quick=(0, 2, 4)))
-def test_confident_rows_are_exact(world, gap):
-    """The peak on any shard, the label on it or not, and a gradient whose rows sum to 0."""
+@pytest.mark.parametrize(("setup", "gap"), covering(mesh_setups.SETUPS, [17.0, 40.0, 80.0], quick=(0, 2, 4)))
+def test_confident_rows_are_exact(setup, gap):
+    """The peak is on any shard, and the label is the peak or another class."""
     x = np.asarray(cases.logits(CLASSES, 0.5, SAMPLES), np.float64)
     peak = np.arange(SAMPLES) * 5 % CLASSES
     x[np.arange(SAMPLES), peak] = x.max(1) + gap
@@ -207,10 +207,10 @@ def test_confident_rows_are_exact(world, gap):
     def loss(x, y):
         return softjax.cross_entropy(x, y, reduction="sum", base=np.e, **NAMES)
 
-    f = worlds.split(world, (2, 4), loss, [LOGITS, ROWS], P())
-    with worlds.context(world, (2, 4)):
-        x_, y_ = worlds.placed(world, (2, 4), (x, y), [LOGITS, ROWS])
-        gradient = np.asarray(jax.jit(jax.grad(f))(x_, y_))
+    f = mesh_setups.shard_function(setup, (2, 4), loss, [LOGITS, ROWS], P())
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        sharded_x, sharded_y = mesh_setups.placed(setup, (2, 4), (x, y), [LOGITS, ROWS])
+        gradient = np.asarray(jax.jit(jax.grad(f))(sharded_x, sharded_y))
     _, expected, sizes = exact.cross_entropy(x, y)
     assert (np.abs(gradient - expected) <= (8 + gap + 3) * EPS * sizes).all()
 
@@ -223,9 +223,9 @@ def rows_with_nan_and_signed_zeros():
     return x.at[3].set(zeros), y.at[3].set(CLASSES - 1)
 
 
-@pytest.mark.parametrize(("world", "kind"), covering(worlds.WORLDS, ["ids", "one-hot", "sparse"], quick=(0, 4)))
-def test_rows_with_nan_and_signed_zeros(world, kind):
-    """A row with NaN has no prediction and no rank; of equal zeros, 0 precedes −0, as in `jax.lax.top_k`."""
+@pytest.mark.parametrize(("setup", "kind"), covering(mesh_setups.SETUPS, ["ids", "one-hot", "sparse"], quick=(0, 4)))
+def test_rows_with_nan_and_signed_zeros(setup, kind):
+    """A row with NaN has no prediction and no rank. As in `jax.lax.top_k`, 0 is above −0."""
     x, y = rows_with_nan_and_signed_zeros()
     one_hot = jax.nn.one_hot(y, CLASSES)
     sparse = softjax.SparseLabels(y[:, None], jnp.ones((SAMPLES, 1)))
@@ -240,9 +240,9 @@ def test_rows_with_nan_and_signed_zeros(world, kind):
 
     leaves = jax.tree.leaves(labels)
     specs = [LOGITS, *([LOGITS] if kind == "one-hot" else [ROWS] * len(leaves))]
-    sharded = worlds.split(world, (2, 4), statistics, specs, P("data", None))
-    with worlds.context(world, (2, 4)):
-        values = np.asarray(sharded(*worlds.placed(world, (2, 4), (x, *leaves), specs)))
+    sharded = mesh_setups.shard_function(setup, (2, 4), statistics, specs, P("data", None))
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        values = np.asarray(sharded(*mesh_setups.placed(setup, (2, 4), (x, *leaves), specs)))
     one_device = np.asarray(jax.jit(lambda x: statistics_of_one_device(x, labels, names))(x))
     np.testing.assert_array_equal(values, one_device)
     np.testing.assert_array_equal(values[:3], [[-1, -1, np.nan]] * 3)
@@ -256,8 +256,8 @@ def statistics_of_one_device(x, labels, names):
     return jnp.stack([getattr(s, name).astype(jnp.float32) for name in names], -1)
 
 
-@pytest.mark.parametrize("world", worlds.FEW)
-def test_a_row_with_nan_is_not_correct_beside_a_fused_loss(world):
+@pytest.mark.parametrize("setup", mesh_setups.TWO_QUICK)
+def test_a_row_with_nan_is_not_correct_in_the_aux_of_a_fused_loss(setup):
     x, y = rows_with_nan_and_signed_zeros()
     kernel = jnp.eye(CLASSES)
 
@@ -269,21 +269,21 @@ def test_a_row_with_nan_is_not_correct_beside_a_fused_loss(world):
         return aux
 
     specs = [P("data", None), P(None, "classes"), ROWS]
-    sharded = worlds.split(world, (2, 4), correct, specs, ROWS)
-    with worlds.context(world, (2, 4)):
-        found = np.asarray(sharded(*worlds.placed(world, (2, 4), (x, kernel, y), specs)))
+    sharded = mesh_setups.shard_function(setup, (2, 4), correct, specs, ROWS)
+    with mesh_setups.mesh_context(setup, (2, 4)):
+        found = np.asarray(sharded(*mesh_setups.placed(setup, (2, 4), (x, kernel, y), specs)))
     assert found.tolist() == [False] * 3 + [True] * (SAMPLES - 3)
 
 
-@pytest.mark.parametrize("world", worlds.FEW)
-def test_the_top_k_of_signed_zeros(world):
+@pytest.mark.parametrize("setup", mesh_setups.TWO_QUICK)
+def test_the_top_k_of_signed_zeros(setup):
     logits = jnp.asarray([[-0.0, 0, 0, -0.0, 0, 0, 1, 1]], jnp.float32)
 
     def top_k(hidden, kernel):
         return softjax.linear_top_k(hidden, kernel, 5, axis_name="classes").ids
 
     specs = [P(None, None), P(None, "classes")]
-    sharded = worlds.split(world, (1, 2), top_k, specs, P(None, None))
-    with worlds.context(world, (1, 2)):
-        found = sharded(*worlds.placed(world, (1, 2), (jnp.ones((1, 1)), logits), specs))
+    sharded = mesh_setups.shard_function(setup, (1, 2), top_k, specs, P(None, None))
+    with mesh_setups.mesh_context(setup, (1, 2)):
+        found = sharded(*mesh_setups.placed(setup, (1, 2), (jnp.ones((1, 1)), logits), specs))
     np.testing.assert_array_equal(found, jax.lax.top_k(logits, 5)[1])
