@@ -4,6 +4,8 @@
     python examples/benchmark.py --rounds 3 --shapes 64 5     # override any setting
     python examples/benchmark.py --part linear --rounds 3     # the last layer fused with its loss
     python examples/benchmark.py --part distil --rounds 3     # the fused divergence of a student from its teacher
+    python examples/benchmark.py --part growth                # time and memory as samples and classes grow
+    python examples/benchmark.py --part chunks                # the last layer with other sizes of its chunks
     python examples/benchmark.py --markdown examples/results/core-cpu.json   # print the tables of an earlier run
     python examples/benchmark.py --markdown examples/results  # print results/README.md from all files of that folder
 

@@ -242,8 +242,8 @@ def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | No
     index = jnp.where(confidence > 0, index, 0).astype(jnp.int32)  # a NaN confidence goes to bin 0, where it shows
     in_bin = jax.nn.one_hot(jnp.clip(index, 0, bins - 1), bins, dtype=bool)
     terms = (w, w * jnp.where(w == 0, 0, confidence), w * correct.astype(w.dtype))
-    sample_axes = tuple(range(w.ndim))
-    return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), sample_axes) for term in terms))
+    bound_sample_axes = tuple(range(w.ndim))
+    return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), bound_sample_axes) for term in terms))
 
 
 def _is_in_top_k(s, k):

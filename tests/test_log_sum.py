@@ -9,7 +9,7 @@ import pytest
 from covering import slow
 
 from softjax._mesh.axes import ClassAxis
-from softjax._rows.log_sum import LogSum, below_peak, log_sum, mean_below_peak
+from softjax._rows.log_sum import LogSum, below_peak, log_sum, mean_distance_to_peak
 from softjax._xla import one_cpu
 
 INF, LAST = jnp.inf, ClassAxis(-1)
@@ -65,7 +65,7 @@ def test_derivatives_in_every_mode(row):
     def with_log_sum(x):
         s = log_sum(LAST, x, None)
         e = jnp.exp(below_peak(LAST, x, s))
-        row_values = s.peak + s.log_mass + mean_below_peak(LAST, x, s, None) ** 2
+        row_values = s.peak + s.log_mass + mean_distance_to_peak(LAST, x, s, None) ** 2
         return jnp.sum(jnp.arange(1.0, 4.0)[None] * e / s.mass) + jnp.sum(row_values)
 
     def plain(x):
@@ -105,16 +105,18 @@ def test_derivatives_in_every_mode(row):
         ([-INF, -INF], np.nan),
     ],
 )
-def test_mean_below_peak(row, expected, route):
+def test_mean_distance_to_peak(row, expected, route):
     x = jnp.array([row, [np.nan] * len(row)])
     s, dropped = log_sum(LAST, x, None), jnp.array([[False], [True]])
-    np.testing.assert_allclose(mean_below_peak(LAST, x, s, dropped), [[expected], [0]], rtol=1e-6)
-    np.testing.assert_allclose(mean_below_peak(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(mean_distance_to_peak(LAST, x, s, dropped), [[expected], [0]], rtol=1e-6)
+    np.testing.assert_allclose(mean_distance_to_peak(LAST, x, s, None), [[expected], [np.nan]], rtol=1e-6)
 
 
-def test_mean_below_peak_in_float64(x64, route):
+def test_mean_distance_to_peak_in_float64(x64, route):
     x = jnp.array([[0.0, -700.0, -INF]])
-    np.testing.assert_allclose(mean_below_peak(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14)
+    np.testing.assert_allclose(
+        mean_distance_to_peak(LAST, x, log_sum(LAST, x, None), None), 700 * np.exp(-700), rtol=1e-14
+    )
 
 
 def test_the_derivative_of_the_log_sum_contains_no_loop(route):

@@ -23,7 +23,7 @@ def split_of(shape, axis, axis_name, batch_axis_name):
 def test_classes_sharded_by_a_vmap_are_gathered():
     def gather_and_slice(x):
         found = split_of(x.shape, -1, "shards", None)
-        assert (found.class_names, found.vmap_axes) == ((), ("shards",))
+        assert (found.class_mesh_axes, found.vmap_axes) == ((), ("shards",))
         gathered = found.gather_classes(x, -1)
         assert gathered.shape == (6,)
         return found.slice_classes(gathered, -1)

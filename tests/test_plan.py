@@ -56,6 +56,7 @@ def test_float8_is_refused():
         lambda x: softjax.cross_entropy(x, Y),
         lambda x: softjax.softmax(x),
         lambda x: softjax.linear_cross_entropy(x, K, Y),
+        lambda p: softjax.cross_entropy(H, p),  # a distribution
     ):
         with pytest.raises(TypeError, match="must be a floating array of 16 bits or more, got float8_e4m3fn; cast it"):
             call(H.astype(jnp.float8_e4m3fn))

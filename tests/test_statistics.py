@@ -37,6 +37,11 @@ def each_with_vjp(x, labels, g):
     return dict(zip(FLOATING, zip(values, gradients, strict=True), strict=True))
 
 
+def test_each_statistic_is_described_under_attributes():
+    described = softjax.Statistics.__doc__.split("Attributes:")[1]
+    assert [name for name in softjax.Statistics._fields if f"\n        {name}: " not in described] == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("classes", [1, 5, 129])
 def test_each_statistic_and_its_vjp_alone(classes, kind):

@@ -1,4 +1,4 @@
-"""The two runs that all losses share: of logits, and of a linear layer."""
+"""Four runs that all functions share: a loss or row values, of logits or of a linear layer."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,12 +52,12 @@ def _local_logits_loss(config, logits, labels, where, weights, shared):
     active = None if weights is None else jnp.expand_dims(weights != 0, config.axis)
     block = make_block(classes, logits, target, where, active)
     loss, _ = config.row_loss(shared, apply_rule(config.rule, block))
-    return reduce(loss, weights, config.reduction, config.split.sample_names)
+    return reduce(loss, weights, config.reduction, config.split.sample_mesh_axes)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def logits_rows(read, axis, split, rule, logits, labels, where):
-    """`read(classes, values, any_class)` of the row values of logits.
+def logits_rows(select, axis, split, rule, logits, labels, where):
+    """`select(classes, values, any_class)` of the row values of logits.
 
     `any_class` says which rows have an existing class, the class axis kept at length 1; None for all.
     """
@@ -66,7 +66,7 @@ def logits_rows(read, axis, split, rule, logits, labels, where):
         classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
         any_class, exists = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
         values = apply_rule(rule, make_block(classes, logits, target, exists, any_class))
-        return read(classes, values, any_class)
+        return select(classes, values, any_class)
 
     specs = split.input_specs(logits, labels, where, axis)
     return split.shard_map(local, specs, split.output_spec)(logits, labels, where)
@@ -86,9 +86,9 @@ def run_layer_loss(config: LayerConfig, inputs: LayerInputs, shared: Any = (), r
     """The weighted and reduced row loss of a linear layer, and its aux; `shared` are arrays that all rows use."""
     plan = config.plan
     shared = jax.tree.map(lambda array: jnp.asarray(array).astype(plan.layer.dtype), shared)
-    of_samples = plan.split.output_spec
-    local, out = (_local_rows, of_samples) if config.reduction == "none" else (_local_sum, P())
-    run = plan.shard_map(partial(local, config), inputs, (shared, row_args), (out, of_samples))
+    per_sample = plan.split.output_spec
+    local, value_spec = (_local_rows, per_sample) if config.reduction == "none" else (_local_sum, P())
+    run = plan.shard_map(partial(local, config), inputs, (shared, row_args), (value_spec, per_sample))
     return run(inputs, shared, row_args)
 
 
@@ -100,7 +100,7 @@ def _local_sum(config, inputs, shared, row_args):
     plan, row_args = config.plan, _broadcast_to_samples(row_args, inputs.shape)
     parameters, samples = plan.into_weighted_chunks(inputs, row_args)
     chunk_config = plan.chunk_config(config.rule)
-    row_loss, shared = config.row_loss.hoisted(chunk_config, parameters, samples, shared)
+    row_loss, shared = config.row_loss.hoist(chunk_config, parameters, samples, shared)
     total, aux = fused_loss_sum(chunk_config._replace(row_loss=row_loss), parameters, samples, shared)
     return plan.reduce(inputs, total, config.reduction), merge_chunks(aux, inputs.shape)
 
@@ -109,7 +109,7 @@ def _local_rows(config, inputs, shared, row_args):
     """Four matmuls: the backward pass computes the logits again."""
     plan, weights, row_args = config.plan, config.plan.weights(inputs), _broadcast_to_samples(row_args, inputs.shape)
     values = rows_in_shape(plan.chunk_config(config.rule), plan.into_chunks(inputs), inputs.shape)
-    loss, aux = config.row_loss.of_samples(shared, values, row_args, weights)
+    loss, aux = config.row_loss.without_chunks(shared, values, row_args, weights)
     return reduce(loss.astype(plan.layer.dtype), weights, "none"), jax.lax.stop_gradient(aux)
 
 
@@ -119,11 +119,11 @@ def _broadcast_to_samples(row_args: Any, samples: Shape) -> Any:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def layer_rows(read, plan, inputs):
-    """`read(plan, inputs, values)` of the row values of a linear layer."""
+def layer_rows(select, plan, inputs):
+    """`select(plan, inputs, values)` of the row values of a linear layer."""
 
     def local(inputs: LayerInputs, *_: Any) -> Any:
         values = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(inputs), inputs.shape)
-        return read(plan, inputs, values)
+        return select(plan, inputs, values)
 
     return plan.shard_map(local, inputs, ((), ()), plan.split.output_spec)(inputs, (), ())

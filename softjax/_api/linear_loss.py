@@ -48,8 +48,8 @@ def linear_loss(
     Args:
         row_loss: a function of one sample, vectorised over the samples. It takes the sample's `Statistics`, in nats, as
             scalars, and the sample's entry of each of `row_args`. It returns a real scalar, or `(loss, aux)` if
-            `has_aux` is True. Derivatives also reach arrays that it closes over. Under Explicit mesh axes JAX allows
-            only concrete arrays there: pass traced ones as `row_args`.
+            `has_aux` is True. Derivatives also reach arrays that it closes over. On a mesh JAX refuses a closed-over
+            array that is traced or lies on the mesh: pass it as one of `row_args`.
         hidden, kernel, labels: as in `linear_cross_entropy`.
         row_args: arrays or pytrees of arrays, `[*samples, …]`; differentiable if floating. Scalars broadcast, and so
             does an axis of length 1 in place of a sample axis.

@@ -126,8 +126,8 @@ def _softmax_or_log(config, logits, where):
 def _local(config, logits, where):
     axis, split, base = config
     gathered = tuple(split.gather_classes(array, axis) for array in (logits, where))
-    (x, where), _ = with_same_varying_axes(split.class_names, gathered)
-    classes = ClassAxis(axis, split.class_names)
+    (x, where), _ = with_same_varying_axes(split.class_mesh_axes, gathered)
+    classes = ClassAxis(axis, split.class_mesh_axes)
     if where is not None:
         x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
     result = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)

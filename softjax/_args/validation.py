@@ -25,6 +25,7 @@ def check_labels(value: Any, logits_shape: Shape, axis: int = -1, name: str = "l
         return _check_class_ids(array, logits_shape, axis, name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"`labels` must be integer class ids or a floating distribution, got {array.dtype}.")
+    array = arrays.floating("labels", array)
     if array.shape == logits_shape:
         return array
     hint = ""

@@ -18,14 +18,14 @@ def default_chunk_size(samples: Length, features: int, classes: int, itemsize: i
 
     1. A single chunk, if the logits of all samples are at most half as large as the kernel. More chunks would cost more
        than they save, since each adds to the kernel gradient.
-    2. Otherwise chunks of 16 MiB on a CPU. On other platforms a quarter of all logits, but 512 MiB to 2 GiB. Each chunk
-       reads and writes the whole kernel gradient: 8 bytes of memory traffic for the 6 operations of a sample. So a
-       chunk has at least 512 samples on a CPU (256 below 1024 samples), and 1024 on other platforms.
+    2. Otherwise chunks of 16 MiB on a CPU. On other platforms a quarter of all logits, but 512 MiB to 2 GiB. For each
+       kernel entry a chunk reads and writes 8 bytes of the accumulator, and each of its samples takes 6 operations. So
+       a chunk has at least 512 samples on a CPU (256 below 1024 samples), and 1024 on other platforms.
     3. All chunks are about equal, and a multiple of 8 samples (CPU) or 128.
 
     If the number of samples is symbolic, as in `jax.export`, rule 2 for few samples applies.
 
-    `examples/benchmark.py --part blocks` measures the choice on a CPU: 512 samples took 0.95–1.01× the time of the
+    `examples/benchmark.py --part chunks` measures the choice on a CPU: 512 samples took 0.95–1.01× the time of the
     unfused baseline at 2048 × 512 × 32768, 1024 × 512 × 131072 and 2000 × 512 × 50257, 256 samples 0.99–1.08×, and 1024
     samples 1.00–1.07× with nearly twice the memory. `examples/mesh_cost.py --topology` compiles the choice for TPUs.
     """

@@ -41,7 +41,7 @@ def _fused_loss_sum(config, parameters, samples, shared):
 
     start = CompensatedSum.start(zero_of_rows(config, parameters, samples))
     total, aux = scan_chunks(step, start, samples, samples.active_chunks)
-    return psum(total.total, config.sample_names), aux
+    return psum(total.total, config.sample_mesh_axes), aux
 
 
 def _forward(config, parameters, samples, shared):
@@ -76,12 +76,14 @@ def _forward(config, parameters, samples, shared):
     total, dbias = sums.total
     dtypes = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
     residuals = (in_kernel_layout(layer, dkernel, dbias), dsamples, dshared), dtypes
-    return (psum(total, config.sample_names), aux), residuals
+    return (psum(total, config.sample_mesh_axes), aux), residuals
 
 
 def _backward(config, residuals, cotangents):
     (gradients, dtypes), (g, _) = residuals, cotangents  # no derivative flows through aux
-    return _scale_gradients(config.classes.psum_cotangents(psum_cotangents(g, config.sample_names)), gradients, dtypes)
+    return _scale_gradients(
+        config.classes.psum_cotangents(psum_cotangents(g, config.sample_mesh_axes)), gradients, dtypes
+    )
 
 
 _fused_loss_sum.defvjp(opaque_to_remat(_forward), _backward)

@@ -87,25 +87,30 @@ class Plan(NamedTuple):
 
     # On a mesh: each device runs a function on its own shards.
 
-    def shard_map(self, function: Callable[..., Any], inputs: LayerInputs, more: Any, out: Any) -> Callable[..., Any]:
-        """`function(inputs, shared, row_args)` of each device's shards, as a function of global arrays."""
+    def shard_map(
+        self, function: Callable[..., Any], inputs: LayerInputs, rest: tuple[Any, Any], out: Any
+    ) -> Callable[..., Any]:
+        """`function(inputs, shared, row_args)` of each device's shards, as a function of global arrays.
+
+        `rest` is (shared, row_args), and `out` is `out_specs`.
+        """
         split = self.split
         specs = jax.tree.map(split.samples_spec, inputs)
         parameters, labels = self._parameter_specs(inputs.parameters), split.labels_spec(inputs.labels, -1)
         specs = specs._replace(parameters=parameters, labels=labels)
-        shared, row_args = more
-        rest = jax.tree.map(lambda _: P(), shared), jax.tree.map(split.samples_spec, row_args)
+        shared, row_args = rest
+        all_specs = specs, jax.tree.map(lambda _: P(), shared), jax.tree.map(split.samples_spec, row_args)
         if split.feature_axes:
-            return self._with_sharded_features(function, (specs, *rest), out)
-        return split.shard_map(function, (specs, *rest), out)
+            return self._with_sharded_features(function, all_specs, out)
+        return split.shard_map(function, all_specs, out)
 
     def _parameter_specs(self, parameters: Parameters) -> Parameters:
         """PartitionSpecs of the parameters: classes sharded, features not."""
-        class_axes = self.split.class_axes or None
+        bound_class_axes = self.split.bound_class_axes or None
 
         def layer_specs(layer: Layer, parameters: Parameters) -> Parameters:
-            specs = jax.tree.map(lambda _: P(class_axes), parameters._replace(teacher=None))
-            return specs._replace(kernel=P(class_axes, None) if layer.transposed else P(None, class_axes))
+            specs = jax.tree.map(lambda _: P(bound_class_axes), parameters._replace(teacher=None))
+            return specs._replace(kernel=P(bound_class_axes, None) if layer.transposed else P(None, bound_class_axes))
 
         return self._map_layers(layer_specs, parameters)
 
@@ -117,10 +122,10 @@ class Plan(NamedTuple):
     def _with_sharded_features(self, function: Callable[..., Any], specs: Any, out: Any) -> Callable[..., Any]:
         """`shard_map`, with the kernel gradient reduce-scattered along the features that shard the kernel."""
         split, features = self.split, self.split.feature_axes
-        others = tuple(name for name in split.bound_sample_axes if name not in features)
+        others = tuple(name for name in split.all_bound_sample_axes if name not in features)
         gather = partial(gather_features, features, others, self.layer.axes[0])
-        class_axes = split.class_axes or None
-        shard = P(class_axes, features) if self.layer.transposed else P(features, class_axes)
+        bound_class_axes = split.bound_class_axes or None
+        shard = P(bound_class_axes, features) if self.layer.transposed else P(features, bound_class_axes)
 
         def local(inputs: LayerInputs, kernel_shard: Array, *more: Any) -> Any:
             return function(inputs.with_kernel(gather(inputs.parameters.kernel, kernel_shard)), *more)
@@ -137,19 +142,19 @@ class Plan(NamedTuple):
 
     @property
     def classes(self) -> ClassAxis:
-        return ClassAxis(-1, self.split.class_names)
+        return ClassAxis(-1, self.split.class_mesh_axes)
 
     @property
     def _all_classes(self) -> ClassAxis:
         """The axis of a vector of all classes, also where a `vmap` shards them."""
-        return ClassAxis(-1, (*self.split.class_names, *self.split.vmap_axes))
+        return ClassAxis(-1, (*self.split.class_mesh_axes, *self.split.vmap_axes))
 
     def any_class(self, exists: Bool[Array, " classes"]) -> Bool[Array, ""]:
         """Whether a class exists on any device."""
         return self._all_classes.any(exists)[0]
 
     def chunk_config(self, rule: RowRule) -> ChunkConfig:
-        return ChunkConfig(rule, self.layer, self.classes, manual_names(self.split.sample_names))
+        return ChunkConfig(rule, self.layer, self.classes, manual_names(self.split.sample_mesh_axes))
 
     def weights(self, inputs: LayerInputs) -> Float[Array, "*samples"] | None:
         """The weight of each sample, None if all are 1. If no class exists, every sample is ignored."""
@@ -174,7 +179,7 @@ class Plan(NamedTuple):
             weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
         # Sharded classes need collectives in each chunk, so every device runs every chunk.
         active = None
-        if weights is not None and inputs.weights is not None and not self.split.class_names:
+        if weights is not None and inputs.weights is not None and not self.split.class_mesh_axes:
             active = chunks.active_chunks(weights[..., 0])
         if self.padded_classes and isinstance(target, Distribution):
             target = target.pad_classes(self.padded_classes)
@@ -202,7 +207,9 @@ class Plan(NamedTuple):
 
     def _target(self, inputs: LayerInputs) -> Target | Teacher:
         labels, split = inputs.labels, self.split
-        classes = self.layer.num_classes(inputs.parameters) * axis_size(split.class_names) * axis_size(split.vmap_axes)
+        classes = (
+            self.layer.num_classes(inputs.parameters) * axis_size(split.class_mesh_axes) * axis_size(split.vmap_axes)
+        )
         if isinstance(labels, Teacher):
             return labels.broadcast_to_rows((*inputs.shape, 1), self.layer.dtype)
         if isinstance(labels, TopKClasses):
@@ -212,7 +219,7 @@ class Plan(NamedTuple):
 
     def reduce(self, inputs: LayerInputs, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
         """The sum over all devices, or the mean, from the sum over the chunks."""
-        names = self.split.sample_names
+        names = self.split.sample_mesh_axes
         total = psum(total, vmap_names(names))
         return total if reduction == "sum" else mean_from_sum(total, self.weights(inputs), inputs.num_samples, names)
 

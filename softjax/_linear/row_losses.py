@@ -28,10 +28,14 @@ class ElementwiseLoss(NamedTuple):
     def __call__(self, shared: Any, values: Any, _: Any = ()) -> tuple[Array, None]:
         return self.function(shared, values, self.base), None
 
-    def hoisted(self, _: ChunkConfig, __: Parameters, ___: Samples, shared: Any) -> tuple["ElementwiseLoss", Any]:
+    def hoist(
+        self, config: ChunkConfig, parameters: Parameters, samples: Samples, shared: Any
+    ) -> tuple["ElementwiseLoss", Any]:
+        """Itself: it closes over no array."""
         return self, shared
 
-    def of_samples(self, shared: Any, values: Any, _: Any, __: Any) -> tuple[Array, None]:
+    def without_chunks(self, shared: Any, values: Any, row_args: Any, weights: Array | None) -> tuple[Array, None]:
+        """The loss of each sample, `[*samples]`."""
         return self(shared, values)
 
 
@@ -43,7 +47,7 @@ class CallerLoss(NamedTuple):
     """The structure of the row arguments, which are passed as a list of leaves."""
     has_aux: bool
 
-    def of_sample(self, statistics: Statistics, leaves: list[Array]) -> tuple[Array, Any]:
+    def one_sample(self, statistics: Statistics, leaves: list[Array]) -> tuple[Array, Any]:
         try:
             result = self.function(statistics, *jax.tree.unflatten(self.tree, leaves))
         except (IndexError, ValueError) as error:
@@ -55,17 +59,17 @@ class CallerLoss(NamedTuple):
             ) from error
         return arrays.row_loss_result(result, self.has_aux)
 
-    def hoisted(
-        self, config: ChunkConfig, parameters: Parameters, samples: Samples, _: Any
+    def hoist(
+        self, config: ChunkConfig, parameters: Parameters, samples: Samples, shared: Any
     ) -> tuple["HoistedLoss", tuple[Array, ...]]:
         """The loss of a chunk, and the arrays it closes over; traced with arrays that vary over the mesh as rows do."""
         zeros = jnp.broadcast_to(zero_of_rows(config, parameters, samples), samples.hidden.shape[1])
         statistics = Statistics.fill(zeros, zeros.astype(jnp.int32))
         leaves = [jnp.zeros_like(leaf[0]) for leaf in samples.row_args]
-        function, closed_over = hoist_closure(jax.vmap(self.of_sample), statistics, leaves)
+        function, closed_over = hoist_closure(jax.vmap(self.one_sample), statistics, leaves)
         return HoistedLoss(function), closed_over
 
-    def of_samples(self, _: Any, values: RowValues, row_args: Any, weights: Array | None) -> tuple[Array, Any]:
+    def without_chunks(self, shared: Any, values: RowValues, row_args: Any, weights: Array | None) -> tuple[Array, Any]:
         """The loss of each sample and its aux, `[*samples, …]`."""
         shape = values.statistics.entropy.shape
 
@@ -75,7 +79,7 @@ class CallerLoss(NamedTuple):
         flat = jax.tree.map(flatten, (values.statistics, row_args))
         if weights is not None:
             flat = guard_ignored(flat, weights.reshape(-1, 1) != 0)
-        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), jax.vmap(self.of_sample)(*flat))
+        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), jax.vmap(self.one_sample)(*flat))
 
 
 class HoistedLoss(NamedTuple):

@@ -21,7 +21,7 @@ class ChunkConfig(NamedTuple):
     rule: RowRule
     layer: Layer
     classes: ClassAxis
-    sample_names: AxisNames = ()
+    sample_mesh_axes: AxisNames = ()
     """Mesh axes that shard the samples."""
     row_loss: Any = None
     """`(shared, values, row_args)` to the loss of each row and its aux. It closes over no array."""

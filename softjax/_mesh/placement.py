@@ -22,8 +22,8 @@ def split_for_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: 
 
     def typed_axes() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
         names, mesh = explicit_axes(logits)
-        class_axes = names.pop(axis)
-        return tuple(names), class_axes, mesh
+        bound_class_axes = names.pop(axis)
+        return tuple(names), bound_class_axes, mesh
 
     samples, classes = arrays.samples_shape(logits.shape, axis), logits.shape[axis]
     return require_varying_classes(
@@ -39,14 +39,14 @@ def split_for_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel:
     """
 
     def typed_axes() -> tuple[tuple[AxisNames, ...], AxisNames, Any]:
-        (*sample_axes, _), hidden_mesh = explicit_axes(hidden)
-        (_, class_axes), kernel_mesh = explicit_axes(kernel)
-        return tuple(sample_axes), class_axes, hidden_mesh or kernel_mesh
+        (*bound_sample_axes, _), hidden_mesh = explicit_axes(hidden)
+        (_, bound_class_axes), kernel_mesh = explicit_axes(kernel)
+        return tuple(bound_sample_axes), bound_class_axes, hidden_mesh or kernel_mesh
 
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     found = find_split(axis_name, batch_axis_name, samples, classes, typed_axes, always=True)
     (feature_axes, _), _ = explicit_axes(kernel)  # empty under Auto axes: those types hold no sharding
-    feature_axes = tuple(name for name in feature_axes if name in found.bound_sample_axes)
+    feature_axes = tuple(name for name in feature_axes if name in found.all_bound_sample_axes)
     divides = features % math.prod(map(found.num_devices, feature_axes)) == 0
     return require_varying_classes(found._replace(feature_axes=feature_axes if divides else ()), "kernel", kernel)
 
@@ -70,49 +70,55 @@ def find_split(
             the class dimension, and the mesh.
         always: bind the axes of the types even if no axis is named.
     """
-    class_names = _axis_names("axis_name", axis_name)
-    sample_names = _axis_names("batch_axis_name", batch_axis_name)
-    if both := set(class_names) & set(sample_names):
+    class_mesh_axes = _axis_names("axis_name", axis_name)
+    sample_mesh_axes = _axis_names("batch_axis_name", batch_axis_name)
+    if both := set(class_mesh_axes) & set(sample_mesh_axes):
         raise ValueError(f"`axis_name` and `batch_axis_name` must not share a mesh axis, got {sorted(map(str, both))}.")
 
     # An axis that nothing binds is one of the mesh in context: this call binds it.
-    class_axes = tuple(name for name in class_names if not _is_bound(name))
-    unbound_sample_names = tuple(name for name in sample_names if not _is_bound(name))
-    sample_axes, typed_mesh = ((),) * len(samples), None
-    if class_axes or unbound_sample_names or always:
-        sample_axes, typed_class_axes, typed_mesh = typed_axes()
-        if not class_names:
-            class_axes = class_names = typed_class_axes
-        sample_axes = tuple(tuple(name for name in names if name not in class_names) for names in sample_axes)
+    bound_class_axes = tuple(name for name in class_mesh_axes if not _is_bound(name))
+    unbound_sample_names = tuple(name for name in sample_mesh_axes if not _is_bound(name))
+    bound_sample_axes, typed_mesh = ((),) * len(samples), None
+    if bound_class_axes or unbound_sample_names or always:
+        bound_sample_axes, typed_class_axes, typed_mesh = typed_axes()
+        if not class_mesh_axes:
+            bound_class_axes = class_mesh_axes = typed_class_axes
+        bound_sample_axes = tuple(
+            tuple(name for name in names if name not in class_mesh_axes) for names in bound_sample_axes
+        )
 
     # A named axis that is in no array's type shards the first sample dimension.
-    typed_sample_names = {name for names in sample_axes for name in names}
+    typed_sample_names = {name for names in bound_sample_axes for name in names}
     missing = tuple(name for name in unbound_sample_names if name not in typed_sample_names)
     if missing and not samples:
         raise ValueError(f"`batch_axis_name` {missing} splits samples, but there is a single one, without an axis.")
     if missing:
-        sample_axes = (missing + sample_axes[0], *sample_axes[1:])
+        bound_sample_axes = (missing + bound_sample_axes[0], *bound_sample_axes[1:])
 
     context_mesh = jax.sharding.get_abstract_mesh()
     mesh = typed_mesh if context_mesh.empty else None
-    for names, length in zip(sample_axes, samples, strict=True):
+    for names, length in zip(bound_sample_axes, samples, strict=True):
         _require_divisible("batch_axis_name", names, length, "samples", mesh or context_mesh)
-    _require_divisible("axis_name", class_axes, classes, "classes", mesh or context_mesh)
+    _require_divisible("axis_name", bound_class_axes, classes, "classes", mesh or context_mesh)
 
-    sample_names += tuple(name for names in sample_axes for name in names if name not in sample_names)
-    vmap_axes = _vmap_axes(class_names, class_axes)
-    return Split(() if vmap_axes else class_names, vmap_axes, sample_names, sample_axes, class_axes, mesh)
+    sample_mesh_axes += tuple(name for names in bound_sample_axes for name in names if name not in sample_mesh_axes)
+    vmap_axes = _vmap_axes(class_mesh_axes, bound_class_axes)
+    return Split(
+        () if vmap_axes else class_mesh_axes, vmap_axes, sample_mesh_axes, bound_sample_axes, bound_class_axes, mesh
+    )
 
 
-def _vmap_axes(class_names: AxisNames, class_axes: AxisNames) -> AxisNames:
-    """The axes of `class_names` that a `vmap` binds, which must be all of them or none.
+def _vmap_axes(class_mesh_axes: AxisNames, bound_class_axes: AxisNames) -> AxisNames:
+    """The axes of `class_mesh_axes` that a `vmap` binds, which must be all of them or none.
 
-    `class_axes` are those that this call binds.
+    `bound_class_axes` are those that this call binds.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
-    vmap_axes = tuple(name for name in class_names if name not in class_axes and name not in manual)
-    if vmap_axes and vmap_axes != class_names:
-        raise ValueError(f"`axis_name` {class_names} must not mix axes of a `vmap`, {vmap_axes}, with those of a mesh.")
+    vmap_axes = tuple(name for name in class_mesh_axes if name not in bound_class_axes and name not in manual)
+    if vmap_axes and vmap_axes != class_mesh_axes:
+        raise ValueError(
+            f"`axis_name` {class_mesh_axes} must not mix axes of a `vmap`, {vmap_axes}, with those of a mesh."
+        )
     return vmap_axes
 
 
@@ -121,7 +127,7 @@ def require_varying_classes(found: Split, name: str, array: Array) -> Split:
 
     An invariant array has the same classes on every device, so the sums over the devices would count each one again.
     """
-    bound_outside = tuple(name for name in found.class_names if name not in found.class_axes)
+    bound_outside = tuple(name for name in found.class_mesh_axes if name not in found.bound_class_axes)
     if same := invariant_names(array, bound_outside):
         raise ValueError(
             f"`axis_name` {same[0]!r} splits the classes, but `{name}` is the same on every device of that axis. Give "
@@ -154,7 +160,7 @@ def platform_of(array: Array) -> str:
 
 def holds_every_class(split: Split, *arrays: Array) -> bool:
     """Whether each device holds all classes: they are not sharded, and no Auto axis is left that XLA might use."""
-    if split.class_names or split.vmap_axes:
+    if split.class_mesh_axes or split.vmap_axes:
         return False
     context_mesh = split.mesh or jax.sharding.get_abstract_mesh()
     meshes = [mesh for mesh in (context_mesh, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]

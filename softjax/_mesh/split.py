@@ -28,20 +28,20 @@ from softjax._mesh.axes import AxisNames, ClassAxis, axis_size
 class Split(NamedTuple):
     """The mesh axes of a call. It is static and hashable."""
 
-    class_names: AxisNames
+    class_mesh_axes: AxisNames
     """Mesh axes that shard the class dimension, bound by a surrounding `shard_map` or by this call."""
     vmap_axes: AxisNames
     """Axes of a surrounding `vmap` that shard the class dimension. The call gathers the classes of all its examples."""
-    sample_names: AxisNames
+    sample_mesh_axes: AxisNames
     """Mesh axes that shard the samples, bound by a surrounding `shard_map` or `vmap`, or by this call."""
-    sample_axes: tuple[AxisNames, ...]
+    bound_sample_axes: tuple[AxisNames, ...]
     """For each sample dimension, the mesh axes that shard it and that this call binds."""
-    class_axes: AxisNames
+    bound_class_axes: AxisNames
     """The mesh axes that shard the class dimension and that this call binds."""
     mesh: Any
     """The mesh of the axes that this call binds; None for the mesh in context."""
     feature_axes: AxisNames = ()
-    """Some of the axes in `sample_axes`: those that shard the kernel's features. See `gather_features`."""
+    """Some of the axes in `bound_sample_axes`: those that shard the kernel's features. See `gather_features`."""
 
     def gather_classes(self, array: Any, axis: int) -> Any:
         """The array with the classes of all examples of a `vmap`, if that shards them."""
@@ -59,7 +59,7 @@ class Split(NamedTuple):
     def local_inputs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[ClassAxis, Array, Any, Any]:
         """The class axis, logits, target and class mask from which a device computes. Call it inside `shard_map`."""
         logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
-        classes = ClassAxis(axis, self.class_names)
+        classes = ClassAxis(axis, self.class_mesh_axes)
         if isinstance(labels, Teacher):
             rows_shape, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
             teacher = labels._replace(logits=self.gather_classes(labels.logits, axis))
@@ -73,9 +73,9 @@ class Split(NamedTuple):
         return target_from_labels(labels, classes, axis)
 
     @property
-    def bound_sample_axes(self) -> AxisNames:
+    def all_bound_sample_axes(self) -> AxisNames:
         """The mesh axes that shard samples and that this call binds."""
-        return tuple(name for names in self.sample_axes for name in names)
+        return tuple(name for names in self.bound_sample_axes for name in names)
 
     def num_devices(self, name: Hashable) -> int:
         """The number of devices along a mesh axis that this call binds."""
@@ -84,24 +84,24 @@ class Split(NamedTuple):
     @property
     def bound_axes(self) -> set[Hashable]:
         """All mesh axes that this call binds."""
-        return set(self.class_axes).union(*self.sample_axes)
+        return set(self.bound_class_axes).union(*self.bound_sample_axes)
 
     @property
     def output_spec(self) -> P:
         """PartitionSpec of an array with one value per sample."""
-        return P(*(names or None for names in self.sample_axes))
+        return P(*(names or None for names in self.bound_sample_axes))
 
     def samples_spec(self, array: Array | None) -> P:
         """PartitionSpec of an array `[*samples, …]`. A dimension of length 1, to be broadcast, is not sharded."""
         shape = () if array is None else array.shape
-        return P(*(_spec_entry(names, n) for names, n in zip(self.sample_axes, shape, strict=False)))
+        return P(*(_spec_entry(names, n) for names, n in zip(self.bound_sample_axes, shape, strict=False)))
 
     def logits_spec(self, array: Array | None, axis: int) -> P:
         """PartitionSpec of the logits, or of an array of their rank, with the class dimension at `axis`."""
         if array is None:
             return P()
-        entries = list(self.sample_axes)
-        entries.insert(axis % array.ndim, self.class_axes)
+        entries = list(self.bound_sample_axes)
+        entries.insert(axis % array.ndim, self.bound_class_axes)
         return P(*(_spec_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
 
     def labels_spec(self, labels: Any, axis: int) -> Any:
@@ -118,7 +118,9 @@ class Split(NamedTuple):
 
     def local_sizes(self, samples: Shape, classes: Length) -> tuple[Length, Length]:
         """The number of samples and of classes on one device, given the shapes of the call's own arrays."""
-        devices = [math.prod(map(self.num_devices, names)) for names in (*self.sample_axes, self.class_axes)]
+        devices = [
+            math.prod(map(self.num_devices, names)) for names in (*self.bound_sample_axes, self.bound_class_axes)
+        ]
         *local_samples, local_classes = (length // n for length, n in zip((*samples, classes), devices, strict=True))
         return math.prod(local_samples), local_classes
 

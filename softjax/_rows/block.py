@@ -66,9 +66,9 @@ class Block(NamedTuple):
         exists = jnp.broadcast_to(self.exists, self.logits.shape)
         return jnp.maximum(classes.sum_keepdims(exists), 1).astype(dtype)
 
-    def class_ids(self, tied_to: Array) -> Integer[Array, "..."]:
-        """The global id of each class. XLA does not hoist it out of a loop, since it depends on `tied_to`."""
-        return self.classes.ids(self.logits, tied_to, self.first_id)
+    def class_ids(self, tied: Array) -> Integer[Array, "..."]:
+        """The global id of each class. XLA does not hoist it out of a loop, since it depends on `tied`."""
+        return self.classes.ids(self.logits, tied, self.first_id)
 
     def logits_at(self, ids: Integer[Array, "..."]) -> Float[Array, "..."]:
         """The logits at these ids: 0 for an id out of range, −inf for a masked class."""
@@ -132,8 +132,8 @@ def _apply_forward(rule, block):
 
 
 def _apply_backward(rule, residuals, cotangents):
-    block, of_values = residuals
-    return (rule.backward(block, of_values, block.classes.psum_cotangents(cotangents)),)
+    block, rule_residuals = residuals
+    return (rule.backward(block, rule_residuals, block.classes.psum_cotangents(cotangents)),)
 
 
 _apply.defvjp(opaque_to_remat(_apply_forward), _apply_backward)

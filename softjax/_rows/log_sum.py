@@ -60,7 +60,7 @@ def minus_peak(x: Float[Array, "..."], peak: Float[Array, "..."]) -> Float[Array
 
 
 def drop_peak(e: Float[Array, "..."]) -> Float[Array, "..."]:
-    """e_j = exp(x_j − peak), 0 where it is above 1/2. It is arithmetic, which XLA on a CPU fuses into a sum."""
+    """e_j = exp(x_j − peak), 0 where it is 1/2 or more. It is arithmetic, which XLA on a CPU fuses into a sum."""
     return e - e * jnp.floor(e + 0.5)
 
 
@@ -139,7 +139,7 @@ def _exp_below_peak_jvp(classes, primals, tangents):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def mean_below_peak(
+def mean_distance_to_peak(
     classes: ClassAxis, x: Float[Array, "..."], s: LogSum, dropped: Bool[Array, "*rows"] | None
 ) -> Float[Array, "*rows"]:
     """Σ_j q_j (peak − x_j), which is the entropy minus ln mass; 0 in `dropped` rows.
@@ -156,12 +156,12 @@ _UNDERFLOW = -1000
 """exp of it is 0 in every dtype. It replaces −inf, since 0 · inf is NaN."""
 
 
-@mean_below_peak.defjvp
-def _mean_below_peak_jvp(classes, primals, tangents):
+@mean_distance_to_peak.defjvp
+def _mean_distance_to_peak_jvp(classes, primals, tangents):
     x, s, dropped = primals
 
     def by_definition(x: Array, s: LogSum) -> Array:
         d, e = below_peak(classes, x, s), exp_below_peak(classes, x, s, dropped)
         return classes.sum_keepdims(-e * jnp.where(e == 0, 0, d)) / s.mass
 
-    return mean_below_peak(classes, x, s, dropped), jax.jvp(by_definition, (x, s), tangents[:2])[1]
+    return mean_distance_to_peak(classes, x, s, dropped), jax.jvp(by_definition, (x, s), tangents[:2])[1]

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from softjax._args.types import Array, Bool, Float, Integer
 from softjax._rows.block import Block, RowRule
-from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_below_peak
+from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_distance_to_peak
 from softjax._rows.target import RowResiduals, measure_row, target_derivatives, target_vjp
 from softjax._xla import one_cpu
 from softjax._xla.barrier import barrier
@@ -96,7 +96,7 @@ class Residuals(NamedTuple):
     """What the derivatives need of a row beside its block."""
 
     row: RowResiduals
-    mean_below_peak: Float[Array, "*rows"]
+    mean_distance_to_peak: Float[Array, "*rows"]
     """Σ_j q_j (peak − x_j)"""
     squares: Float[Array, "*rows"]
     """Σ_j exp(2 (x_j − peak)) over all classes but one at the peak."""
@@ -111,11 +111,11 @@ def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
     s = one_cpu.barrier_unless_one_cpu(row.log_sum, x)
     squeezed = LogSum(*map(classes.squeeze, s))
     e, count = exp_below_peak(classes, x, s, row.dropped), block.num_classes()
-    # Sums show a NaN of any device. A maximum over devices may drop it: XLA's all-reduce on CPUs does. The rest is NaN
-    # if a logit is NaN, and if all are −inf; then the sum of the logits is −inf.
+    # Sums show a NaN of any device. The maximum may not: under Explicit axes it is an all-reduce of XLA's partitioner,
+    # which drops NaN on CPU devices. The rest is NaN if a logit is NaN, or if all are −inf: then their sum is −inf.
     no_mass, total = jnp.isnan(s.rest), classes.sum_keepdims(block.zero_masked(x))
     prediction = jnp.where(no_mass & jnp.isnan(total), -1, block.first_equal(x, s.peak))
-    mean_distance = mean_below_peak(classes, x, s, row.dropped)
+    mean_distance = mean_distance_to_peak(classes, x, s, row.dropped)
     squares = jnp.where(s.rest < 0.5, classes.sum_keepdims(e * drop_peak(e)), classes.sum_keepdims(e * e) - 1)
     statistics = Statistics(
         log_normalizer=squeezed.peak + squeezed.log_mass,
@@ -149,7 +149,7 @@ def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
             log_normalizer=q,
             label_logit=p,
             mean_logit=jnp.broadcast_to(one_in_c, x.shape),
-            entropy=q * (jnp.where(e == 0, 0, -d) - residuals.mean_below_peak),  # q_j (z − x_j − H)
+            entropy=q * (jnp.where(e == 0, 0, -d) - residuals.mean_distance_to_peak),  # q_j (z − x_j − H)
             cross_entropy=cross_entropy,
             # q_j − S = (e_j Σ e − Σ e²) / mass², without the 1 of the peak in either sum
             collision=2 * q * ((e - 1) + e * s.rest - residuals.squares) / s.mass**2,
@@ -167,8 +167,8 @@ def statistics_backward(block: Block, residuals: Residuals, cotangents: RowValue
     # dx_j = Σ_s ∂s/∂x_j ds, the sum over the values s; for the cross-entropy alone (q_j P − p_j) dh
     derivatives = statistics_derivatives(block, residuals)
     terms = jax.tree.map(_product_or_none, derivatives, cotangents, is_leaf=lambda leaf: leaf is None)
-    of_target = cotangents.statistics.label_logit, cotangents.statistics.cross_entropy, cotangents.surprisals
-    dx, target = target_vjp(block, residuals.row, reduce(jnp.add, jax.tree.leaves(terms)), of_target)
+    target_cotangents = cotangents.statistics.label_logit, cotangents.statistics.cross_entropy, cotangents.surprisals
+    dx, target = target_vjp(block, residuals.row, reduce(jnp.add, jax.tree.leaves(terms)), target_cotangents)
     return block.cotangent(dx, target)
 
 

@@ -1,4 +1,4 @@
-"""The part of a row rule that depends on the target: its values, and its share of the derivative.
+"""The part of a row rule that depends on the target: values and derivatives.
 
 The target p of a row is a class id y, a distribution over all classes, or p_i at a few classes j_i. With
 q = softmax(x), z = ln Σ_j exp x_j and P = Σ p:
@@ -151,7 +151,7 @@ def _distribution_vjp(block: Block, row: RowResiduals, cotangents: tuple[Any, ..
 
 def _probability_vjp(classes: ClassAxis, p: Array, x: Array, row: RowResiduals, cotangents: tuple[Any, Any]) -> Array:
     """x_j da + (z − x_j) dh; 0 where p_j = 0 and exp x_j = 0, whatever p_j does there."""
-    # The term x_j = −inf of ∂(a − h)/∂p_j stands apart: the cotangent of an unread value may be 0, and 0 · inf is NaN.
+    # x_j = −inf has a term of its own: the cotangent of an unread value may be 0, and 0 · inf is NaN.
     (da, dh), s, no_logit = cotangents, row.log_sum, x == -jnp.inf
     s = s._replace(peak=_zero_dropped(row.dropped, s.peak))
     surprisal = jnp.where(no_logit, 0, s.log_mass - below_peak(classes, x, s))
