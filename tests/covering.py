@@ -12,6 +12,10 @@ def slow(*cases):
     return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
+ON_ONE_CPU = pytest.mark.parametrize("route", [ROUTES[0], *slow(ROUTES[1])], indirect=True)
+"""Runs a test on the route of one CPU; on the other, which all tests in on_mesh take, only with `-m slow`."""
+
+
 def covering(*axes, quick=None):
     """All-pairs testing: cases that contain each pair of values of two axes at least once.
 

@@ -266,7 +266,7 @@ def test_the_distil_part(tmp_path, capsys):
     assert "The lower bound is four matmuls" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["growth", "chunks", *slow("linear")])
+@pytest.mark.parametrize("part", ["chunks", *slow("growth", "linear")])
 def test_parts_of_the_last_layer(part, tmp_path, capsys):
     quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path)]
     assert benchmark.main(["--part", part, *TINY, *quick]) == 0

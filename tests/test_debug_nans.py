@@ -57,7 +57,6 @@ QUICK = [
     "an ignored wrong label, smoothing and z-loss",
     "a row without classes",
     "a logit of -inf",
-    "layer, an ignored wrong label",
     "linear_loss",
     "linear_divergence",
 ]

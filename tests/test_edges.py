@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from covering import ROUTES, covering
+from covering import ON_ONE_CPU, ROUTES, covering
 
 import softjax
 
@@ -130,6 +130,7 @@ def test_no_active_row(weights):
     assert not gradient.any()
 
 
+@ON_ONE_CPU
 @pytest.mark.parametrize(
     ("dtype", "options"), covering([jnp.int8, jnp.int32], [{}, {"label_smoothing": 0.1, "z_loss": 0.1}])
 )
@@ -214,6 +215,7 @@ def test_no_class_exists(one_hot, options):
         assert not gradient.any()
 
 
+@ON_ONE_CPU
 def test_no_class_exists_in_softmax_and_statistics():
     x, where = jnp.array([3.0, NAN]), jnp.zeros(2, bool)
     assert not softjax.softmax(x, where=where).any()

@@ -65,8 +65,12 @@ def check(function, spec, sizes):
     ("function", "block_size"),
     [
         (weighted, 4),
-        (divergence, None),
-        *slow((weighted, None), (divergence, 4), *itertools.product([mean, none, statistics, loss], [4, None])),
+        *slow(
+            (weighted, None),
+            (divergence, None),
+            (divergence, 4),
+            *itertools.product([mean, none, statistics, loss], [4, None]),
+        ),
     ],
 )
 def test_a_layer_with_a_symbolic_batch(function, block_size):

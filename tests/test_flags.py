@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+# The same laws hold without the flags, quickly.
+pytestmark = pytest.mark.slow
 FLAGS = ["JAX_CUSTOM_VJP3", "JAX_CUSTOM_JVP3"]  # a JAX that does not know one of them ignores it
 
 
@@ -41,7 +43,6 @@ def test_custom_derivatives(without_flags, under_flags):
     assert_close(results, without_flags)
 
 
-@pytest.mark.slow
 def test_custom_derivatives_of_the_other_calls(tmp_path):
     others = [name for name in flag_calls.CALLS if name not in flag_calls.QUICK]
     file, environment = tmp_path / "results.npz", dict(os.environ, **dict.fromkeys(FLAGS, "1"))

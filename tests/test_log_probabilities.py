@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
-from covering import ROUTES, covering
+from covering import ON_ONE_CPU, ROUTES, covering
 from programs import vjp
 
 import softjax
@@ -23,7 +23,7 @@ def log_softmax64(x, where=None):
 
 @pytest.mark.parametrize(
     ("k", "spread", "route", "block_size"),
-    covering([0, 3, 9, 1, 8, 40], [0.02, 1.0, 30.0, 1000.0], ROUTES, [None, 4]),
+    covering([0, 3, 9, 1, 8, 40], [0.02, 1.0, 30.0, 1000.0], ROUTES, [None, 4], quick=range(4)),
     indirect=["route"],
 )
 def test_log_probabilities(k, spread, block_size, route):
@@ -51,6 +51,7 @@ def test_confident_rows(gap):
     np.testing.assert_allclose(dx[0, 0], -np.exp(-gap) / (1 + rest), rtol=(8 + gap) * EPS)
 
 
+@ON_ONE_CPU
 def test_ids_out_of_range_and_masked_classes(route):
     x, exist = cases.logits(5, samples=2), jnp.array([True, True, False, True, True])
     ids = jnp.array([[0, -1, 2], [5, 2, 4]])

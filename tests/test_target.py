@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 from closeness import EPS, near
-from covering import ROUTES, covering, slow
+from covering import ON_ONE_CPU, ROUTES, covering, slow
 from programs import vjp
 
 import softjax
@@ -136,6 +136,7 @@ def test_each_statistic_and_its_vjp_alone(route):
         near(dx, derivative * np.asarray(g, np.float64)[:, None], 64)
 
 
+@ON_ONE_CPU
 def test_edge_cases(route):
     x = cases.logits(5, 2.0, samples=6)
     ids = jnp.array([[0, 5], [1, -1], [2, 7], [3, 9], [-1, -1], [0, 1]])

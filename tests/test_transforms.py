@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from covering import ROUTES, covering
+from covering import ON_ONE_CPU, ROUTES, covering
 
 import softjax
 
@@ -40,6 +40,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
+@ON_ONE_CPU
 @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: jax.jit(jax.checkpoint(f))])
 def test_first_derivatives(wrap):
     f = wrap(loss)
@@ -79,6 +80,7 @@ def test_second_derivatives(hvp):
         close(hvp(X), expected)  # without `jit`
 
 
+@ON_ONE_CPU
 def test_third_derivative():
     x, y = X[0], Y[0]
 
@@ -92,6 +94,7 @@ def test_third_derivative():
     chex.assert_trees_all_close(*(f(x) for f in third), atol=1e-6)
 
 
+@ON_ONE_CPU
 def test_vmap_over_logits_labels_and_both():
     def sample_loss(x, y):
         return softjax.cross_entropy(x, y)
@@ -115,6 +118,7 @@ def test_vmap_over_logits_labels_and_both():
     close(masked, softjax.cross_entropy(X, jnp.zeros(11, jnp.int32), where=where, reduction="none"))
 
 
+@ON_ONE_CPU
 def test_vmap_over_distributions_alone():
     p = cases.distribution(5)
     close(
@@ -123,6 +127,7 @@ def test_vmap_over_distributions_alone():
     )
 
 
+@ON_ONE_CPU
 def test_derivatives_through_scan():
     def total(x):
         def step(carry, row):
@@ -141,6 +146,7 @@ def test_derivatives_through_scan():
         close(actual, expected)
 
 
+@ON_ONE_CPU
 def test_while_and_cond_in_forward_mode():
     def f(x):
         return jax.lax.fori_loop(0, 3, lambda _, x: x - jax.grad(loss)(x), x).sum()
@@ -151,6 +157,7 @@ def test_while_and_cond_in_forward_mode():
     close(g(X), GRADIENT)
 
 
+@ON_ONE_CPU
 def test_derivatives_of_many_rows(route):
     # On one CPU, a loop sums so many rows a few at a time. No derivative goes through the loop.
     x, y = cases.logits(2048, 1.0, 700, jnp.bfloat16), cases.class_ids(2048, 700)

@@ -74,7 +74,9 @@ def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
     assert "scatter" not in str(jax.make_jaxpr(jax.vjp(double, half)[1])(half))
 
 
-@pytest.mark.parametrize(("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16]))
+@pytest.mark.parametrize(
+    ("samples", "dtype"), covering([[256], [4, 64], [2, 2, 64]], [jnp.float32, jnp.bfloat16], quick=(0, 1))
+)
 def test_memory_of_a_matmul_and_its_loss(samples, dtype, monkeypatch):
     """At most two arrays of the logits' size: logits and gradient, then gradient and its transpose.
 

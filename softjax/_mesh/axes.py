@@ -108,10 +108,8 @@ class ClassAxis(NamedTuple):
         Of equal zeros, 0 comes before −0, as in `jax.lax.top_k`.
         """
         found = x == row_value if exists is None else (x == row_value) & exists
-        # The highest bit marks an id that is not of −0: as an integer it is negative, so the minimum takes it first.
-        ids = self.ids(x, row_value, first)
-        marked = jnp.where(jnp.signbit(x), ids, ids | jnp.iinfo(jnp.int32).min)
-        found_first = self.min(jnp.where(found, marked, NO_CLASS)) & NO_CLASS
+        ids = negative_zeros_last(self.ids(x, row_value, first), jnp.signbit(x))
+        found_first = self.min(jnp.where(found, ids, NO_CLASS)) & NO_CLASS
         return jnp.where(found_first == NO_CLASS, -1, found_first)
 
     def psum_cotangents(self, cotangents: Any) -> Any:
@@ -125,6 +123,15 @@ class ClassAxis(NamedTuple):
         it does, an invariant value has one cotangent, which stays as it is.
         """
         return cotangent / axis_size(tuple(name for name in self.names if name not in _tracked_names(self.names)))
+
+
+def negative_zeros_last(ids: Integer[Array, "..."], negative: Bool[Array, "..."]) -> Integer[Array, "..."]:
+    """Integers in the order of the ids, but with the ids of −0 after those of 0. `& NO_CLASS` gives the ids again.
+
+    All other equal logits have the same sign, so only zeros change their order. The highest bit, set where the sign is
+    not, makes an id negative.
+    """
+    return jnp.where(negative, ids, ids | jnp.iinfo(jnp.int32).min)
 
 
 def existing_logits(x: Array, exists: Bool[Array, "..."] | None) -> Array:

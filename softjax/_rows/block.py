@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from softjax._args import arrays
 from softjax._args.labels import Distribution, Target, Teacher
 from softjax._args.types import Array, Bool, Float, Integer
-from softjax._mesh.axes import NO_CLASS, ClassAxis, existing_logits, psum, with_same_varying_axes
+from softjax._mesh.axes import (
+    NO_CLASS,
+    ClassAxis,
+    existing_logits,
+    negative_zeros_last,
+    psum,
+    with_same_varying_axes,
+)
 from softjax._rows.edges import to_float64, zero_ignored
 from softjax._xla import one_cpu
 from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
@@ -74,7 +81,7 @@ class Block(NamedTuple):
         """The logits at these ids: 0 for an id out of range, −inf for a masked class."""
         logits = self.logits if self.exists is None else jnp.where(self.exists, self.logits, -jnp.inf)
         local = take_classes(logits, self.local_ids(ids), self.classes.axis)
-        return psum(one_cpu.widen(local), self.classes.names)
+        return psum(one_cpu.widen(local), self.classes.names)  # widened after it is taken
 
     def local_ids(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
         """Global ids as positions among this device's classes."""
@@ -85,8 +92,11 @@ class Block(NamedTuple):
         if self.exists is None:
             return ids >= 0
         exists = jnp.broadcast_to(self.exists, self.logits.shape).astype(jnp.float32)
-        local = take_classes(exists, self.local_ids(ids), self.classes.axis)
-        return (ids >= 0) & (psum(local, self.classes.names) > 0)
+        return (ids >= 0) & (self._values_at(exists, ids) > 0)
+
+    def _values_at(self, x: Float[Array, "..."], ids: Integer[Array, "..."]) -> Float[Array, "..."]:
+        """x at these ids, 0 for an id out of range."""
+        return psum(take_classes(x, self.local_ids(ids), self.classes.axis), self.classes.names)
 
     def first_equal(self, x: Array, value: Array) -> Integer[Array, "*rows"]:
         """The id of the first existing class where `x` equals `value`; −1 if there is none."""
@@ -99,9 +109,10 @@ class Block(NamedTuple):
         """
         ids, label_logit = self.class_ids(label), self.logits_at(label)
         negative = jnp.signbit(x)
-        label_is_negative = self.classes.any(negative & (ids == label))
-        precedes_equal = jnp.where(negative == label_is_negative, ids < label, label_is_negative)
-        precedes = (ids != label) & ((x > label_logit) | ((x == label_logit) & precedes_equal))
+        # The label's own sign bit: a sum, as `logits_at` may take one, loses the sign of −0.
+        label_is_negative = self._values_at(negative.astype(jnp.float32), label) > 0
+        is_first = negative_zeros_last(ids, negative) < negative_zeros_last(label, label_is_negative)
+        precedes = (ids != label) & ((x > label_logit) | ((x == label_logit) & is_first))
         rank = self.classes.sum_keepdims(precedes if self.exists is None else precedes & self.exists)
         if self.exists is not None:
             rank = jnp.where(self.classes.any(self.exists & (ids == label)), rank, NO_CLASS)

@@ -164,7 +164,7 @@ def test_microbatches_are_one_batch(known, finished, name):
     near(*results, 2 * batch["tokens"][..., 1:].size)
 
 
-@pytest.mark.parametrize("name", ["sparse", "hidden"])
+@pytest.mark.parametrize("name", ["hidden", *slow("sparse")])
 def test_a_step_of_the_default_size_never_holds_the_logits(name):
     teacher_config, wanted = default_config(), settings.read(distillation.DEFAULT_CONFIG, Distillation)
     config = wanted.student(teacher_config)
