@@ -229,7 +229,7 @@ def varying_like(array: Array, *others: Any) -> Array:
 
 
 def invariant_names(array: Array, names: AxisNames) -> AxisNames:
-    """The axes of several devices over which the array's type says that it is the same on all of them."""
+    """Those of the mesh axes, of more than one device each, along which the array is invariant by its type."""
     return tuple(
         name for name in names if name in _tracked_names(names) - varying_axes(array) and lax.axis_size(name) > 1
     )
