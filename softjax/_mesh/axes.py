@@ -131,7 +131,8 @@ def negative_zeros_last(ids: Integer[Array, "..."], negative: Bool[Array, "..."]
     All other equal logits have the same sign, so only zeros change their order. The highest bit, set where the sign is
     not, makes an id negative.
     """
-    return jnp.where(negative, ids, ids | jnp.iinfo(jnp.int32).min)
+    # Not a `where` of ids: under Explicit axes it would refuse labels that are not sharded as the logits are.
+    return ids | jnp.where(negative, 0, jnp.iinfo(jnp.int32).min)
 
 
 def existing_logits(x: Array, exists: Bool[Array, "..."] | None) -> Array:
