@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from mesh_setups import CLASSES, LOGITS, NAMES, ROWS, SAMPLES
 
 import softjax
+from softjax._mesh import axes
 
 EXIST = ((jnp.arange(CLASSES) % 3 > 0) & (jnp.arange(CLASSES) < 18))[None]  # on some shards no class exists
 
@@ -287,3 +288,12 @@ def test_the_top_k_of_signed_zeros(setup):
     with mesh_setups.mesh_context(setup, (1, 2)):
         found = sharded(*mesh_setups.placed(setup, (1, 2), (jnp.ones((1, 1)), logits), specs))
     np.testing.assert_array_equal(found, jax.lax.top_k(logits, 5)[1])
+
+
+@pytest.mark.parametrize("device_with_nan", [0, 1])
+def test_pmax_over_devices_keeps_nan(device_with_nan):
+    x = jnp.array([[1.0, -jnp.inf, -0.0, 3.0], [2.0, -jnp.inf, 0.0, jnp.inf]])
+    x = jnp.concatenate([x, jnp.full((2, 1), 7.0).at[device_with_nan].set(jnp.nan)], 1)
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+    found = jax.jit(jax.shard_map(lambda x: axes.pmax(x, ("i",)), mesh=mesh, in_specs=P("i"), out_specs=P()))(x)
+    np.testing.assert_array_equal(found[0], [2, -np.inf, 0, np.inf, np.nan])
