@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 
 from softjax._args import arrays
 from softjax._args.types import Array, Shape
-from softjax._linear.chunks import merge_chunks
 from softjax._linear.fused import fused_loss_sum
 from softjax._linear.plan import LayerInputs, Plan
 from softjax._linear.recomputed import rows_in_shape
@@ -98,11 +97,11 @@ layer_loss = partial(jax.jit, static_argnums=0)(run_layer_loss)
 def _local_sum(config, inputs, shared, row_args):
     """Three matmuls: gradients are taken in the forward pass."""
     plan, row_args = config.plan, _broadcast_to_samples(row_args, inputs.shape)
-    parameters, samples = plan.into_weighted_chunks(inputs, row_args)
+    parameters, samples = plan.into_chunks(inputs, row_args, weight_padding=True)
     chunk_config = plan.chunk_config(config.rule)
     row_loss, shared = config.row_loss.hoist(chunk_config, parameters, samples, shared)
     total, aux = fused_loss_sum(chunk_config._replace(row_loss=row_loss), parameters, samples, shared)
-    return plan.reduce(inputs, total, config.reduction), merge_chunks(aux, inputs.shape)
+    return plan.reduce(inputs, total, config.reduction), samples.merge(aux, inputs.shape)
 
 
 def _local_rows(config, inputs, shared, row_args):

@@ -3,18 +3,21 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from softjax._args.types import Array, Bool, Length, Shape
-from softjax._mesh.axes import varying_like
+from softjax._args.types import Array, Bool, Integer, Length, Shape
+from softjax._mesh.axes import AxisNames, cast_to_varying
+from softjax._xla.barrier import varying_axes
 
 
-def default_chunk_size(samples: Length, features: int, classes: int, itemsize: int, platform: str) -> int:
-    """The samples of a chunk, for logits of `itemsize` bytes.
+def default_chunk_size(
+    samples: Length, features: int, classes: int, itemsize: int, platform: str, packed: bool = False
+) -> int:
+    """The samples of a chunk, for logits of `itemsize` bytes; `packed` if chunks of ignored samples are skipped.
 
     1. A single chunk, if the logits of all samples are at most half as large as the kernel. More chunks would cost more
        than they save, since each adds to the kernel gradient.
@@ -22,6 +25,8 @@ def default_chunk_size(samples: Length, features: int, classes: int, itemsize: i
        kernel entry a chunk reads and writes 8 bytes of the accumulator, and each of its samples takes 6 operations. So
        a chunk has at least 512 samples on a CPU (256 below 1024 samples), and 1024 on other platforms.
     3. All chunks are about equal, and a multiple of 8 samples (CPU) or 128.
+    4. Packed samples make at least 8 chunks, of 256 samples or more. The last chunk that is computed is half empty on
+       average, and with 8 chunks that is 1/16 of all samples.
 
     If the number of samples is symbolic, as in `jax.export`, rule 2 for few samples applies.
 
@@ -37,9 +42,12 @@ def default_chunk_size(samples: Length, features: int, classes: int, itemsize: i
     rows = max(minimum, chunk_bytes // row_bytes)
     if not isinstance(samples, int):
         return rows // multiple * multiple
-    if rows >= samples or 2 * samples <= features:
+    single = rows >= samples or 2 * samples <= features
+    chunks = 1 if single else math.ceil(samples / rows)
+    if packed:
+        chunks = max(chunks, min(8, samples // 256))
+    if chunks == 1:
         return max(samples, 1)
-    chunks = math.ceil(samples / rows)
     return min(samples, multiple * math.ceil(math.ceil(samples / chunks) / multiple))
 
 
@@ -67,10 +75,14 @@ def chunks_are_full(samples: Length, rows: int) -> bool:
     return isinstance(samples, int) and samples % rows == 0 and samples > 0
 
 
+def num_chunks(samples: Length, rows: int) -> Length:
+    """The number of chunks; at least 1."""
+    return max(1, -(-samples // rows)) if isinstance(samples, int) else -(-samples // rows)
+
+
 def split_into_chunks(arrays: Any, samples: Length, rows: int) -> Any:
     """Each `[samples, …]` as `[chunks, rows, …]`, padded with the last sample, or with zeros if there is none."""
-    known = isinstance(samples, int)
-    chunks = max(1, -(-samples // rows)) if known else -(-samples // rows)
+    known, chunks = isinstance(samples, int), num_chunks(samples, rows)
 
     def split(array: Array) -> Array:
         if not chunks_are_full(samples, rows):
@@ -93,6 +105,34 @@ def merge_chunks(arrays: Any, shape: Shape) -> Any:
     return jax.tree.map(merge, arrays)
 
 
+class Packing(NamedTuple):
+    """Samples in the order of the rows of all chunks: the active ones first, each group in the caller's order."""
+
+    sample: Integer[Array, "chunks rows"]
+    """The sample of each row. Rows that pad the last chunk repeat a sample."""
+    row: Integer[Array, " samples"] | None
+    """The row of each sample, counted over all chunks."""
+
+    def take(self, arrays: Any) -> Any:
+        """Each `[samples, …]` at the sample of each row."""
+        return jax.tree.map(lambda array: array.at[self.sample].get(mode="promise_in_bounds"), arrays)
+
+    def restore(self, arrays: Any) -> Any:
+        """Each `[chunks, rows, …]` as `[samples, …]`, in the caller's order."""
+
+        def restore(array: Array) -> Array:
+            flat = array.reshape((array.shape[0] * array.shape[1], *array.shape[2:]))
+            return flat.at[self.row].get(mode="promise_in_bounds", unique_indices=True)
+
+        return jax.tree.map(restore, arrays)
+
+
+def pack(active: Bool[Array, " samples"], rows: int) -> Packing:
+    """The packing into chunks of `rows` that puts active samples first."""
+    order = jnp.argsort(~active, stable=True)
+    return Packing(split_into_chunks(order, active.shape[0], rows), jnp.argsort(order))
+
+
 def scan_chunks(
     step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, chunks: Any, active: Bool[Array, " chunks"] | None
 ) -> tuple[Any, Any]:
@@ -101,11 +141,9 @@ def scan_chunks(
         carry, out = step(carry, jax.tree.map(lambda array: array[0], chunks))
         return carry, jax.tree.map(lambda array: array[None], out)
 
-    leaves = jax.tree.leaves(chunks)
-
     def skip(carry: Any, chunk: Any) -> tuple[Any, Any]:
         _, out = jax.eval_shape(step, carry, chunk)
-        return carry, jax.tree.map(lambda a: varying_like(jnp.zeros(a.shape, a.dtype), *leaves), out)
+        return carry, jax.tree.map(lambda a: cast_to_varying(varying_axes(a), jnp.zeros(a.shape, a.dtype)), out)
 
     if active is None:
         return lax.scan(step, carry, chunks)
@@ -119,12 +157,14 @@ def scan_chunks(
     return lax.scan(step_if_active, carry, (chunks, active))
 
 
-def active_chunks(weights: Array) -> Bool[Array, " chunks"]:
+def active_chunks(weights: Array, names: AxisNames = ()) -> Bool[Array, " chunks"]:
     """Which chunks of `[chunks, rows]` weights hold a weight ≠ 0; all of them where the weights are differentiated.
 
-    A sample of weight 0 adds nothing to the sum, but its loss is the derivative with respect to its weight.
+    A sample of weight 0 adds nothing to the sum, but its loss is the derivative with respect to its weight. A chunk is
+    active on all devices along the mesh axes `names` if it is on one: they meet in the collectives of a chunk.
     """
-    return _largest_weight(weights) != 0  # NaN is active, too
+    active = _largest_weight(weights) != 0  # NaN is active, too
+    return lax.pmax(active.astype(jnp.int32), names) > 0 if names else active
 
 
 @jax.custom_jvp

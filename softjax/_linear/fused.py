@@ -34,21 +34,22 @@ from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _fused_loss_sum(config, parameters, samples, shared):
-    def step(total: CompensatedSum, chunk: Samples) -> tuple[CompensatedSum, Any]:
+    def step(total: CompensatedSum, scanned: Samples) -> tuple[CompensatedSum, Any]:
+        chunk = samples.chunk(scanned)
         x = config.layer.logits(chunk.safe_hidden, parameters)
         loss, aux = _chunk_loss(config, parameters, x, chunk, shared)
         return total.add(loss), aux
 
     start = CompensatedSum.start(zero_of_rows(config, parameters, samples))
-    total, aux = scan_chunks(step, start, samples, samples.active_chunks)
+    total, aux = scan_chunks(step, start, samples.scanned(), samples.active_chunks)
     return psum(total.total, config.sample_mesh_axes), aux
 
 
 def _forward(config, parameters, samples, shared):
     layer = config.layer
 
-    def step(carry: Any, chunk: Samples) -> tuple[Any, Any]:
-        sums, dkernel, dshared = carry
+    def step(carry: Any, scanned: Samples) -> tuple[Any, Any]:
+        (sums, dkernel, dshared), chunk = carry, samples.chunk(scanned)
         hidden = chunk.safe_hidden
         x = layer.logits(hidden, parameters)
         floating, rebuild, gradients = _partition_floating((chunk._replace(hidden=None, teacher_hidden=None), shared))
@@ -72,10 +73,10 @@ def _forward(config, parameters, samples, shared):
     dshared = gradients({i: varying_like(jnp.zeros(a.shape, a.dtype), a) for i, a in floating.items()})
     dkernel, dbias = zero_gradients(layer, parameters, samples)
     carry = CompensatedSum.start((zero_of_rows(config, parameters, samples), dbias)), dkernel, dshared
-    (sums, dkernel, dshared), (dsamples, aux) = scan_chunks(step, carry, samples, samples.active_chunks)
+    (sums, dkernel, dshared), (dsamples, aux) = scan_chunks(step, carry, samples.scanned(), samples.active_chunks)
     total, dbias = sums.total
     dtypes = jax.tree.map(lambda a: jnp.zeros((0,), a.dtype), (parameters, samples, shared))
-    residuals = (in_kernel_layout(layer, dkernel, dbias), dsamples, dshared), dtypes
+    residuals = (in_kernel_layout(layer, dkernel, dbias), samples.restore(dsamples), dshared), dtypes
     return (psum(total, config.sample_mesh_axes), aux), residuals
 
 

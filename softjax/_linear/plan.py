@@ -16,7 +16,7 @@ from softjax._args.types import Array, Bool, Float, Length, Shape
 from softjax._linear import chunks
 from softjax._linear.layer import Layer, Parameters
 from softjax._linear.samples import ChunkConfig, Samples, align_samples
-from softjax._mesh.axes import ClassAxis, axis_size, manual_names, psum, vmap_names
+from softjax._mesh.axes import AxisNames, ClassAxis, axis_size, manual_names, psum, vmap_names
 from softjax._mesh.placement import holds_every_class, platform_of, require_varying_classes, split_for_layer
 from softjax._mesh.regather import gather_features
 from softjax._mesh.split import Split
@@ -164,35 +164,48 @@ class Plan(NamedTuple):
             weights = some if weights is None else jnp.where(some, weights, jnp.zeros_like(weights))
         return None if weights is None else jnp.broadcast_to(weights, inputs.shape).astype(self.layer.dtype)
 
-    def into_chunks(self, inputs: LayerInputs, row_args: Any = ()) -> tuple[Parameters, Samples]:
-        """The samples cut into chunks. Padding samples have weight 0, if samples have weights."""
-        count, weights = inputs.num_samples, self.weights(inputs)
+    def into_chunks(
+        self, inputs: LayerInputs, row_args: Any = (), weight_padding: bool = False
+    ) -> tuple[Parameters, Samples]:
+        """The samples cut into chunks, the active ones first if the caller gave weights.
 
-        def cut(array: Array) -> Array:
-            flat = array.reshape((count, *array.shape[len(inputs.shape) :]))
-            return chunks.split_into_chunks(flat, count, self.chunk_size)
+        Padding samples have weight 0, if samples have weights; with `weight_padding` they always have.
+        """
+        count, weights, packing, active = inputs.num_samples, self.weights(inputs), None, None
+        if weights is None and weight_padding and not chunks.chunks_are_full(count, self.chunk_size):
+            weights = jnp.ones(inputs.shape, self.layer.dtype)
 
-        arrays_of_samples = inputs.hidden, self._target(inputs), row_args, inputs.teacher_hidden
-        hidden, target, row_args, teacher_hidden = jax.tree.map(cut, arrays_of_samples)
+        def flatten(array: Array) -> Array:
+            return array.reshape((count, *array.shape[len(inputs.shape) :]))
+
         if weights is not None:
-            missing = math.prod(hidden.shape[:2]) - count
-            weights = jnp.pad(weights.reshape(-1), (0, missing)).reshape((*hidden.shape[:2], 1))
-        # Sharded classes need collectives in each chunk, so every device runs every chunk.
-        active = None
-        if weights is not None and inputs.weights is not None and not self.split.class_mesh_axes:
-            active = chunks.active_chunks(weights[..., 0])
+            weights = weights.reshape(-1)
+            if inputs.weights is not None and not (isinstance(count, int) and count <= self.chunk_size):
+                packing = chunks.pack(weights != 0, self.chunk_size)
+                weights = weights.at[packing.sample.reshape(-1)[:count]].get(mode="promise_in_bounds")
+            num_chunks = chunks.num_chunks(count, self.chunk_size)
+            weights = jnp.pad(weights, (0, num_chunks * self.chunk_size - count))
+            weights = weights.reshape((num_chunks, self.chunk_size, 1))
+        if packing is not None:
+            active = chunks.active_chunks(weights[..., 0], self._chunk_axes)
+        arrays_of_samples = inputs.hidden, self._target(inputs), row_args, inputs.teacher_hidden
+        arrays_of_samples = jax.tree.map(flatten, arrays_of_samples)
+        if packing is None:
+            arrays_of_samples = chunks.split_into_chunks(arrays_of_samples, count, self.chunk_size)
+        hidden, target, row_args, teacher_hidden = arrays_of_samples
         if self.padded_classes and isinstance(target, Distribution):
             target = target.pad_classes(self.padded_classes)
-        samples = Samples(hidden, target, weights, row_args, active, teacher_hidden)
+        samples = Samples(hidden, target, weights, row_args, active, teacher_hidden, packing)
         return align_samples(self.classes, self._map_layers(self._chunk_parameters, inputs.parameters), samples)
 
-    def into_weighted_chunks(self, inputs: LayerInputs, row_args: Any = ()) -> tuple[Parameters, Samples]:
-        """`into_chunks`, with weights wherever the last chunk is padded."""
-        if self.weights(inputs) is not None or chunks.chunks_are_full(inputs.num_samples, self.chunk_size):
-            return self.into_chunks(inputs, row_args)
-        ones = jnp.ones(inputs.shape, self.layer.dtype)
-        parameters, samples = self.into_chunks(inputs._replace(weights=ones), row_args)
-        return parameters, samples._replace(active_chunks=None)
+    @property
+    def _chunk_axes(self) -> AxisNames:
+        """The mesh axes whose devices run the same chunks: those that shard classes, and then all of the call."""
+        # The collectives of a chunk are over the class axes. XLA does not promise that devices which are not part of a
+        # collective may skip it.
+        classes = self.split.class_mesh_axes
+        samples = (name for name in manual_names(self.split.sample_mesh_axes) if name not in classes)
+        return (*classes, *samples) if classes else ()
 
     def _chunk_parameters(self, layer: Layer, parameters: Parameters) -> Parameters:
         """The parameters of all examples of a `vmap` over classes, with padded classes.
@@ -237,7 +250,8 @@ def make_plan(
     dtype = arrays.accumulation_dtype(hidden, kernel, *jax.tree.leaves(labels))
     rows, platform = options.block_size(given.block_size), platform_of(hidden)
     if rows is None:
-        rows = chunks.default_chunk_size(count, features, classes, jnp.dtype(dtype).itemsize, platform)
+        packed = weights is not None
+        rows = chunks.default_chunk_size(count, features, classes, jnp.dtype(dtype).itemsize, platform, packed)
     config, kernel = _layer_and_kernel(kernel, softcap, dtype, precision)
     padding = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
     plan = Plan(config, chunks.cap_chunk_size(rows, count), split, padding)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from softjax._args.types import Shape
-from softjax._linear.chunks import merge_chunks, scan_chunks
+from softjax._linear.chunks import scan_chunks
 from softjax._linear.layer import Parameters
 from softjax._linear.samples import (
     ChunkConfig,
@@ -24,7 +24,8 @@ from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 
 def rows_in_shape(config: ChunkConfig, chunked: tuple[Parameters, Samples], shape: Shape) -> Any:
     """The values of each row, `[*samples]`."""
-    return merge_chunks(recomputed_rows(config, *chunked), shape)
+    _, samples = chunked
+    return samples.merge(recomputed_rows(config, *chunked), shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -33,11 +34,12 @@ def _recomputed_rows(config, parameters, samples):
 
 
 def _forward(config, parameters, samples):
-    def step(carry: None, chunk: Samples) -> tuple[None, Any]:
+    def step(carry: None, scanned: Samples) -> tuple[None, Any]:
+        chunk = samples.chunk(scanned)
         x = config.layer.logits(chunk.safe_hidden, parameters)
         return carry, config.rule.forward(chunk_block(config, parameters, chunk, x))
 
-    _, (values, residuals) = scan_chunks(step, None, samples, samples.active_chunks)
+    _, (values, residuals) = scan_chunks(step, None, samples.scanned(), samples.active_chunks)
     return values, (parameters, samples, residuals)
 
 
@@ -48,7 +50,8 @@ def _backward(config, residuals, cotangents):
 
     @partial(jax.checkpoint, prevent_cse=False)  # so that its own transpose keeps no array of a chunk either
     def step(gradients: Any, chunk_and_cotangents: Any) -> tuple[Any, Any]:
-        chunk, row_residuals, cotangents = chunk_and_cotangents
+        scanned, row_residuals, cotangents = chunk_and_cotangents
+        chunk = samples.chunk(scanned)
         hidden = chunk.safe_hidden
         x = layer.logits(hidden, parameters)
         dblock = config.rule.backward(chunk_block(config, parameters, chunk, x), row_residuals, cotangents)
@@ -57,11 +60,11 @@ def _backward(config, residuals, cotangents):
         return add_gradients(layer, gradients, du, hidden), (dhidden, dblock.target)
 
     gradients = zero_gradients(layer, parameters, samples)
-    scanned = samples._replace(active_chunks=None), row_residuals, cotangents
+    scanned = samples.scanned()._replace(active_chunks=None), row_residuals, cotangents
     gradients, (dhidden, dtarget) = scan_chunks(step, gradients, scanned, samples.active_chunks)
     gradients, floating = in_kernel_layout(layer, *gradients), parameters._replace(exists=None, teacher=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
-    return dparameters, Samples(dhidden, dtarget, None)
+    return dparameters, samples.restore(Samples(dhidden, dtarget, None))
 
 
 _recomputed_rows.defvjp(opaque_to_remat(_forward), _backward)

@@ -15,7 +15,9 @@ from softjax._args import arrays
 from softjax._args.types import Array
 from softjax._linear.layer import Parameters
 from softjax._linear.samples import ChunkConfig, Samples, guard_ignored, zero_of_rows
+from softjax._mesh.axes import cast_to_varying
 from softjax._rows.statistics import RowValues, Statistics
+from softjax._xla.barrier import varying_axes
 
 
 class ElementwiseLoss(NamedTuple):
@@ -63,9 +65,10 @@ class CallerLoss(NamedTuple):
         self, config: ChunkConfig, parameters: Parameters, samples: Samples, shared: Any
     ) -> tuple["HoistedLoss", tuple[Array, ...]]:
         """The loss of a chunk, and the arrays it closes over; traced with arrays that vary over the mesh as rows do."""
-        zeros = jnp.broadcast_to(zero_of_rows(config, parameters, samples), samples.hidden.shape[1])
+        zeros = jnp.broadcast_to(zero_of_rows(config, parameters, samples), samples.chunk_size)
         statistics = Statistics.fill(zeros, zeros.astype(jnp.int32))
-        leaves = [jnp.zeros_like(leaf[0]) for leaf in samples.row_args]
+        row_args = jax.eval_shape(lambda: samples.chunk(jax.tree.map(lambda a: a[0], samples.scanned())).row_args)
+        leaves = [cast_to_varying(varying_axes(a), jnp.zeros(a.shape, a.dtype)) for a in row_args]
         function, closed_over = hoist_closure(jax.vmap(self.one_sample), statistics, leaves)
         return HoistedLoss(function), closed_over
 
@@ -77,9 +80,13 @@ class CallerLoss(NamedTuple):
             return array.reshape((math.prod(shape), *array.shape[len(shape) :]))
 
         flat = jax.tree.map(flatten, (values.statistics, row_args))
-        if weights is not None:
-            flat = guard_ignored(flat, weights.reshape(-1, 1) != 0)
-        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), jax.vmap(self.one_sample)(*flat))
+        active = None if weights is None else weights.reshape(-1, 1) != 0
+        if active is not None:
+            flat = guard_ignored(flat, active)
+        loss, aux = jax.vmap(self.one_sample)(*flat)
+        if active is not None:
+            loss = guard_ignored(loss, active)  # statistics of a skipped chunk are 0, and the loss may be 0 / 0
+        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), (loss, aux))
 
 
 class HoistedLoss(NamedTuple):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from softjax._args.labels import Distribution, Target
-from softjax._args.types import Array, Bool, Float
+from softjax._args.types import Array, Bool, Float, Length, Shape
+from softjax._linear.chunks import Packing, merge_chunks
 from softjax._linear.layer import Layer, Parameters
 from softjax._mesh.axes import AxisNames, ClassAxis, varying_like, with_same_varying_axes
 from softjax._rows.block import Block, RowRule, make_block, with_target_varying
@@ -28,9 +29,13 @@ class ChunkConfig(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Arrays `[chunks, rows, …]`; inside a scan those of one chunk, `[rows, …]`."""
+    """Arrays `[chunks, rows, …]`; inside a scan those of one chunk, `[rows, …]`.
 
-    hidden: Float[Array, "chunks rows features"]
+    With a `packing` all but the weights are `[samples, …]`, in the caller's order. A chunk takes its rows from them, so
+    that no second copy of the hidden states is made.
+    """
+
+    hidden: Float[Array, "... features"]
     target: Target
     weights: Float[Array, "chunks rows 1"] | None
     """None if every weight is 1."""
@@ -39,6 +44,45 @@ class Samples(NamedTuple):
     """Which chunks hold a sample of weight ≠ 0, None for all."""
     teacher_hidden: Any = None
     """The teacher's hidden states, which are constants; None without a teacher."""
+    packing: Any = None
+    """The `Packing` of the rows; None if they are in the caller's order."""
+
+    @property
+    def num_chunks(self) -> Length:
+        return self._chunked.shape[0]
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunked.shape[1]
+
+    @property
+    def _chunked(self) -> Array:
+        return self.hidden if self.packing is None else self.packing.sample
+
+    def scanned(self) -> "Samples":
+        """The arrays that a scan cuts into chunks."""
+        if self.packing is None:
+            return self
+        return Samples(None, None, self.weights, packing=Packing(self.packing.sample, None))  # pyright: ignore[reportArgumentType]
+
+    def chunk(self, scanned: "Samples") -> "Samples":
+        """The samples of one chunk, from what the scan gives of it."""
+        if self.packing is None:
+            return scanned
+        taken = scanned.packing.take(self._replace(weights=None, active_chunks=None, packing=None))
+        return taken._replace(weights=scanned.weights)
+
+    def restore(self, gradients: "Samples") -> "Samples":
+        """Gradients of the chunks, `[chunks, rows, …]`, in the shapes of these arrays."""
+        if self.packing is None:
+            return gradients
+        return self.packing.restore(gradients._replace(weights=None))._replace(weights=gradients.weights)
+
+    def merge(self, values: Any, shape: Shape) -> Any:
+        """Values `[chunks, rows, …]` as `[*samples, …]`, in the caller's order."""
+        if self.packing is None:
+            return merge_chunks(values, shape)
+        return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), self.packing.restore(values))
 
     @property
     def active(self) -> Bool[Array, "..."] | None:
@@ -139,7 +183,7 @@ def zero_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> tu
 
     The first is None for a single chunk, whose matmul is the whole gradient.
     """
-    classes, (chunks, *_, features) = layer.num_classes(parameters), samples.hidden.shape
+    classes, chunks, features = layer.num_classes(parameters), samples.num_chunks, samples.hidden.shape[-1]
     is_single = isinstance(chunks, int) and chunks == 1
     dkernel = None if is_single else jnp.zeros((classes, features), layer.dtype)
     dbias = None if parameters.bias is None else jnp.zeros(classes, layer.dtype)

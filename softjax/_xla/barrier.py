@@ -9,7 +9,7 @@ from jax import lax
 from softjax._args.types import Array
 
 
-def varying_axes(array: Array) -> frozenset[Hashable]:
+def varying_axes(array: Array | jax.ShapeDtypeStruct) -> frozenset[Hashable]:
     """The mesh axes over which an array varies, by its type (vma); empty outside of `shard_map`."""
     array_type: Any = jax.typeof(array)
     # JAX 0.12 has renamed the attribute
