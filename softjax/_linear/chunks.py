@@ -134,17 +134,16 @@ def pack(active: Bool[Array, " samples"], rows: int) -> Packing:
 
 
 def scan_chunks(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, chunks: Any, active: Bool[Array, " chunks"] | None
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    carry: Any,
+    chunks: Any,
+    active: Bool[Array, " chunks"] | None,
+    fill: int = 0,
 ) -> tuple[Any, Any]:
-    """`lax.scan` of `step` over the chunks. A chunk that is not `active` keeps the carry and gives zeros."""
+    """`lax.scan` of `step` over the chunks. A chunk that is not `active` keeps the carry and gives arrays of `fill`."""
     if jax.tree.leaves(chunks)[0].shape[0] == 1:
         carry, out = step(carry, jax.tree.map(lambda array: array[0], chunks))
         return carry, jax.tree.map(lambda array: array[None], out)
-
-    def skip(carry: Any, chunk: Any) -> tuple[Any, Any]:
-        _, out = jax.eval_shape(step, carry, chunk)
-        return carry, jax.tree.map(lambda a: cast_to_varying(varying_axes(a), jnp.zeros(a.shape, a.dtype)), out)
-
     if active is None:
         return lax.scan(step, carry, chunks)
 
@@ -152,9 +151,23 @@ def scan_chunks(
     @partial(jax.checkpoint, prevent_cse=False)
     def step_if_active(carry: Any, chunk_and_flag: tuple[Any, Any]) -> tuple[Any, Any]:
         chunk, is_active = chunk_and_flag
-        return lax.cond(is_active, step, skip, carry, chunk)
+        _, out = jax.eval_shape(step, carry, chunk)
+        return lax.cond(is_active, step, lambda carry, _: (carry, _filled(out, fill)), carry, chunk)
 
     return lax.scan(step_if_active, carry, (chunks, active))
+
+
+def compute_if(active: Bool[Array, ""] | None, function: Callable[[], Any]) -> Any:
+    """`function()`, and zeros in its place if the chunk is not `active`; None for active."""
+    if active is None:
+        return function()
+    out = jax.eval_shape(function)
+    return lax.cond(active, function, lambda: _filled(out, 0))
+
+
+def _filled(shapes: Any, fill: int) -> Any:
+    """Arrays of these shapes and types, filled with a number."""
+    return jax.tree.map(lambda a: cast_to_varying(varying_axes(a), jnp.full(a.shape, fill, a.dtype)), shapes)
 
 
 def active_chunks(weights: Array, names: AxisNames = ()) -> Bool[Array, " chunks"]:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from softjax._args.types import Shape
-from softjax._linear.chunks import scan_chunks
+from softjax._linear.chunks import compute_if, scan_chunks
 from softjax._linear.layer import Parameters
 from softjax._linear.samples import (
     ChunkConfig,
@@ -39,7 +39,7 @@ def _forward(config, parameters, samples):
         x = config.layer.logits(chunk.safe_hidden, parameters)
         return carry, config.rule.forward(chunk_block(config, parameters, chunk, x))
 
-    _, (values, residuals) = scan_chunks(step, None, samples.scanned(), samples.active_chunks)
+    _, (values, residuals) = scan_chunks(step, None, samples.scanned(), samples.active_chunks, fill=1)
     return values, (parameters, samples, residuals)
 
 
@@ -48,20 +48,22 @@ def _backward(config, residuals, cotangents):
     layer = config.layer
     cotangents = config.classes.psum_cotangents(cotangents)
 
+    # Forward mode transposes this scan, and reverse mode transposes it twice. A `cond` around the whole step would then
+    # copy what it reads, such as the kernel, in each chunk. So each matmul has a `cond` of its own.
     @partial(jax.checkpoint, prevent_cse=False)  # so that its own transpose keeps no array of a chunk either
     def step(gradients: Any, chunk_and_cotangents: Any) -> tuple[Any, Any]:
         scanned, row_residuals, cotangents = chunk_and_cotangents
-        chunk = samples.chunk(scanned)
+        chunk, active = samples.chunk(scanned), scanned.active_chunks
         hidden = chunk.safe_hidden
-        x = layer.logits(hidden, parameters)
+        x = compute_if(active, lambda: layer.logits(hidden, parameters))
         dblock = config.rule.backward(chunk_block(config, parameters, chunk, x), row_residuals, cotangents)
         du = layer.softcap_vjp(dblock.logits, x)
-        dhidden = layer.hidden_gradient(du, parameters.kernel).astype(hidden.dtype)
-        return add_gradients(layer, gradients, du, hidden), (dhidden, dblock.target)
+        dhidden = layer.hidden_gradient(du, parameters.kernel, active).astype(hidden.dtype)
+        return add_gradients(layer, gradients, du, hidden, active), (dhidden, dblock.target)
 
     gradients = zero_gradients(layer, parameters, samples)
-    scanned = samples.scanned()._replace(active_chunks=None), row_residuals, cotangents
-    gradients, (dhidden, dtarget) = scan_chunks(step, gradients, scanned, samples.active_chunks)
+    scanned = samples.scanned(), row_residuals, cotangents
+    gradients, (dhidden, dtarget) = scan_chunks(step, gradients, scanned, None)
     gradients, floating = in_kernel_layout(layer, *gradients), parameters._replace(exists=None, teacher=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
     return dparameters, samples.restore(Samples(dhidden, dtarget, None))

@@ -63,7 +63,8 @@ class Samples(NamedTuple):
         """The arrays that a scan cuts into chunks."""
         if self.packing is None:
             return self
-        return Samples(None, None, self.weights, packing=Packing(self.packing.sample, None))  # pyright: ignore[reportArgumentType]
+        sample_of_row = Packing(self.packing.sample, None)
+        return Samples(None, None, self.weights, (), self.active_chunks, None, sample_of_row)  # pyright: ignore[reportArgumentType]
 
     def chunk(self, scanned: "Samples") -> "Samples":
         """The samples of one chunk, from what the scan gives of it."""
@@ -191,12 +192,16 @@ def zero_gradients(layer: Layer, parameters: Parameters, samples: Samples) -> tu
 
 
 def add_gradients(
-    layer: Layer, gradients: tuple[Array | None, Array | None], du: Float[Array, "rows classes"], hidden: Array
+    layer: Layer,
+    gradients: tuple[Array | None, Array | None],
+    du: Float[Array, "rows classes"],
+    hidden: Array,
+    active: Bool[Array, ""] | None,
 ) -> tuple[Array, Array | None]:
-    """dW + hᵀ du and db + Σ du"""
+    """dW + hᵀ du and db + Σ du; du is 0 if the chunk is not `active`, None for active."""
     dkernel, dbias = gradients
     dbias = None if dbias is None else dbias + jnp.sum(du, 0)
-    return layer.add_kernel_gradient(dkernel, du, hidden), dbias
+    return layer.add_kernel_gradient(dkernel, du, hidden, active), dbias
 
 
 def in_kernel_layout(layer: Layer, dkernel: Array, dbias: Array | None) -> Parameters:
