@@ -106,7 +106,7 @@ def test_namespaces(namespace):
 def test_signatures():
     layer_options = dict.fromkeys(
         ("bias", "where", "logit_softcap", "block_size", "precision", "axis_name", "batch_axis_name")
-    )
+    ) | {"temperature": 1.0}
     divergence_options = {"kind": "forward_kl", "beta": 0.5, "temperature": 1.0, "base": 10.0, "weights": None}
     divergence_options |= {"reduction": "mean"}
     defaults = {
@@ -123,6 +123,7 @@ def test_signatures():
             "label_smoothing": 0.0,
             "z_loss": 0.0,
             "logit_softcap": None,
+            "temperature": 1.0,
             "reduction": "mean",
             "block_size": None,
             "precision": None,
@@ -138,6 +139,7 @@ def test_signatures():
             "where": None,
             "weights": None,
             "logit_softcap": None,
+            "temperature": 1.0,
             "reduction": "sum",
             "has_aux": False,
             "block_size": None,

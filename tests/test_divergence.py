@@ -412,7 +412,12 @@ def test_refused_arguments():
         ({"kind": "kl"}, ValueError, "`kind` must be one of 'forward_kl', 'reverse_kl', 'jensen_shannon', got 'kl'"),
         ({"kind": None}, ValueError, "`kind` must be one of"),
         ({"temperature": 0.0}, ValueError, "`temperature` must be finite and greater than 0, got 0.0"),
-        ({"temperature": jnp.ones(3)}, ValueError, r"`temperature` must be a scalar, got shape \(3,\)"),
+        (
+            {"temperature": jnp.ones(4)},
+            ValueError,
+            r"`temperature` must broadcast to .* the samples, \(3,\); got \(4,\)",
+        ),
+        ({"temperature": jnp.ones(3, int)}, TypeError, "`temperature` must be a real floating array"),
         ({"temperature": "1"}, TypeError, "`temperature` must be a number"),
         ({"beta": 1.5}, ValueError, r"`beta` must be in \[0, 1\], got 1.5"),
         ({"base": 1}, ValueError, "`base` must be"),

@@ -211,6 +211,7 @@ def linear_cross_entropy(
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     logit_softcap: Number | None = None,
+    temperature: ArrayLike = 1.0,
     reduction: Reduction = "mean",
     block_size: Count | None = None,
     precision: Any = None,
@@ -239,6 +240,9 @@ def linear_cross_entropy(
             if deleted, but their kernel entries must be finite.
         base, weights, label_smoothing, z_loss, reduction: as in `cross_entropy`.
         logit_softcap: s > 0, a Python number. The logits become s · tanh((hidden @ kernel + bias) / s).
+        temperature: T > 0, which divides the logits after bias and softcap: a number, a traced scalar, or one per
+            sample, broadcastable to `[*samples]`. The derivative with respect to it exists. The value of an array is
+            not checked, and a sample of weight 0 may have any.
         block_size: samples per chunk. None chooses it from the shapes and the platform. It changes speed and memory,
             and values only by rounding.
         precision: the precision of every matmul, as in `jax.numpy.matmul`. None takes `jax.default_matmul_precision` at
@@ -267,7 +271,7 @@ def linear_cross_entropy(
     """
     layer = check_layer(hidden, kernel, bias)
     labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights, temperature)
     plan, inputs = make_plan(layer, labels, given)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     row_loss = ElementwiseLoss(smoothed_loss, options.base(base))

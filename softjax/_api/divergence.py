@@ -7,7 +7,7 @@ from jax import lax
 from softjax._api.evaluate import LayerConfig, LogitsConfig, layer_loss, logits_loss
 from softjax._args import arrays, options
 from softjax._args.labels import Teacher
-from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Kind, Number, Reduction
+from softjax._args.types import Array, ArrayLike, Axis, AxisName, Count, Kind, Number, Reduction, Shape
 from softjax._linear.plan import LayerOptions, check_layer, make_plan, with_teacher
 from softjax._linear.row_losses import ElementwiseLoss
 from softjax._mesh.placement import require_varying_classes, split_for_logits
@@ -49,8 +49,9 @@ def divergence(
         kind: "forward_kl", "reverse_kl" or "jensen_shannon".
         beta: β in [0, 1]. May be a traced scalar, for schedules and for the derivative with respect to it. The value of
             a traced scalar is not checked.
-        temperature: T > 0, a number or a traced scalar, as `beta`. The divergence is not multiplied by T². Some
-            implementations do that to combine it with a cross-entropy.
+        temperature: T > 0, a number, a traced scalar, or one per sample, broadcastable to `[*samples]`. The derivative
+            with respect to it exists. The value of an array is not checked, and a sample of weight 0 may have any. The
+            divergence is not multiplied by T². Some implementations do that to combine it with a cross-entropy.
         where: boolean, broadcastable to `logits`: True for the classes that exist, for student and teacher.
         base, axis, weights, reduction, axis_name, batch_axis_name: as in `cross_entropy`.
 
@@ -80,7 +81,8 @@ def divergence(
     if teacher.shape != logits.shape:
         raise ValueError(f"`teacher_logits` must have the shape of `logits`, {logits.shape}; got {teacher.shape}.")
     where, weights = arrays.where(where, logits), arrays.weights(weights, arrays.samples_shape(logits.shape, axis))
-    target = _teacher_target(kind, beta, temperature)._replace(logits=lax.stop_gradient(teacher))
+    target = _teacher_target(kind, beta, temperature, arrays.samples_shape(logits.shape, axis))
+    target = target._replace(logits=lax.stop_gradient(teacher))
     split = split_for_logits(axis_name, batch_axis_name, logits, axis)
     require_varying_classes(split, "teacher_logits", teacher)
     row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
@@ -151,17 +153,17 @@ def linear_divergence(
     plan, inputs = make_plan(student, Teacher(None, None, None), given)
     teacher = check_layer(teacher_hidden, teacher_kernel, teacher_bias, "teacher_")
     plan, inputs = with_teacher(plan, inputs, lax.stop_gradient(teacher), teacher_logit_softcap)
-    inputs = inputs._replace(labels=_teacher_target(kind, beta, temperature))
+    inputs = inputs._replace(labels=_teacher_target(kind, beta, temperature, inputs.shape))
     row_loss = ElementwiseLoss(_divergence_loss, options.base(base))
     return layer_loss(LayerConfig(plan, DIVERGENCES[kind], row_loss, options.reduction(reduction)), inputs)[0]
 
 
-def _teacher_target(kind: Any, beta: Any, temperature: Any) -> Teacher:
+def _teacher_target(kind: Any, beta: Any, temperature: Any, samples: Shape) -> Teacher:
     """The target of a divergence, still without the teacher's logits."""
     options.choice("kind", kind, DIVERGENCES)
-    t = options.scalar("temperature", temperature, "finite and greater than 0", lambda number: number > 0)
+    t = options.temperature(temperature, samples)
     b = options.scalar("beta", beta, "in [0, 1]", lambda number: 0 <= number <= 1)
-    return Teacher(None, None if isinstance(t, float) and t == 1 else t, b if kind == "jensen_shannon" else None)
+    return Teacher(None, t, b if kind == "jensen_shannon" else None)
 
 
 def _divergence_loss(_: Any, divergence: Array, base: float) -> Array:

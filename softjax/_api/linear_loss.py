@@ -27,6 +27,7 @@ def linear_loss(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     logit_softcap: Number | None = None,
+    temperature: ArrayLike = 1.0,
     reduction: Reduction = "sum",
     has_aux: Flag = False,
     block_size: Count | None = None,
@@ -58,7 +59,7 @@ def linear_loss(
             sample; its gradient takes a fourth matmul.
         has_aux: True if `row_loss` returns `(loss, aux)`, with `aux` a pytree of arrays of any dtype. `aux` takes no
             further matmul, and no derivative flows through it. Its values for samples of weight 0 are unspecified.
-        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        bias, where, logit_softcap, temperature, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -89,7 +90,7 @@ def linear_loss(
         raise TypeError(f"`row_loss` must be a function, got {type(row_loss).__name__}: {row_loss!r:.60}.")
     layer = check_layer(hidden, kernel, bias)
     labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights, temperature)
     plan, inputs = make_plan(layer, labels, given)
     leaves, tree = arrays.row_args(row_args, inputs.shape)
     config = _CallConfig(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))

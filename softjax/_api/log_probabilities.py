@@ -25,6 +25,7 @@ def linear_log_probabilities(
     where: ArrayLike | None = None,
     base: Number = 10.0,
     logit_softcap: Number | None = None,
+    temperature: ArrayLike = 1.0,
     block_size: Count | None = None,
     precision: Any = None,
     axis_name: AxisName = None,
@@ -41,7 +42,7 @@ def linear_log_probabilities(
         hidden, kernel: as in `linear_cross_entropy`.
         ids: integer class ids `[*samples, k]`.
         base: as in `cross_entropy`.
-        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        bias, where, logit_softcap, temperature, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -61,7 +62,7 @@ def linear_log_probabilities(
     """
     layer = check_layer(hidden, kernel, bias)
     labels = ids_without_mass(check_ids("ids", ids, layer.logits_shape[:-1]))
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, None, temperature)
     plan, inputs = make_plan(layer, labels, given)
     _, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return from_nats(-surprisals, options.base(base))
@@ -90,6 +91,7 @@ def linear_top_k(
     where: ArrayLike | None = None,
     base: Number = 10.0,
     logit_softcap: Number | None = None,
+    temperature: ArrayLike = 1.0,
     block_size: Count | None = None,
     precision: Any = None,
     axis_name: AxisName = None,
@@ -104,7 +106,7 @@ def linear_top_k(
         hidden, kernel: as in `linear_cross_entropy`.
         k: how many classes to return, at most the number of classes.
         base: as in `cross_entropy`.
-        bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        bias, where, logit_softcap, temperature, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -126,7 +128,7 @@ def linear_top_k(
     [[2 1]] [[0.6652 0.2447]]
     """
     layer, largest = check_layer(hidden, kernel, bias), TopKClasses(arrays.positive_integer("k", k))
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, None, temperature)
     plan, inputs = make_plan(layer, largest, given)
     ids, surprisals = layer_rows(_ids_and_surprisals, plan, inputs)
     return TopK(ids, from_nats(-surprisals, options.base(base)))

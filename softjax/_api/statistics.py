@@ -77,6 +77,7 @@ def linear_statistics(
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
     logit_softcap: Number | None = None,
+    temperature: ArrayLike = 1.0,
     block_size: Count | None = None,
     precision: Any = None,
     axis_name: AxisName = None,
@@ -90,7 +91,8 @@ def linear_statistics(
     its gradient take four matmuls, because the backward pass computes the logits again. `linear_loss` takes three.
 
     Args:
-        hidden, kernel, labels, bias, where, logit_softcap, block_size, precision: as in `linear_cross_entropy`.
+        hidden, kernel, labels, bias, where: as in `linear_cross_entropy`.
+        logit_softcap, temperature, block_size, precision: as in `linear_cross_entropy`.
         axis_name, batch_axis_name: as in `linear_cross_entropy`.
 
     Returns:
@@ -109,7 +111,7 @@ def linear_statistics(
     """
     layer = check_layer(hidden, kernel, bias)
     labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name)
+    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, None, temperature)
     plan, inputs = make_plan(layer, labels, given)
     return layer_rows(_layer_statistics, plan, inputs)
 

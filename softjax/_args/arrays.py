@@ -119,6 +119,11 @@ def weights(value: Any, samples_shape: Shape) -> Array | None:
     return _broadcastable("weights", array, samples_shape, "`labels` (one weight for each sample)")
 
 
+def per_sample(name: str, array: Array, samples_shape: Shape) -> Array:
+    """Returns `array` with the rank of the samples. Refuses one that does not broadcast to them."""
+    return _broadcastable(name, array, samples_shape, "the samples")
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Returns a Python integer. Refuses integers less than 1, and whatever `integer` refuses."""
     checked = integer(name, value)

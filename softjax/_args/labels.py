@@ -43,15 +43,19 @@ class Teacher(NamedTuple):
     logits: Any
     """Logits of the shape of the student's; None where a layer computes them."""
     temperature: Any
-    """T > 0, which divides the logits of student and teacher: a scalar or one value per row; None for 1."""
+    """T > 0, which divides the logits of student and teacher: a scalar or one per sample, of their rank; None for 1."""
     beta: Any
     """The weight of the teacher in the mixture of both: a scalar or one value per row; None without a mixture."""
 
-    def broadcast_to_rows(self, shape: Shape, dtype: Any) -> "Teacher":
-        """Returns the teacher with one temperature and one beta per row, in arrays of this shape and dtype."""
+    def broadcast_to_rows(self, shape: Shape, dtype: Any, axis: int = -1) -> "Teacher":
+        """Returns the teacher with one temperature and one beta per row, in arrays of this shape and dtype.
 
-        def broadcast(scalar: Any) -> Array:
-            return jnp.broadcast_to(jnp.asarray(scalar).astype(dtype), shape)
+        The class axis of the shape, of length 1, is `axis`.
+        """
+
+        def broadcast(value: Any) -> Array:
+            array = jnp.asarray(value).astype(dtype)
+            return jnp.broadcast_to(jnp.expand_dims(array, axis) if array.ndim else array, shape)
 
         return Teacher(self.logits, *jax.tree.map(broadcast, self[1:]))
 

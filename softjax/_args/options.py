@@ -17,7 +17,7 @@ from jax import lax
 from jax.core import Tracer
 
 from softjax._args import arrays
-from softjax._args.types import Array, Float
+from softjax._args.types import Array, Float, Shape
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -76,6 +76,17 @@ def nonnegative(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
 def positive(name: str, value: Any, dtype: Any) -> Float[Array, ""]:
     """Returns a scalar array of `dtype`. Refuses numbers that are not positive, and what `scalar` refuses."""
     return jnp.asarray(scalar(name, value, "finite and greater than 0", lambda x: x > 0)).astype(dtype)
+
+
+def temperature(value: Any, samples_shape: Shape) -> Any | None:
+    """Returns a temperature: None for the number 1, else a scalar or an array that broadcasts to the samples.
+
+    An array has the rank of the samples. Refuses what `scalar` refuses, and numbers that are not positive.
+    """
+    if isinstance(value, (jax.Array, np.ndarray)) and value.ndim > 0:
+        return arrays.per_sample("temperature", arrays.floating("temperature", value), samples_shape)
+    checked = scalar("temperature", value, "finite and greater than 0", lambda number: number > 0)
+    return None if isinstance(checked, float) and checked == 1 else jnp.asarray(checked)
 
 
 def reduction(value: Any) -> str:

@@ -36,7 +36,7 @@ from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 def _fused_loss_sum(config, parameters, samples, shared):
     def step(total: CompensatedSum, scanned: Samples) -> tuple[CompensatedSum, Any]:
         chunk = samples.chunk(scanned)
-        x = config.layer.logits(chunk.safe_hidden, parameters)
+        x = config.layer.logits(chunk.safe_hidden, parameters, chunk.safe_temperature)
         loss, aux = _chunk_loss(config, parameters, x, chunk, shared)
         return total.add(loss), aux
 
@@ -50,9 +50,10 @@ def _forward(config, parameters, samples, shared):
 
     def step(carry: Any, scanned: Samples) -> tuple[Any, Any]:
         (sums, dkernel, dshared), chunk = carry, samples.chunk(scanned)
-        hidden = chunk.safe_hidden
-        x = layer.logits(hidden, parameters)
-        floating, rebuild, gradients = _partition_floating((chunk._replace(hidden=None, teacher_hidden=None), shared))
+        hidden, temperature = chunk.safe_hidden, chunk.safe_temperature
+        x = layer.logits(hidden, parameters, temperature)
+        without_layer = chunk._replace(hidden=None, teacher_hidden=None, temperature=None)
+        floating, rebuild, gradients = _partition_floating((without_layer, shared))
 
         def loss_of(x: Array, floating: Any) -> tuple[Array, Any]:
             samples, shared = rebuild(floating)
@@ -61,13 +62,13 @@ def _forward(config, parameters, samples, shared):
 
         loss, vjp, aux = jax.vjp(loss_of, x, floating, has_aux=True)
         dx, dfloating = barrier_small(vjp, x.size)(config.classes.divide_cotangent(jnp.ones_like(loss)))
-        du = layer.softcap_vjp(dx, x)
+        du, dtemperature = layer.logits_vjp(dx, x, temperature, config.classes)
         dchunk, dshared_here = gradients(dfloating)
         dhidden = layer.hidden_gradient(du, parameters.kernel)
         dhidden = dhidden if hidden.dtype == jnp.float16 else dhidden.astype(hidden.dtype)
         sums = sums.add((loss, None if parameters.bias is None else jnp.sum(du, 0)))
         dkernel, dshared = layer.add_kernel_gradient(dkernel, du, hidden), jax.tree.map(jnp.add, dshared, dshared_here)
-        return (sums, dkernel, dshared), (dchunk._replace(hidden=dhidden), aux)
+        return (sums, dkernel, dshared), (dchunk._replace(hidden=dhidden, temperature=dtemperature), aux)
 
     floating, _, gradients = _partition_floating(shared)
     dshared = gradients({i: varying_like(jnp.zeros(a.shape, a.dtype), a) for i, a in floating.items()})

@@ -13,7 +13,7 @@ from jax import lax
 from softjax._args import arrays
 from softjax._args.types import Array, Bool, Float
 from softjax._linear.chunks import compute_if
-from softjax._mesh.axes import varying_like
+from softjax._mesh.axes import ClassAxis, varying_like
 from softjax._xla import one_cpu
 from softjax._xla.transpose import add_with_transpose
 
@@ -35,7 +35,7 @@ class Parameters(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The static part of the layer cap · tanh((h W + b) / cap)."""
+    """The static part of the layer cap · tanh((h W + b) / cap) / T."""
 
     transposed: bool
     """Whether the kernel is kept as `[classes, features]`."""
@@ -63,20 +63,38 @@ class Layer(NamedTuple):
         bias = None if bias is None else jnp.pad(bias, (0, count))
         return Parameters(jnp.pad(kernel, widths), bias, jnp.pad(exists, (0, count)))
 
-    def logits(self, hidden: Float[Array, "rows features"], parameters: Parameters) -> Float[Array, "rows classes"]:
+    def logits(
+        self,
+        hidden: Float[Array, "rows features"],
+        parameters: Parameters,
+        temperature: Float[Array, "rows 1"] | None = None,
+    ) -> Float[Array, "rows classes"]:
         kernel, bias, *_ = parameters
         u = self.matmul(hidden, kernel, 1, self.axes[0]).astype(self.dtype)
         if bias is not None:
             u = u + bias.astype(u.dtype)[None, :]
         # A class with bias −inf keeps logit −inf, where tanh(−inf) would be −1.
-        return u if self.softcap is None else jnp.where(u == -jnp.inf, u, self.softcap * jnp.tanh(u / self.softcap))
+        if self.softcap is not None:
+            u = jnp.where(u == -jnp.inf, u, self.softcap * jnp.tanh(u / self.softcap))
+        return u if temperature is None else u / temperature
 
-    def softcap_vjp(
-        self, dx: Float[Array, "rows classes"], x: Float[Array, "rows classes"]
-    ) -> Float[Array, "rows classes"]:
-        """du of u = h W + b, from dx of the logits x."""
-        # x = cap · tanh(u / cap)  ⇒  ∂x/∂u = 1 − (x / cap)²
-        return dx if self.softcap is None else dx * (1 - (jnp.where(x == -jnp.inf, 0, x) / self.softcap) ** 2)
+    def logits_vjp(
+        self,
+        dx: Float[Array, "rows classes"],
+        x: Float[Array, "rows classes"],
+        temperature: Float[Array, "rows 1"] | None,
+        classes: ClassAxis,
+    ) -> tuple[Float[Array, "rows classes"], Float[Array, "rows 1"] | None]:
+        """du of u = h W + b, and dT, from dx of the logits x."""
+        # x = cap · tanh(u / cap) / T  ⇒  ∂x/∂u = (1 − (x T / cap)²) / T    ∂x/∂T = −x / T
+        dtemperature = None
+        if temperature is not None:
+            products = dx * jnp.where(x == -jnp.inf, 0, x)
+            dtemperature = classes.divide_cotangent(-classes.sum_keepdims(products) / temperature)
+            dx, x = dx / temperature, x * temperature
+        if self.softcap is not None:
+            dx = dx * (1 - (jnp.where(x == -jnp.inf, 0, x) / self.softcap) ** 2)
+        return dx, dtemperature
 
     def hidden_gradient(
         self, du: Float[Array, "rows classes"], kernel: Array, active: Bool[Array, ""] | None = None

@@ -52,6 +52,7 @@ class LayerOptions(NamedTuple):
     axis_name: Any
     batch_axis_name: Any
     weights: Any = None
+    temperature: Any = 1.0
 
 
 class LayerInputs(NamedTuple):
@@ -62,6 +63,8 @@ class LayerInputs(NamedTuple):
     labels: Labels | TopKClasses | Teacher
     weights: Array | None
     teacher_hidden: Array | None = None
+    temperature: Array | None = None
+    """What divides the logits, broadcastable to the samples; None for 1."""
 
     @property
     def shape(self) -> Shape:
@@ -188,14 +191,17 @@ class Plan(NamedTuple):
             weights = weights.reshape((num_chunks, self.chunk_size, 1))
         if packing is not None:
             active = chunks.active_chunks(weights[..., 0], self._chunk_axes)
-        arrays_of_samples = inputs.hidden, self._target(inputs), row_args, inputs.teacher_hidden
+        temperature = inputs.temperature
+        if temperature is not None:
+            temperature = jnp.broadcast_to(temperature, inputs.shape).astype(self.layer.dtype)[..., None]
+        arrays_of_samples = inputs.hidden, self._target(inputs), row_args, inputs.teacher_hidden, temperature
         arrays_of_samples = jax.tree.map(flatten, arrays_of_samples)
         if packing is None:
             arrays_of_samples = chunks.split_into_chunks(arrays_of_samples, count, self.chunk_size)
-        hidden, target, row_args, teacher_hidden = arrays_of_samples
+        hidden, target, row_args, teacher_hidden, temperature = arrays_of_samples
         if self.padded_classes and isinstance(target, Distribution):
             target = target.pad_classes(self.padded_classes)
-        samples = Samples(hidden, target, weights, row_args, active, teacher_hidden, packing)
+        samples = Samples(hidden, target, weights, row_args, active, teacher_hidden, temperature, packing)
         return align_samples(self.classes, self._map_layers(self._chunk_parameters, inputs.parameters), samples)
 
     @property
@@ -255,7 +261,8 @@ def make_plan(
     config, kernel = _layer_and_kernel(kernel, softcap, dtype, precision)
     padding = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
     plan = Plan(config, chunks.cap_chunk_size(rows, count), split, padding)
-    return plan, LayerInputs(Parameters(kernel, bias, exists), hidden, labels, weights)
+    temperature = options.temperature(given.temperature, samples)
+    return plan, LayerInputs(Parameters(kernel, bias, exists), hidden, labels, weights, None, temperature)
 
 
 def _layer_and_kernel(kernel: Array, softcap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:

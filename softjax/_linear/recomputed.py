@@ -36,7 +36,7 @@ def _recomputed_rows(config, parameters, samples):
 def _forward(config, parameters, samples):
     def step(carry: None, scanned: Samples) -> tuple[None, Any]:
         chunk = samples.chunk(scanned)
-        x = config.layer.logits(chunk.safe_hidden, parameters)
+        x = config.layer.logits(chunk.safe_hidden, parameters, chunk.safe_temperature)
         return carry, config.rule.forward(chunk_block(config, parameters, chunk, x))
 
     _, (values, residuals) = scan_chunks(step, None, samples.scanned(), samples.active_chunks, fill=1)
@@ -54,19 +54,20 @@ def _backward(config, residuals, cotangents):
     def step(gradients: Any, chunk_and_cotangents: Any) -> tuple[Any, Any]:
         scanned, row_residuals, cotangents = chunk_and_cotangents
         chunk, active = samples.chunk(scanned), scanned.active_chunks
-        hidden = chunk.safe_hidden
-        x = compute_if(active, lambda: layer.logits(hidden, parameters))
+        hidden, temperature = chunk.safe_hidden, chunk.safe_temperature
+        x = compute_if(active, lambda: layer.logits(hidden, parameters, temperature))
         dblock = config.rule.backward(chunk_block(config, parameters, chunk, x), row_residuals, cotangents)
-        du = layer.softcap_vjp(dblock.logits, x)
+        du, dtemperature = layer.logits_vjp(dblock.logits, x, temperature, config.classes)
         dhidden = layer.hidden_gradient(du, parameters.kernel, active).astype(hidden.dtype)
-        return add_gradients(layer, gradients, du, hidden, active), (dhidden, dblock.target)
+        dsamples = Samples(dhidden, dblock.target, None, temperature=dtemperature)
+        return add_gradients(layer, gradients, du, hidden, active), dsamples
 
     gradients = zero_gradients(layer, parameters, samples)
     scanned = samples.scanned(), row_residuals, cotangents
-    gradients, (dhidden, dtarget) = scan_chunks(step, gradients, scanned, None)
+    gradients, dsamples = scan_chunks(step, gradients, scanned, None)
     gradients, floating = in_kernel_layout(layer, *gradients), parameters._replace(exists=None, teacher=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
-    return dparameters, samples.restore(Samples(dhidden, dtarget, None))
+    return dparameters, samples.restore(dsamples)
 
 
 _recomputed_rows.defvjp(opaque_to_remat(_forward), _backward)

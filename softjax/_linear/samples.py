@@ -44,6 +44,8 @@ class Samples(NamedTuple):
     """Which chunks hold a sample of weight ≠ 0, None for all."""
     teacher_hidden: Any = None
     """The teacher's hidden states, which are constants; None without a teacher."""
+    temperature: Float[Array, "... 1"] | None = None
+    """What divides the logits, None for 1."""
     packing: Any = None
     """The `Packing` of the rows; None if they are in the caller's order."""
 
@@ -64,7 +66,7 @@ class Samples(NamedTuple):
         if self.packing is None:
             return self
         sample_of_row = Packing(self.packing.sample, None)
-        return Samples(None, None, self.weights, (), self.active_chunks, None, sample_of_row)  # pyright: ignore[reportArgumentType]
+        return Samples(None, None, self.weights, (), self.active_chunks, packing=sample_of_row)  # pyright: ignore[reportArgumentType]
 
     def chunk(self, scanned: "Samples") -> "Samples":
         """The samples of one chunk, from what the scan gives of it."""
@@ -94,6 +96,13 @@ class Samples(NamedTuple):
     def safe_hidden(self) -> Array:
         """The hidden states, finite in ignored samples."""
         return zero_ignored(self.hidden, self.active)
+
+    @property
+    def safe_temperature(self) -> Array | None:
+        """The temperature, 1 for ignored samples."""
+        if self.temperature is None or self.active is None:
+            return self.temperature
+        return jnp.where(self.active, self.temperature, 1)
 
 
 def align_samples(classes: ClassAxis, parameters: Parameters, samples: Samples) -> tuple[Parameters, Samples]:
@@ -196,7 +205,7 @@ def add_gradients(
     gradients: tuple[Array | None, Array | None],
     du: Float[Array, "rows classes"],
     hidden: Array,
-    active: Bool[Array, ""] | None,
+    active: Bool[Array, ""] | None = None,
 ) -> tuple[Array, Array | None]:
     """dW + hᵀ du and db + Σ du; du is 0 if the chunk is not `active`, None for active."""
     dkernel, dbias = gradients

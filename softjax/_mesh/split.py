@@ -63,7 +63,7 @@ class Split(NamedTuple):
         if isinstance(labels, Teacher):
             rows_shape, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
             teacher = labels._replace(logits=self.gather_classes(labels.logits, axis))
-            target = jax.tree.map(partial(_sharded_like, logits), teacher.broadcast_to_rows(rows_shape, dtype))
+            target = jax.tree.map(partial(_sharded_like, logits), teacher.broadcast_to_rows(rows_shape, dtype, axis))
             return classes, logits, target, where
         return classes, logits, self.target(labels, classes.num_classes(logits), axis), where
 
@@ -109,7 +109,8 @@ class Split(NamedTuple):
         if is_distribution(labels):
             return self.logits_spec(labels, axis)
         if isinstance(labels, Teacher):
-            return jax.tree.map(lambda _: P(), labels)._replace(logits=self.logits_spec(labels.logits, axis))
+            specs = Teacher(None, *jax.tree.map(self.samples_spec, labels[1:]))
+            return specs._replace(logits=self.logits_spec(labels.logits, axis))
         return jax.tree.map(self.samples_spec, labels)
 
     def input_specs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:

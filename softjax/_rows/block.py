@@ -155,6 +155,8 @@ apply_rule = with_forward_mode(_apply)
 def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | None, active: Array | None) -> Block:
     """The block of one device's logits."""
     logits = compute_gradient_once(logits)
+    if isinstance(target, Teacher) and target.temperature is not None and active is not None:
+        target = target._replace(temperature=jnp.where(active, target.temperature, 1))
     if arrays.accumulation_dtype(logits, *jax.tree.leaves(target)) == jnp.float64:
         logits, target = jax.tree.map(to_float64, (logits, target))
     (logits, where), target, active = with_target_varying(classes, (logits, where), target, active)
