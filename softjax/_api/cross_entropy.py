@@ -227,6 +227,10 @@ def linear_cross_entropy(
     gradient take three matmuls, as in the unfused baseline. For "none" the backward pass computes the logits again, a
     fourth matmul.
 
+    Samples of weight 0 cost no matmul, wherever in the batch they are: the others are packed together, in their order,
+    and only their chunks are computed. This needs no dynamic shapes. If the weights are differentiated, every sample is
+    computed, because its loss is the derivative with respect to its weight.
+
     Under `vmap` each example has a chunk and a kernel gradient of its own. One call with leading axes needs less
     memory.
 

@@ -118,7 +118,7 @@ def linear_divergence(
 
     Use it to distil from stored hidden states of the teacher, which are many times smaller than its logits. It computes
     the logits of both layers in chunks of samples. With the student's gradients it takes four matmuls for "mean" and
-    "sum", six for "none".
+    "sum", six for "none". Samples of weight 0 cost none, as in `linear_cross_entropy`.
 
     Args:
         hidden: the student's hidden states `[*samples, features]`, real floating.

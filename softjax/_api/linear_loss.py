@@ -54,7 +54,8 @@ def linear_loss(
         hidden, kernel, labels: as in `linear_cross_entropy`.
         row_args: arrays or pytrees of arrays, `[*samples, …]`; differentiable if floating. Scalars broadcast, and so
             does an axis of length 1 in place of a sample axis.
-        weights: boolean or real, broadcastable to `[*samples]`. Samples of weight 0 are ignored, whatever they hold.
+        weights: boolean or real, broadcastable to `[*samples]`. Samples of weight 0 are ignored, whatever they hold,
+            and cost no matmul, as in `linear_cross_entropy`.
         reduction: "sum". "mean" divides the sum by Σ weight, and is 0 when Σ weight is 0. "none" gives one value per
             sample; its gradient takes a fourth matmul.
         has_aux: True if `row_loss` returns `(loss, aux)`, with `aux` a pytree of arrays of any dtype. `aux` takes no

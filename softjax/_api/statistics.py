@@ -90,6 +90,9 @@ def linear_statistics(
     Use them to evaluate a language model, or for a loss that needs the values of all samples at once. Such a loss and
     its gradient take four matmuls, because the backward pass computes the logits again. `linear_loss` takes three.
 
+    It has no weights. To skip ignored samples under `jit`, choose an upper bound n on the number of the others, and
+    take them first: `order = jnp.argsort(~mask, stable=True)[:n]`, then pass `hidden[order]` and `labels[order]`.
+
     Args:
         hidden, kernel, labels, bias, where: as in `linear_cross_entropy`.
         logit_softcap, temperature, block_size, precision: as in `linear_cross_entropy`.
