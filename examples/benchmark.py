@@ -6,6 +6,7 @@
     python examples/benchmark.py --part distil --rounds 3     # the fused divergence of a student from its teacher
     python examples/benchmark.py --part growth                # time and memory as samples and classes grow
     python examples/benchmark.py --part chunks                # the last layer with other sizes of its chunks
+    python examples/benchmark.py --part packing               # the last layer where samples have weight 0
     python examples/benchmark.py --markdown examples/results/core-cpu.json   # print the tables of an earlier run
     python examples/benchmark.py --markdown examples/results  # print results/README.md from all files of that folder
 
@@ -29,15 +30,25 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import core_figure, core_report, divergence_report, linear_cases, linear_report, machine, page
+from benchmarks import (
+    core_figure,
+    core_report,
+    divergence_report,
+    linear_cases,
+    linear_report,
+    machine,
+    packing_report,
+    page,
+)
 from benchmarks.core_cases import core_case, core_problems
 from benchmarks.divergence_cases import distil_case
+from benchmarks.packing_cases import packing_case
 from benchmarks.settings import Config, parse
 from common.program import WrongInput
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy", "torch", "jax-cce", "tokamax")
-CASES = {"core": core_case, **linear_cases.CASES, "distil": distil_case}
-REPORTS = {"core": core_report, "distil": divergence_report}
+CASES = {"core": core_case, **linear_cases.CASES, "distil": distil_case, "packing": packing_case}
+REPORTS = {"core": core_report, "distil": divergence_report, "packing": packing_report}
 
 
 def run(part: str, config: Config, console: Console) -> dict[str, Any]:

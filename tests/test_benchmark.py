@@ -266,6 +266,19 @@ def test_the_distil_part(tmp_path, capsys):
     assert "The lower bound is four matmuls" in capsys.readouterr().out
 
 
+def test_the_packing_part(tmp_path, capsys):
+    quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path), "--packing-shapes", "600", "4", "30"]
+    assert benchmark.main(["--part", "packing", *quick]) == 0
+    (file,) = tmp_path.iterdir()
+    (case,) = json.loads(file.read_text(encoding="utf-8"))["cases"]
+    assert case["active"]["1.0"] == 600 > case["active"]["0.7"] > case["active"]["0.3"] > 100
+    assert len(case["timings"]) == 4 * 4
+    (tmp_path / "packing-cpu.json").write_bytes(file.read_bytes())
+    capsys.readouterr()
+    assert benchmark.main(["--markdown", str(tmp_path)]) == 0
+    assert "With 30% kept, a step takes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("part", ["chunks", *slow("growth", "linear")])
 def test_parts_of_the_last_layer(part, tmp_path, capsys):
     quick = ["--rounds", "1", "--at-least-ms", "0.01", "--output", str(tmp_path)]

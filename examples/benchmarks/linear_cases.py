@@ -89,8 +89,9 @@ def problems(part: str, config: Config) -> list[tuple[tuple[int, int, int], str]
         growing = [(n, features, classes[len(classes) // 2]) for n in samples]
         growing += [(samples[0], features, c) for c in classes]
         return [(shape, "float32") for shape in dict.fromkeys(growing)]
-    if part == "distil":
-        return [(shape, "float32") for shape in config.distil_shapes]
+    if part in ("distil", "packing"):
+        shapes = config.distil_shapes if part == "distil" else config.packing_shapes
+        return [(shape, "float32") for shape in shapes]
     shapes = [(shape, "float32") for shape in config.linear_shapes]
     return shapes + [(shape, "bfloat16") for shape in config.linear_bfloat16_shapes]
 

@@ -16,12 +16,14 @@ from benchmarks import (
     divergence_report,
     linear_report,
     mesh_report,
+    packing_report,
     routes_report,
     targets,
 )
 from benchmarks.core_report import Case, describe_machine
 from benchmarks.linear_contenders import MATMULS, SOFTJAX, UNFUSED
 from benchmarks.linear_report import timings_by_name
+from benchmarks.packing_cases import KEPT
 
 Results = dict[str, Any]
 
@@ -154,6 +156,18 @@ def _chunks(results: Results) -> Iterator[str]:
         "longer, large ones usually need more memory."
     )
     yield linear_report.markdown(results)
+
+
+def _packing(results: Results) -> Iterator[str]:
+    yield f"## Samples of weight 0{_heading_suffix(results)}"
+    yield _source(results)
+    yield (
+        "A random mask keeps a part of the samples. Each column divides the time with this mask as `weights` by the "
+        "time without weights. The samples that are kept are packed together, and only their chunks are computed."
+    )
+    yield packing_report.markdown(results)
+    at_least, at_most = (_range(packing_report.ratios(results, kept)) for kept in (KEPT[0], KEPT[-1]))
+    yield f"With {KEPT[0]:.0%} kept, a step takes {at_least}× the time without weights; with all kept, {at_most}×."
 
 
 def _distil(results: Results) -> Iterator[str]:
@@ -327,11 +341,13 @@ _SECTIONS: dict[str, Callable[[Results], Iterator[str]]] = {
     "linear-cpu": _linear,
     "growth-cpu": _growth,
     "chunks-cpu": _chunks,
+    "packing-cpu": _packing,
     "distil-cpu": _distil,
     "core-gpu": _core,
     "linear-gpu": _linear,
     "growth-gpu": _growth,
     "chunks-gpu": _chunks,
+    "packing-gpu": _packing,
     "distil-gpu": _distil,
     "mesh-cost": _mesh,
     "mesh-cost-tpu": partial(_chips, targets.TPU, _TPU_FUSION),

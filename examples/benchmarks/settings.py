@@ -40,6 +40,8 @@ class Config:
     """Numbers of classes, each with the first value of `growth_samples`."""
     distil_shapes: tuple[tuple[int, int, int], ...]
     """Problems of `--part distil`: samples, features of student and teacher, and classes."""
+    packing_shapes: tuple[tuple[int, int, int], ...]
+    """Problems of `--part packing`: samples, features and classes."""
     block_sizes: tuple[int, ...]
     """Values of `block_size` in `--part chunks`."""
     output: Path
@@ -65,6 +67,7 @@ _WANTED: settings.Wanted = {
     "linear_shapes": _TRIPLES,
     "linear_bfloat16_shapes": (_all_positive, "triples of positive integers"),
     "distil_shapes": _TRIPLES,
+    "packing_shapes": _TRIPLES,
     "growth_features": settings.COUNT,
     "growth_samples": _SIZES,
     "growth_classes": _SIZES,
@@ -80,12 +83,13 @@ _WANTED: settings.Wanted = {
 class Options(settings.Source):
     """Time softjax against optax, torch and hand-written losses. Write a JSON file, and for two parts a figure."""
 
-    part: Literal["core", "linear", "growth", "chunks", "distil"] = "core"
+    part: Literal["core", "linear", "growth", "chunks", "packing", "distil"] = "core"
     """What to time.
     core: the cross-entropy of given logits.
     linear: the last layer fused with its loss.
     growth: linear, for growing numbers of samples and classes.
     chunks: linear, for each `block_size`.
+    packing: linear, where a part of the samples has weight 0.
     distil: the divergence from a teacher, fused with both last layers."""
     markdown: Path | None = None
     """Measure nothing. Print the tables of this results file, or the results page of a folder of results files."""
