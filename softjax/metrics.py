@@ -115,13 +115,13 @@ def perplexity(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float
 
 
 def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """The Brier score of class ids, the mean of Σ_j (q_j − [j = y])² = 1 − 2 q_y + Σ_j q_j².
+    """The Brier score, the mean of Σ_j (q_j − p_j)², where p_j is [j = y] for a class id y.
 
     It measures accuracy and calibration together; 0 is best. For two classes it is twice the binary score of
     scikit-learn.
 
     Args:
-        s: as in `accuracy`, of class ids.
+        s: as in `accuracy`.
         weights: as in `accuracy`.
 
     Returns:
@@ -139,10 +139,7 @@ def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Floa
     0.5487
     """
     s = check_statistics(s)
-    q, one_minus_q = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
-    # The score is (1 − q_y)² + Σ_{j≠y} q_j². The first term is exact. The second is S − q_y², and at most (1 − q_y)².
-    # S is rounded beside 1, so the second term is lost where (1 − q_y)² < 1e-7: there the score is right to a factor 2.
-    return _weighted_mean(one_minus_q**2 + jnp.clip(s.collision - q**2, 0, one_minus_q**2), s, weights)
+    return _weighted_mean(s.brier_score, s, weights)
 
 
 class Curve(NamedTuple):

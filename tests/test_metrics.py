@@ -228,6 +228,17 @@ def test_float64_metrics(x64):
     close(metrics.perplexity(s), np.exp(sklearn_metrics.log_loss(Y, q)), 1e-12)
 
 
+def test_the_brier_score_of_confident_rows_and_of_distributions():
+    def score(x, y):
+        return metrics.brier_score(softjax.statistics(x, y))
+
+    close(score(jnp.array([10.0, 0, 0]), jnp.array(0)), 1.2364678e-8)
+    x = jnp.array([20.0, 0, 0])
+    close(jax.grad(score)(x, jnp.array(1)), [1.23669218e-8, -8.2446145e-9, -4.1223073e-9])
+    x, p = cases.logits(5), cases.distribution(5)
+    close(score(x, p), ((probabilities(x) - np.asarray(p, np.float64)) ** 2).sum(1).mean())
+
+
 @pytest.mark.parametrize("gap", [3.0, 6.0, 10.0, 17.0, 40.0])
 def test_the_brier_score_of_confident_rows(gap):
     """Where 1 − 2 q_y + S cancels, the result lies between (1 − q_y)² and 2 (Σ_{j≠y} q_j² + (1 − q_y)²)."""
