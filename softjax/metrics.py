@@ -10,7 +10,6 @@ Under `jit`, with arrays sharded over a mesh, a metric covers all samples. Insid
 one device.
 """
 
-import operator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -156,7 +155,7 @@ class Curve(NamedTuple):
     share: Array
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["weight", "confidence", "correct"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["weight", "confidence", "correct", "error"], meta_fields=[])
 @dataclass(frozen=True)
 class Calibration:
     """Sums over the samples of each confidence bin, each `[..., bins]`, as `calibration` returns them.
@@ -168,11 +167,27 @@ class Calibration:
         weight: Σ w.
         confidence: Σ w · confidence.
         correct: Σ w · [the prediction is the label].
+        error: what rounding took off these three sums, zeros by default. So counts stay right beyond 2²⁴.
     """
 
     weight: Any
     confidence: Any
     correct: Any
+    error: Any = None
+
+    def __post_init__(self) -> None:
+        if self.error is None:
+            object.__setattr__(self, "error", tuple(jnp.zeros_like(total) for total in self._sums))
+
+    @property
+    def _sums(self) -> tuple[Any, Any, Any]:
+        return self.weight, self.confidence, self.correct
+
+    @property
+    def _excess(self) -> Array:
+        """Σ w · ([the prediction is the label] − confidence)"""
+        _, confidence_error, correct_error = self.error
+        return (self.correct - self.confidence) + (correct_error - confidence_error)
 
     def __add__(self, other: "Calibration") -> "Calibration":
         if not isinstance(other, Calibration):
@@ -180,7 +195,9 @@ class Calibration:
         if jnp.shape(self.weight)[-1:] != jnp.shape(other.weight)[-1:]:
             shapes = f"{jnp.shape(self.weight)} and {jnp.shape(other.weight)}"
             raise ValueError(f"`Calibration`s that are added must have the same bins, got {shapes}.")
-        return jax.tree.map(operator.add, self, other)
+        pairs = map(_add_exactly, self._sums, self.error, other._sums, other.error)
+        sums, errors = zip(*pairs, strict=True)
+        return Calibration(*sums, errors)
 
     def __radd__(self, start: int) -> "Calibration":
         return self if isinstance(start, int) and start == 0 else NotImplemented  # `sum` starts from 0
@@ -191,11 +208,11 @@ class Calibration:
         `share` is the bin's fraction of the total weight. The error is 0 if every weight is 0.
         """
         total_weight = jnp.sum(self.weight, -1)
-        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total_weight)
+        return _ratio(jnp.sum(jnp.abs(self._excess), -1), total_weight)
 
     def maximum_error(self) -> Array:
         """The maximum calibration error: the largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
-        return jnp.max(_ratio(jnp.abs(self.correct - self.confidence), self.weight), -1)
+        return jnp.max(_ratio(jnp.abs(self._excess), self.weight), -1)
 
     def curve(self) -> Curve:
         """The mean confidence, the accuracy and the fraction of the weight in each bin, for a reliability diagram."""
@@ -241,6 +258,16 @@ def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | No
     terms = (w, w * jnp.where(w == 0, 0, confidence), w * correct.astype(w.dtype))
     bound_sample_axes = tuple(range(w.ndim))
     return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), bound_sample_axes) for term in terms))
+
+
+def _add_exactly(a, a_error, b, b_error):
+    """(a + a_error) + (b + b_error) as a float and what its rounding took off; 0 if it is not finite."""
+    # Knuth's two-sum, whose error is exact whichever summand is larger; then the errors are added to the sum.
+    total = a + b
+    b_rounded = total - a
+    error = (a - (total - b_rounded)) + (b - b_rounded) + (a_error + b_error)
+    rounded = jnp.where(jnp.isfinite(total), total + error, total)
+    return rounded, jnp.where(jnp.isfinite(rounded), error - (rounded - total), 0)
 
 
 def _is_in_top_k(s, k):
