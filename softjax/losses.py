@@ -33,7 +33,8 @@ def focal(s: StatisticsArgument, gamma: ArrayLike = 2.0) -> Float[Array, "*sampl
     """The focal loss, (1 − q_y)^γ h with h = −ln q_y.
 
     It gives less weight to samples that are already classified well. Use it for classes of very different frequency,
-    such as the background in object detection. γ = 0 is the cross-entropy.
+    such as the background in object detection. γ = 0 is the cross-entropy. For a distribution, q_y stands for e^−h, the
+    geometric mean of q with weights p.
 
     Args:
         s: `Statistics` of any shape, from `statistics` or `linear_statistics`, or of one sample in `linear_loss`.
@@ -58,10 +59,12 @@ def focal(s: StatisticsArgument, gamma: ArrayLike = 2.0) -> Float[Array, "*sampl
 
 
 def poly(s: StatisticsArgument, epsilon: ArrayLike = 1.0) -> Float[Array, "*samples"]:
-    """The Poly-1 loss, h + ε (1 − q_y) with h = −ln q_y.
+    """The Poly-1 loss, h + ε (1 − q_y) with h = −ln q_y. Of a distribution it is h + ε Σ_j p_j (1 − q_j).
 
     The cross-entropy is the series h = Σ_k (1 − q_y)^k / k. Poly-1 changes the weight of its first term to 1 + ε. A
     positive ε strengthens the gradient of samples that are nearly right. A negative ε weakens it.
+
+    If |1 + ε| < 1/4, a one-hot distribution with h < 1/16 counts as a class id, and the derivative by p is inexact.
 
     Args:
         s: as in `focal`.
@@ -81,18 +84,15 @@ def poly(s: StatisticsArgument, epsilon: ArrayLike = 1.0) -> Float[Array, "*samp
     >>> print(softjax.losses.poly(s, 1.0).round(4))
     [0.2461 2.0443]
     """
-    h = check_statistics(s).cross_entropy
-    epsilon = options.real("epsilon", epsilon, h.dtype)
-    x = jnp.where(jnp.isnan(h), 0, h)
-    # (1 + ε) m + (h − m) with m = 1 − q_y. Both terms are at least 0 for ε ≥ −1, so nothing cancels near ε = −1.
-    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * _one_minus_q(x) + _higher_order_terms(x))
+    h, miss = check_statistics(s).cross_entropy, s.label_miss
+    return _poly(h, miss, options.real("epsilon", epsilon, h.dtype))
 
 
 def generalized(s: StatisticsArgument, exponent: ArrayLike = 0.7) -> Float[Array, "*samples"]:
     """The generalized cross-entropy, (1 − q_y^r) / r.
 
     It lies between the cross-entropy (r → 0) and the absolute error 1 − q_y (r = 1). Use it for noisy labels: it is at
-    most 1/r, so one wrong label cannot outweigh many right ones.
+    most 1/r, so one wrong label cannot outweigh many right ones. For a distribution, q_y is as in `focal`.
 
     Args:
         s: as in `focal`.
@@ -123,6 +123,7 @@ def additive_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) 
 
     Use it for embeddings that are compared by angle, as in face and speaker recognition. Embeddings and class vectors
     must have length 1, and the logits must be scale · cos θ. The loss follows from q_y; the softmax is not recomputed.
+    It is defined for class ids. For a distribution, q_y is as in `focal`.
 
     Args:
         s: as in `focal`, of class ids.
@@ -154,7 +155,8 @@ def angular_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -
     """The ArcFace loss: the cross-entropy after the label's cosine is lowered from cos θ to cos(min(θ + margin, π)).
 
     Use it as `additive_margin`, with the margin as an angle. cos θ is the label's logit / scale, clipped to [−1, 1].
-    The derivative contains 1 / sin θ. It is computed as 1 / max(sin θ, 1e-3), so it stays finite.
+    The derivative contains 1 / sin θ. It is computed as 1 / max(sin θ, 1e-3), so it stays finite. For a distribution,
+    q_y is as in `focal`, and the label's logit is Σ_j p_j x_j.
 
     Args:
         s: as in `focal`, of class ids.
@@ -214,6 +216,36 @@ def _power_of_one_minus_q(h, gamma):
     tiny = jnp.finfo(h.dtype).tiny
     log_m = jax.nn.log1mexp(jnp.where(h > tiny, h, tiny))
     return jnp.where((h <= 0) & (gamma > 0), 0, jnp.exp(gamma * log_m)), log_m
+
+
+@jax.custom_jvp
+def _poly(h, miss, epsilon):
+    """h + ε miss"""
+    # (1 + ε) m + (h − m) + ε (miss − m) with m = 1 − e^−h. For a class id, miss = m, and the last term is rounding
+    # error. Then both other terms are at least 0 for ε ≥ −1, so nothing cancels near ε = −1.
+    x, is_class_id = _is_class_id(h, miss)
+    m = _one_minus_q(x)
+    difference = jnp.where(is_class_id, 0, miss - m)
+    return jnp.where(jnp.isnan(h), h, (1 + epsilon) * m + _higher_order_terms(x) + epsilon * difference)
+
+
+@_poly.defjvp
+def _poly_jvp(primals, tangents):
+    # dh + ε dmiss. Near ε = −1 these cancel for confident class ids, where dmiss = e^−h dh.
+    (h, miss, epsilon), (dh, dmiss, depsilon) = primals, tangents
+    x, is_class_id = _is_class_id(h, miss)
+    # Only there: one-hot labels have miss = 1 − e^−h, too, but another derivative by the labels.
+    cancels = is_class_id & (x < 1 / 16) & (jnp.abs(1 + epsilon) < 0.25)
+    by_h = jnp.where(cancels, (1 + epsilon) * jnp.exp(-x) + _one_minus_q(x), 1)
+    by_miss, by_epsilon = jnp.where(cancels, 0, epsilon), jnp.where(jnp.isnan(h), 0, miss)
+    return _poly(h, miss, epsilon), by_h * dh + by_miss * dmiss + by_epsilon * depsilon
+
+
+def _is_class_id(h, miss):
+    """h, 0 for NaN, and whether miss = 1 − e^−h up to rounding."""
+    x = jnp.where(jnp.isnan(h), 0, h)
+    m = _one_minus_q(x)
+    return x, jnp.abs(miss - m) <= 8 * jnp.finfo(h.dtype).eps * m
 
 
 @jax.custom_jvp

@@ -10,7 +10,6 @@ Under `jit`, with arrays sharded over a mesh, a metric covers all samples. Insid
 one device.
 """
 
-import operator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -115,13 +114,13 @@ def perplexity(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float
 
 
 def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Float[Array, ""]:
-    """The Brier score of class ids, the mean of Σ_j (q_j − [j = y])² = 1 − 2 q_y + Σ_j q_j².
+    """The Brier score, the mean of Σ_j (q_j − p_j)², where p_j is [j = y] for a class id y.
 
     It measures accuracy and calibration together; 0 is best. For two classes it is twice the binary score of
     scikit-learn.
 
     Args:
-        s: as in `accuracy`, of class ids.
+        s: as in `accuracy`.
         weights: as in `accuracy`.
 
     Returns:
@@ -139,10 +138,7 @@ def brier_score(s: StatisticsArgument, weights: ArrayLike | None = None) -> Floa
     0.5487
     """
     s = check_statistics(s)
-    q, one_minus_q = jnp.exp(-s.cross_entropy), -jnp.expm1(-s.cross_entropy)
-    # The score is (1 − q_y)² + Σ_{j≠y} q_j². The first term is exact. The second is S − q_y², and at most (1 − q_y)².
-    # S is rounded beside 1, so the second term is lost where (1 − q_y)² < 1e-7: there the score is right to a factor 2.
-    return _weighted_mean(one_minus_q**2 + jnp.clip(s.collision - q**2, 0, one_minus_q**2), s, weights)
+    return _weighted_mean(s.brier_score, s, weights)
 
 
 class Curve(NamedTuple):
@@ -159,7 +155,7 @@ class Curve(NamedTuple):
     share: Array
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["weight", "confidence", "correct"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["weight", "confidence", "correct", "error"], meta_fields=[])
 @dataclass(frozen=True)
 class Calibration:
     """Sums over the samples of each confidence bin, each `[..., bins]`, as `calibration` returns them.
@@ -171,11 +167,27 @@ class Calibration:
         weight: Σ w.
         confidence: Σ w · confidence.
         correct: Σ w · [the prediction is the label].
+        error: what rounding took off these three sums, zeros by default. So counts stay right beyond 2²⁴.
     """
 
     weight: Any
     confidence: Any
     correct: Any
+    error: Any = None
+
+    def __post_init__(self) -> None:
+        if self.error is None:
+            object.__setattr__(self, "error", tuple(jnp.zeros_like(total) for total in self._sums))
+
+    @property
+    def _sums(self) -> tuple[Any, Any, Any]:
+        return self.weight, self.confidence, self.correct
+
+    @property
+    def _excess(self) -> Array:
+        """Σ w · ([the prediction is the label] − confidence)"""
+        _, confidence_error, correct_error = self.error
+        return (self.correct - self.confidence) + (correct_error - confidence_error)
 
     def __add__(self, other: "Calibration") -> "Calibration":
         if not isinstance(other, Calibration):
@@ -183,7 +195,9 @@ class Calibration:
         if jnp.shape(self.weight)[-1:] != jnp.shape(other.weight)[-1:]:
             shapes = f"{jnp.shape(self.weight)} and {jnp.shape(other.weight)}"
             raise ValueError(f"`Calibration`s that are added must have the same bins, got {shapes}.")
-        return jax.tree.map(operator.add, self, other)
+        pairs = map(_add_exactly, self._sums, self.error, other._sums, other.error)
+        sums, errors = zip(*pairs, strict=True)
+        return Calibration(*sums, errors)
 
     def __radd__(self, start: int) -> "Calibration":
         return self if isinstance(start, int) and start == 0 else NotImplemented  # `sum` starts from 0
@@ -194,11 +208,11 @@ class Calibration:
         `share` is the bin's fraction of the total weight. The error is 0 if every weight is 0.
         """
         total_weight = jnp.sum(self.weight, -1)
-        return _ratio(jnp.sum(jnp.abs(self.correct - self.confidence), -1), total_weight)
+        return _ratio(jnp.sum(jnp.abs(self._excess), -1), total_weight)
 
     def maximum_error(self) -> Array:
         """The maximum calibration error: the largest |accuracy − confidence| of a bin, 0 if every weight is 0."""
-        return jnp.max(_ratio(jnp.abs(self.correct - self.confidence), self.weight), -1)
+        return jnp.max(_ratio(jnp.abs(self._excess), self.weight), -1)
 
     def curve(self) -> Curve:
         """The mean confidence, the accuracy and the fraction of the weight in each bin, for a reliability diagram."""
@@ -244,6 +258,16 @@ def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | No
     terms = (w, w * jnp.where(w == 0, 0, confidence), w * correct.astype(w.dtype))
     bound_sample_axes = tuple(range(w.ndim))
     return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), bound_sample_axes) for term in terms))
+
+
+def _add_exactly(a, a_error, b, b_error):
+    """(a + a_error) + (b + b_error) as a float and what its rounding took off; 0 if it is not finite."""
+    # Knuth's two-sum, whose error is exact whichever summand is larger; then the errors are added to the sum.
+    total = a + b
+    b_rounded = total - a
+    error = (a - (total - b_rounded)) + (b - b_rounded) + (a_error + b_error)
+    rounded = jnp.where(jnp.isfinite(total), total + error, total)
+    return rounded, jnp.where(jnp.isfinite(rounded), error - (rounded - total), 0)
 
 
 def _is_in_top_k(s, k):

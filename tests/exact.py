@@ -32,6 +32,25 @@ def cross_entropy(logits, labels, smoothing=0.0):
     return loss, gradient, np.where(at_peak, not_p + mass * not_q, q * mass + p)
 
 
+def scores(logits, labels):
+    """`label_miss` and `brier_score`: the values of each row, and their gradients."""
+    q, not_q, _ = rows(logits)
+    labels = np.asarray(labels)
+    p = np.eye(q.shape[1])[labels] if labels.dtype.kind in "iu" else labels.astype(np.float64)
+    beside = np.where(q > 0.5, 0, p * q).sum(1, keepdims=True)  # Σ p q without the class at the peak
+    total = (p * q).sum(1, keepdims=True)
+    d = np.where(q > 0.5, (1 - p) - not_q, q - p)
+    terms = q * d
+    d_beside = np.where(q > 0.5, 0, terms).sum(1, keepdims=True)
+    return {
+        "label_miss": ((p * not_q).sum(1), np.where(q > 0.5, beside - not_q * total, q * (total - p))),
+        "brier_score": (
+            (d**2).sum(1),
+            2 * q * np.where(q > 0.5, not_q * d - d_beside, d - terms.sum(1, keepdims=True)),
+        ),
+    }
+
+
 def entropy(logits):
     """The entropy of each row, its gradient, and the sizes of the gradient's terms."""
     q, _, log_q = rows(logits)

@@ -81,4 +81,6 @@ def statistics(logits, labels):
         "collision": (collision, 2 * q * (q - collision[:, None])),
         "max_logit": (x.max(1), peak),
         "peak_entropy": (-(peak * log_q).sum(1), q - peak),
+        "brier_score": (((q - p) ** 2).sum(1), 2 * q * (q - p - (q * (q - p)).sum(1, keepdims=True))),
+        "label_miss": ((p * (1 - q)).sum(1), q * ((p * q).sum(1, keepdims=True) - p)),
     }

@@ -46,10 +46,11 @@ def parameters(parameter):
 
 
 def statistics_of_h(h, a=None):
-    """`Statistics` with these values of `cross_entropy` and `label_logit`."""
-    zeros = jnp.zeros_like(h)
-    s = softjax.Statistics(*[zeros] * 8, *[jnp.zeros(h.shape, jnp.int32)] * 2)
-    return s._replace(cross_entropy=h, label_logit=zeros if a is None else a)
+    """`Statistics` of a class id with these values of `cross_entropy` and `label_logit`."""
+    zeros, nan = jnp.zeros_like(h), jnp.isnan(h)
+    miss = jnp.where(nan, h, -jnp.expm1(-jnp.where(nan, 0, h)))
+    s = softjax.Statistics.fill(zeros, jnp.zeros(h.shape, jnp.int32))
+    return s._replace(cross_entropy=h, label_miss=miss, label_logit=zeros if a is None else a)
 
 
 def oracle(name, h, parameter):
@@ -139,6 +140,9 @@ def test_losses_of_logits(name, parameter, spread):
         expected, by_h = oracle(name, np.maximum(h, 1e-300), parameter)
         below = np.asarray(x, np.float64).max(1, keepdims=True) - np.asarray(x, np.float64)
         ulp = EPS * (1 + parameter) * (16 + 2 * below.max(1))
+        if name == "poly" and labels.ndim == 2:  # not a function of h
+            miss, d_miss = exact.scores(x, labels)["label_miss"]
+            expected, dx, by_h = h + parameter * miss, dx + parameter * d_miss, np.ones_like(h)
         assert (np.abs(value - expected) <= ulp * expected + 1e-30).all()
         scale = np.abs(np.asarray(g, np.float64) * by_h)[:, None] * sizes
         error = np.abs(np.asarray(gradient) - (np.asarray(g, np.float64) * by_h)[:, None] * dx)
@@ -150,6 +154,39 @@ def value_and_vjp(name, parameter, x, labels, g):
     """The loss of each row and its VJP for the cotangent g."""
     value, pull = jax.vjp(lambda x: getattr(losses, name)(softjax.statistics(x, labels), *parameters(parameter)), x)
     return value, pull(g)[0]
+
+
+def test_poly_of_a_distribution():
+    """h + ε Σ_j p_j (1 − q_j), with its derivatives by logits and labels, also where all q_j of the mass are equal."""
+    x = jnp.array([[0.0, 1.0, -2.0], [0.0, 1.0, -2.0], [4.0, 1.0, 0.0], [0.5, 0.5, 0.5]])
+    p = jnp.array([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.9, 0.0, 0.1], [0.5, 0.5, 0.0]])
+    g = cases.cotangent(4)
+
+    def total(x, p, epsilon):
+        return g @ losses.poly(softjax.statistics(x, p), epsilon)
+
+    def plain(x, p, epsilon):
+        log_q = jax.nn.log_softmax(x)
+        return g.astype(x.dtype) @ jnp.sum(p * (epsilon * -jnp.expm1(log_q) - log_q), 1)
+
+    @partial(jax.jit, static_argnums=0)
+    def derivatives(f, *args):
+        return jax.value_and_grad(f, (0, 1, 2))(*args), jax.hessian(f)(*args), jax.jacfwd(jax.grad(f), 2)(*args)
+
+    for epsilon in (-1.0, -0.5, 1.0):
+        args = x, p, jnp.asarray(epsilon)
+        with jax.enable_x64(True):
+            expected = jax.device_get(derivatives(plain, *(a.astype(jnp.float64) for a in args)))
+        for found, wanted in zip(*map(jax.tree.leaves, (derivatives(total, *args), expected)), strict=True):
+            np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
+    s = softjax.statistics(jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]))
+    np.testing.assert_allclose(losses.poly(s, 1.0), 1.3132617, rtol=1e-6)
+    x = jnp.array([[17.0, 1.0, 0.0], [1.0, 30.0, 0.0], [0.0, 1.0, 0.0]])
+    ids, g = jnp.array([0, 1, 2]), jnp.ones(3)
+    for epsilon in (-1.0, -0.9, 0.5):
+        of_ids, of_one_hot = (value_and_vjp("poly", epsilon, x, y, g) for y in (ids, jax.nn.one_hot(ids, 3)))
+        for a, b in zip(of_ids, of_one_hot, strict=True):
+            np.testing.assert_allclose(a, b, rtol=3e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("gap", [5.0, 17.0, 30.0])

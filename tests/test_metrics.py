@@ -91,13 +91,33 @@ def test_calibrations_add_up():
     batches = [metrics.calibration(softjax.statistics(x, y), 10, w) for x, y, w in zip(x, y, w, strict=True)]
     for total in (batches[0] + batches[1] + sum(batches[2:]), sum(batches), scanned):
         assert isinstance(total, metrics.Calibration)
-        for found, wanted in zip(jax.tree.leaves(total), jax.tree.leaves(at_once), strict=True):
-            close(found, wanted, 1e-5)
+        for field in ("weight", "confidence", "correct"):
+            close(getattr(total, field), getattr(at_once, field), 1e-5)
     stacked = jax.vmap(lambda x, y, w: metrics.calibration(softjax.statistics(x, y), 10, w))(x, y, w)
     fifth = jax.tree.map(lambda a: a[4], stacked)
     for method in ("expected_error", "maximum_error", "curve"):
         for found, wanted in zip(*(jax.tree.leaves(getattr(c, method)()) for c in (stacked, fifth)), strict=True):
             close(found[4], wanted, 1e-6)
+
+
+@pytest.mark.parametrize("jitted", [True, False])
+def test_calibrations_add_up_beyond_2_to_24(jitted):
+    """A float32 sum of 2²⁴ stays there if 1, or a confidence below 1, is added to it."""
+    large = jnp.array([0.0, 2.0**24])
+    one = metrics.calibration(with_peak_entropy(np.float32(0.25)), 2)
+
+    def add_64(start):
+        return jax.lax.scan(lambda total, _: (total + one, None), start, length=64)[0]
+
+    total = (jax.jit(add_64) if jitted else add_64)(metrics.Calibration(large, 0.75 * large, large))
+    np.testing.assert_array_equal(total.weight, [0, 2**24 + 64])
+    np.testing.assert_array_equal(total.correct, [0, 2**24 + 64])
+    confidence = 0.75 * 2**24 + 64 * np.float64(one.confidence[1])
+    np.testing.assert_allclose(total.confidence, [0, confidence], rtol=2**-24)
+    close(total.expected_error(), 1 - confidence / (2**24 + 64), 1e-6)
+    close((one + total).weight, (total + one).weight, 0)
+    summed = jax.vmap(lambda c: jax.lax.psum(c, "batch"), axis_name="batch")(jax.tree.map(lambda a: a[None], total))
+    close(summed.expected_error()[0], total.expected_error(), 1e-6)
 
 
 def test_a_calibration_adds_only_to_one_with_the_same_bins():
@@ -226,6 +246,17 @@ def test_float64_metrics(x64):
     q = probabilities()
     close(metrics.brier_score(s), sklearn_metrics.brier_score_loss(Y, q, scale_by_half=False), 1e-12)
     close(metrics.perplexity(s), np.exp(sklearn_metrics.log_loss(Y, q)), 1e-12)
+
+
+def test_the_brier_score_of_confident_rows_and_of_distributions():
+    def score(x, y):
+        return metrics.brier_score(softjax.statistics(x, y))
+
+    close(score(jnp.array([10.0, 0, 0]), jnp.array(0)), 1.2364678e-8)
+    x = jnp.array([20.0, 0, 0])
+    close(jax.grad(score)(x, jnp.array(1)), [1.23669218e-8, -8.2446145e-9, -4.1223073e-9])
+    x, p = cases.logits(5), cases.distribution(5)
+    close(score(x, p), ((probabilities(x) - np.asarray(p, np.float64)) ** 2).sum(1).mean())
 
 
 @pytest.mark.parametrize("gap", [3.0, 6.0, 10.0, 17.0, 40.0])

@@ -3,6 +3,8 @@
 from functools import partial
 
 import cases
+import exact
+import few
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,8 +144,12 @@ def test_labels_out_of_range_or_masked():
     stats, pull = jax.vjp(lambda x: cases.floating(softjax.statistics(x, jnp.array([-1, 0, 5]), where=where)), x)
     np.testing.assert_array_equal(np.asarray(stats["label_logit"]), [np.nan, -np.inf, np.nan])
     np.testing.assert_array_equal(np.asarray(stats["cross_entropy"]), [np.nan, np.inf, np.nan])
+    np.testing.assert_array_equal(np.asarray(stats["label_miss"]), [np.nan, 1, np.nan])
+    expected = 1 + stats["collision"][1]  # Σ_j q_j², and 1 for the label
+    np.testing.assert_allclose(np.asarray(stats["brier_score"]), [np.nan, expected, np.nan], rtol=1e-6)
     assert np.isfinite(stats["log_normalizer"]).all()
-    cotangents = {n: jnp.ones(3) if n in ("label_logit", "cross_entropy") else jnp.zeros(3) for n in FLOATING}
+    of_label = ("label_logit", "cross_entropy", "label_miss", "brier_score")
+    cotangents = {n: jnp.ones(3) if n in of_label else jnp.zeros(3) for n in FLOATING}
     assert not pull(cotangents)[0][np.array([0, 2])].any()
 
 
@@ -170,14 +176,16 @@ def test_higher_derivatives(order):
 
     def total(x, labels):
         s = softjax.statistics(x, labels)
-        return s.log_normalizer + s.cross_entropy + s.entropy + 2 * s.collision + s.mean_logit
+        scores = s.brier_score / 2 + s.label_miss
+        return s.log_normalizer + s.cross_entropy + s.entropy + 2 * s.collision + s.mean_logit + scores
 
     def plain(x, labels):
         first = jax.lax.stop_gradient(x[0])  # a constant, because the maximum would have a derivative
         log_q = x - jnp.log(jnp.sum(jnp.exp(x - first))) - first
         q = jnp.exp(log_q)
-        h = -jnp.sum(labels * log_q) if labels.ndim else -log_q[labels]
-        return x[0] - log_q[0] + h - jnp.sum(q * log_q) + 2 * jnp.sum(q**2) + jnp.mean(x)
+        p = labels if labels.ndim else jax.nn.one_hot(labels, 4)
+        scores = jnp.sum((q - p) ** 2) / 2 + jnp.sum(p * (1 - q))
+        return x[0] - log_q[0] - p @ log_q - jnp.sum(q * log_q) + 2 * jnp.sum(q**2) + jnp.mean(x) + scores
 
     def derivatives(f, outer):
         for _ in range(order - 1):
@@ -193,6 +201,116 @@ def test_higher_derivatives(order):
         found, expected = of_all_rows(labels)
         for derivative in found:
             np.testing.assert_allclose(derivative, expected, rtol=2e-4, atol=2e-6)
+
+
+def _score_targets(x):
+    """Targets of five rows, each with the class ids or the distribution that it means."""
+    ids = jnp.array([0, 1, 0, 2, 1])
+    soft = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(4), 5), jnp.float32)
+    hot = jax.nn.one_hot(ids, 4)
+    nearly = (1 - 1e-7) * hot + 1e-7 * soft
+    sparse = softjax.SparseLabels(
+        jnp.array([[0, 0, 9], [1, 0, 1], [0, 2, 0], [3, 2, 1], [-1, 1, 1]]),
+        jnp.array([[0.5, 0.5, 0.0], [0.3, 0.5, 0.2], [0.5, 1e-9, 0.5], [0.2, 0.7, 0.1], [0.0, 0.25, 0.75]]),
+    )
+    return [(ids, ids), (hot, hot), (nearly, nearly), (soft, soft), (sparse, few.dense(sparse, 4))]
+
+
+@pytest.mark.parametrize("gap", [0.5, 10.0, 20.0, 60.0])
+def test_scores_of_confident_rows_keep_their_digits(gap, route):
+    """`label_miss` and `brier_score`, with the mass at the peak, beside it and at both."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32).at[:, 0].set(gap)
+    x = x.at[4, 1].set(gap)  # a tie
+    bound = (16 + 2 * gap) * 2.0**-23
+    for labels, same in _score_targets(x):
+        found = _scores_with_gradients(x, labels)
+        for name, (value, gradient) in exact.scores(x, same).items():
+            np.testing.assert_allclose(found[name][0], value, rtol=bound, atol=1e-37, err_msg=name)
+            # a difference of terms of this size, such as q d and q D
+            size = np.abs(gradient).max(1, keepdims=True)
+            error = np.abs(np.asarray(found[name][1], np.float64) - gradient)
+            assert (error <= bound * size + 1e-37).all(), (name, error / size)
+
+
+@jax.jit
+def _scores_with_gradients(x, labels):
+    def rows(x):
+        s = softjax.statistics(x, labels)
+        return {name: getattr(s, name) for name in ("label_miss", "brier_score")}
+
+    values, pull = jax.vjp(rows, x)
+    zeros = jax.tree.map(jnp.zeros_like, values)
+    return {name: (value, pull(zeros | {name: jnp.ones_like(value)})[0]) for name, value in values.items()}
+
+
+def test_derivatives_of_scores_by_logits_and_probabilities():
+    """First and second derivatives, in forward and reverse mode, against JAX's of the formulas in float64."""
+    x = jnp.array([[0.3, -0.2, 1.1, 0.0], [2.0, 2.0, -1.0, 0.5], [9.0, 0.0, 1.0, -2.0], [1, 2, 3, 4], [0, 0, 0, -9.0]])
+    g = cases.cotangent(5)
+    sparse = _score_targets(x)[-1][0]
+    p = jnp.asarray(few.dense(sparse, 4), jnp.float32)
+
+    def total(x, p, target=None):
+        s = softjax.statistics(x, p if target is None else target(p))
+        return g @ (s.label_miss + 2 * s.brier_score)
+
+    def plain(x, p):
+        q = jax.nn.softmax(x)
+        return g.astype(x.dtype) @ jnp.sum(p * (1 - q) + 2 * (q - p) ** 2, 1)
+
+    def all_derivatives(f, *args):
+        return (
+            jax.grad(f, (0, 1))(*args),
+            jax.hessian(f)(*args),
+            jax.jacrev(jax.grad(f))(*args),
+            jax.jacfwd(f, 1)(*args),
+        )
+
+    with jax.enable_x64(True):
+        expected = jax.jit(lambda *a: all_derivatives(plain, *a))(x.astype(jnp.float64), p.astype(jnp.float64))
+    (by_x, by_p), *second, forward_by_p = jax.tree.map(np.asarray, expected)
+    (found_x, found_p), *found_second, found_forward = jax.jit(lambda *a: all_derivatives(total, *a))(x, p)
+    np.testing.assert_allclose(found_x, by_x, atol=3e-6)
+    np.testing.assert_allclose(found_p, by_p, atol=3e-6)
+    np.testing.assert_allclose(found_forward, forward_by_p, atol=3e-6)
+    for found, wanted in zip(found_second, second, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+    def of_sparse(x, p):
+        return total(x, p, lambda p: softjax.SparseLabels(sparse.ids, p))
+
+    (found_x, found_p), *found_second, _ = jax.jit(lambda *a: all_derivatives(of_sparse, *a))(x, sparse.probabilities)
+    np.testing.assert_allclose(found_x, by_x, atol=3e-6)
+    np.testing.assert_allclose(found_p, few.entries_at(by_p, sparse.ids), atol=3e-6)
+    for found, wanted in zip(found_second, second, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_scores_of_invalid_ids_and_masked_classes():
+    """NaN with zero gradient for mass at an id out of range. Mass at a masked class takes no part."""
+    x, exist = cases.logits(5, samples=3), jnp.array([True, True, True, True, False])
+    labels = softjax.SparseLabels(jnp.array([[0, 7], [0, 4], [-1, 1]]), jnp.array([[0.5, 0.5], [0.4, 0.6], [0.0, 1.0]]))
+
+    @jax.jit
+    def with_gradient(labels, x):
+        def scores(x):
+            s = softjax.statistics(x, labels, where=exist)
+            return s.label_miss, s.brier_score
+
+        values, pull = jax.vjp(scores, x)
+        return values, pull(jax.tree.map(jnp.ones_like, values))[0]
+
+    values, dx = with_gradient(labels, x)
+    dense = jnp.zeros((3, 5)).at[1].set(jnp.array([0.4, 0, 0, 0, 0.6])).at[2, 1].set(1.0)
+    expected, dense_dx = with_gradient(dense, x)
+    for found, wanted in zip(values, expected, strict=True):
+        assert np.isnan(found[0])
+        np.testing.assert_allclose(found[1:], wanted[1:], rtol=1e-5)
+    assert not dx[0].any()
+    np.testing.assert_allclose(dx[1:], dense_dx[1:], atol=1e-6)
+    empty = softjax.statistics(x, jnp.array([0, 1, 2]), where=jnp.zeros((3, 5), bool))
+    assert not empty.label_miss.any()
+    assert not empty.brier_score.any()
 
 
 @pytest.mark.parametrize("mode", [jax.grad, jax.jacfwd])

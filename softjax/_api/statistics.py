@@ -40,8 +40,10 @@ def statistics(
         `Statistics`, each field `[*samples]`. `prediction` and `label_rank` are int32. The other fields are float64 if
         `logits` or a distribution are float64, else float32. Edge cases:
 
-        - Class id out of range: `label_logit` and `cross_entropy` are NaN with zero gradient, `label_rank` is −1.
-        - Class id of a masked class: these three fields are −inf, +inf and 2³¹ − 1.
+        - Class id out of range: `label_logit`, `cross_entropy`, `label_miss` and `brier_score` are NaN with zero
+          gradient, `label_rank` is −1.
+        - Class id of a masked class: `label_logit` is −inf, `cross_entropy` +inf, `label_miss` 1, `brier_score`
+          1 + Σ_j q_j², `label_rank` 2³¹ − 1.
         - No class exists: `log_normalizer` and `max_logit` are −inf, `prediction` and `label_rank` −1, other fields 0.
 
     Raises:

@@ -12,6 +12,8 @@ With q = softmax(x), target p ([j = y] for a class id y) and P = Σ_j p_j:
     peak_entropy    −ln q of the prediction   ∂/∂x_j = q_j − [j = prediction]
     uniform         u = Σ_j (z − x_j) / C     ∂u/∂x_j = q_j − 1/C                 for label smoothing
     prediction, label_rank                    integers, without a derivative
+    brier_score     B = Σ_j (q_j − p_j)²      ∂B/∂x_j = 2 q_j (q_j − p_j − D)     with D = Σ_j q_j (q_j − p_j)
+    label_miss      Σ_j p_j (1 − q_j)         ∂/∂x_j = q_j (A − p_j)              with A = Σ_j p_j q_j
 
 To add a statistic: a field of `Statistics`, its value in `statistics_forward`, its derivative in
 `statistics_derivatives`, and its formula in `tests/oracle.py`.
@@ -26,7 +28,14 @@ import jax.numpy as jnp
 from softjax._args.types import Array, Bool, Float, Integer
 from softjax._rows.block import Block, RowRule
 from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_distance_to_peak
-from softjax._rows.target import RowResiduals, measure_row, target_derivatives, target_vjp
+from softjax._rows.target import (
+    RowResiduals,
+    TargetCotangents,
+    measure_row,
+    score_derivatives,
+    target_derivatives,
+    target_vjp,
+)
 from softjax._xla import one_cpu
 from softjax._xla.barrier import barrier
 
@@ -52,6 +61,8 @@ class Statistics(NamedTuple):
             logits by class id. 0 where the label is the prediction. The label of a distribution is its most probable
             class, the first of equals. 2³¹ − 1 for a masked label. −1 for a class id out of range, and in a row that
             holds NaN or has no mass.
+        brier_score: Σ_j (q_j − p_j)², where p_j is [j = y] for a class id. NaN for a class id out of range.
+        label_miss: 1 − q_y, or Σ_j p_j (1 − q_j). NaN for a class id out of range.
     """
 
     log_normalizer: Float[Array, "*samples"]
@@ -64,6 +75,8 @@ class Statistics(NamedTuple):
     peak_entropy: Float[Array, "*samples"]
     prediction: Integer[Array, "*samples"]
     label_rank: Integer[Array, "*samples"]
+    brier_score: Float[Array, "*samples"]
+    label_miss: Float[Array, "*samples"]
 
     @classmethod
     def fill(cls, real: Any, integer: Any) -> "Statistics":
@@ -128,6 +141,8 @@ def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
         peak_entropy=squeezed.log_mass,
         prediction=classes.squeeze(prediction),
         label_rank=classes.squeeze(jnp.where(no_mass, -1, block.rank(x, target.label))),
+        brier_score=target.brier_score,
+        label_miss=target.miss,
     )
     distance = classes.sum(block.zero_masked(barrier(s.peak) - x)) / classes.squeeze(count)
     uniform = jnp.where(squeezed.peak == jnp.inf, jnp.inf, squeezed.log_mass + distance)  # not inf − inf
@@ -144,6 +159,7 @@ def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
     q, one_minus_q = e * jnp.expand_dims(1 / classes.squeeze(s.mass), classes.axis), s.one_minus_q(e)
     is_prediction = block.class_ids(residuals.prediction) == residuals.prediction
     p, cross_entropy = target_derivatives(block, residuals.row, q)
+    label_miss, brier_score = score_derivatives(block, residuals.row, q, p)
     return RowValues(
         Statistics(
             log_normalizer=q,
@@ -157,6 +173,8 @@ def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
             peak_entropy=jnp.where(is_prediction, -one_minus_q, q),
             prediction=_NO_DERIVATIVE,
             label_rank=_NO_DERIVATIVE,
+            brier_score=brier_score,
+            label_miss=label_miss,
         ),
         uniform=q - one_in_c,
     )
@@ -167,7 +185,10 @@ def statistics_backward(block: Block, residuals: Residuals, cotangents: RowValue
     # dx_j = Σ_s ∂s/∂x_j ds, the sum over the values s; for the cross-entropy alone (q_j P − p_j) dh
     derivatives = statistics_derivatives(block, residuals)
     terms = jax.tree.map(_product_or_none, derivatives, cotangents, is_leaf=lambda leaf: leaf is None)
-    target_cotangents = cotangents.statistics.label_logit, cotangents.statistics.cross_entropy, cotangents.surprisals
+    s = cotangents.statistics
+    target_cotangents = TargetCotangents(
+        s.label_logit, s.cross_entropy, s.label_miss, s.brier_score, cotangents.surprisals
+    )
     dx, target = target_vjp(block, residuals.row, reduce(jnp.add, jax.tree.leaves(terms)), target_cotangents)
     return block.cotangent(dx, target)
 

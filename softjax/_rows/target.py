@@ -7,9 +7,18 @@ q = softmax(x), z = ln Σ_j exp x_j and P = Σ p:
     cross_entropy  h = z − x_y, Σ_j p_j (z − x_j) or Σ_i p_i (z − x_{j_i})      ∂h/∂x_j = q_j P − p_j
     surprisals   h_i = z − x_{j_i}, at the few classes                          ∂h_i/∂x_j = q_j − [j = j_i]
 
+Two values are functions of q and p. With d_j = q_j − p_j, A = Σ_j p_j q_j and D = Σ_j q_j d_j = Σ_j q_j² − A:
+
+    label_miss     Σ_j p_j (1 − q_j)                                            ∂/∂x_j = q_j (A − p_j)
+    brier_score    Σ_j d_j²                                                     ∂/∂x_j = 2 q_j (d_j − D)
+
+For a dominant class k these differences would cancel. There d_k = (1 − p_k) − (1 − q_k), and the derivatives are
+Σ_{i≠k} p_i q_i − (1 − q_k) A and 2 q_k ((1 − q_k) d_k − Σ_{i≠k} q_i d_i).
+
 A few classes never become an array over all classes: their gradient is added at their ids.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +42,8 @@ class TargetStatistics(NamedTuple):
     """The most probable class, the first of equals, −1 if none has mass. It keeps the class axis, at length 1."""
     logit: Float[Array, "*rows"]
     cross_entropy: Float[Array, "*rows"]
+    miss: Float[Array, "*rows"]
+    brier_score: Float[Array, "*rows"]
     surprisals: Any = None
     """−ln q at the few classes, along the class axis."""
     ids: Any = None
@@ -48,6 +59,35 @@ class FewClasses(NamedTuple):
     """0 for a masked class, and in a row with mass at an id out of range."""
     exists: Bool[Array, "..."]
     """False for a masked class, and throughout a row with mass at an id out of range."""
+    valid: Float[Array, "*rows"]
+    """0 for a row with mass at an id out of range, else 1. It keeps the class axis, at length 1."""
+
+
+class TargetCotangents(NamedTuple):
+    """The cotangents of the values that depend on the target."""
+
+    logit: Any
+    cross_entropy: Any
+    miss: Any
+    brier_score: Any
+    surprisals: Any
+
+
+class Expectations(NamedTuple):
+    """Sums of a row that the derivatives of `label_miss` and `brier_score` need."""
+
+    probability: Float[Array, "*rows"]
+    """A = Σ_j p_j q_j"""
+    probability_beside: Float[Array, "*rows"]
+    """The same without a dominant class."""
+    dominant_mass: Float[Array, "*rows"]
+    """p of a dominant class, 0 without one."""
+    difference: Float[Array, "*rows"]
+    """D = Σ_j q_j (q_j − p_j)"""
+    difference_beside: Float[Array, "*rows"]
+    """The same without a dominant class."""
+    valid: Float[Array, "*rows"] | None
+    """0 for a row with an id out of range, else 1; None for a distribution."""
 
 
 class RowResiduals(NamedTuple):
@@ -59,6 +99,7 @@ class RowResiduals(NamedTuple):
     """Ignored rows with non-finite logits, None where all rows are active."""
     target: Any
     """x_y of a class id; (P, P without the peak's classes) of a distribution; or `FewClasses`."""
+    expectations: Expectations
 
 
 def measure_row(block: Block, x: Array, s: LogSum) -> tuple[TargetStatistics, RowResiduals]:
@@ -69,11 +110,40 @@ def measure_row(block: Block, x: Array, s: LogSum) -> tuple[TargetStatistics, Ro
     dropped = None if block.active is None else ~block.active & ~(jnp.isfinite(s.peak) & jnp.isfinite(s.rest))
     if isinstance(target, FewClasses):
         target = target._replace(logits=_zero_dropped(dropped, target.logits))
-    return statistics, RowResiduals(s._replace(rest=_zero_dropped(dropped, s.rest)), dropped, target)
+    s = s._replace(rest=_zero_dropped(dropped, s.rest))
+    return statistics, RowResiduals(s, dropped, target, _expectations(block, x, s, dropped, target))
 
 
 def _zero_dropped(dropped: Array | None, value: Array) -> Array:
     return value if dropped is None else jnp.where(dropped, 0, value)
+
+
+def _expectations(block: Block, x: Array, s: LogSum, dropped: Array | None, target: Any) -> Expectations:
+    classes, dominant, e = block.classes, s.is_dominant(x), exp_below_peak(block.classes, x, s, dropped)
+    valid = None
+    if isinstance(block.target, Distribution):
+        p = block.wide_probabilities()
+        at_dominant, terms, total = dominant, p * e / s.mass, classes.sum_keepdims
+    else:
+        if isinstance(target, FewClasses):
+            logits, p, valid = target.logits, target.probabilities, target.valid
+        else:
+            logits, p = target, (block.target.ids >= 0).astype(x.dtype)  # pyright: ignore[reportAttributeAccessIssue]
+            valid = p
+        at_dominant, terms = s.is_dominant(logits), p * exp_below_peak(classes, logits, s, dropped) / s.mass
+        total = partial(jnp.sum, axis=classes.axis, keepdims=True)
+    beside, dominant_mass = total(jnp.where(at_dominant, 0, terms)), total(jnp.where(at_dominant, p, 0))
+    # The dominant class has q d = q ((1 − p) − (1 − q)), another class q². All p q beside it are in `beside`.
+    of_dominant = e / s.mass * ((1 - dominant_mass) - s.one_minus_q(e))
+    squares = (e / s.mass) ** 2
+    return Expectations(
+        total(terms),
+        beside,
+        dominant_mass,
+        classes.sum_keepdims(jnp.where(dominant, of_dominant, squares)) - beside,
+        classes.sum_keepdims(jnp.where(dominant, 0, squares)) - beside,
+        valid,
+    )
 
 
 def target_derivatives(block: Block, row: RowResiduals, q: Array) -> tuple[Any, Any]:
@@ -82,8 +152,19 @@ def target_derivatives(block: Block, row: RowResiduals, q: Array) -> tuple[Any, 
     return derivatives(block, row, q) if derivatives else (None, None)
 
 
-def target_vjp(block: Block, row: RowResiduals, dx: Array, cotangents: tuple[Any, ...]) -> tuple[Array, Any]:
-    """dx with all of the target's part, and the cotangent of the target, from the cotangents of a, h and h_i."""
+def score_derivatives(block: Block, row: RowResiduals, q: Array, p: Array | None) -> tuple[Array, Array]:
+    """The derivatives of `label_miss` and `brier_score` by x_j; without p_j for a few classes (`p` is None)."""
+    s, x, t = row.log_sum, block.wide_logits(), row.expectations
+    dominant, one_minus_q = s.is_dominant(x), s.one_minus_q(exp_below_peak(block.classes, x, s, row.dropped))
+    q_minus_p, a_minus_p = (q, t.probability) if p is None else (q - p, t.probability - p)
+    miss = jnp.where(dominant, t.probability_beside - one_minus_q * t.probability, q * a_minus_p)
+    of_dominant = one_minus_q * ((1 - t.dominant_mass) - one_minus_q) - t.difference_beside
+    brier_score = 2 * q * jnp.where(dominant, of_dominant, q_minus_p - t.difference)
+    return miss, brier_score if t.valid is None else brier_score * t.valid
+
+
+def target_vjp(block: Block, row: RowResiduals, dx: Array, cotangents: TargetCotangents) -> tuple[Array, Any]:
+    """dx with all of the target's part, and the cotangent of the target."""
     if isinstance(block.target, ClassIds):
         return dx, None
     if isinstance(block.target, Distribution):
@@ -106,7 +187,9 @@ def _measure_id(block: Block, _: Array, s: LogSum) -> tuple[TargetStatistics, Ar
     a = classes.squeeze(nan_where(out_of_range, logit))
     peak, log_mass = classes.squeeze(s.peak), LogSum(*map(classes.squeeze, s)).log_mass
     # h = ln Σ exp(x_j − peak) + (peak − x_y): both terms are at least 0, so nothing cancels
-    return TargetStatistics(ids, a, log_mass - minus_peak(a, peak)), logit
+    scores = s.one_minus_q(exp_below_peak(classes, logit, s, None)), _brier_score_at(block, s, ids, logit)
+    scores = (classes.squeeze(nan_where(out_of_range, score)) for score in scores)
+    return TargetStatistics(ids, a, log_mass - minus_peak(a, peak), *scores), logit
 
 
 def _id_derivatives(block: Block, row: RowResiduals, q: Array) -> tuple[Array, Array]:
@@ -132,7 +215,11 @@ def _measure_distribution(block: Block, x: Array, s: LogSum) -> tuple[TargetStat
     h = classes.squeeze(mass * s.log_mass) + classes.sum(jnp.where(has_mass, p * distance, 0))
     largest = classes.max(p)
     label = jnp.where(largest > 0, block.first_equal(p, largest), -1)
-    return TargetStatistics(label, a, h), (mass, mass_beside_peak)
+    e = exp_below_peak(classes, x, s, None)
+    one_minus_q = s.one_minus_q(e)
+    miss = classes.sum(jnp.where(has_mass, p * one_minus_q, 0))
+    difference = jnp.where(s.is_dominant(x), (1 - p) - one_minus_q, e / s.mass - p)
+    return TargetStatistics(label, a, h, miss, classes.sum(difference**2)), (mass, mass_beside_peak)
 
 
 def _distribution_derivatives(block: Block, row: RowResiduals, q: Array) -> tuple[Array, Array]:
@@ -143,20 +230,28 @@ def _distribution_derivatives(block: Block, row: RowResiduals, q: Array) -> tupl
     return p, jnp.where(s.is_dominant(x), mass_beside_peak - s.one_minus_q(e) * mass, q * mass - p)
 
 
-def _distribution_vjp(block: Block, row: RowResiduals, cotangents: tuple[Any, ...]) -> Array:
-    da, dh, _ = cotangents
+def _distribution_vjp(block: Block, row: RowResiduals, cotangents: TargetCotangents) -> Array:
     p, x = block.wide_probabilities(), block.wide_logits(row.dropped)
-    return block.zero_masked(_probability_vjp(block.classes, p, x, row, (da, dh)))
+    return block.zero_masked(_probability_vjp(block.classes, p, p, x, row, cotangents))
 
 
-def _probability_vjp(classes: ClassAxis, p: Array, x: Array, row: RowResiduals, cotangents: tuple[Any, Any]) -> Array:
-    """x_j da + (z − x_j) dh; 0 where p_j = 0 and exp x_j = 0, whatever p_j does there."""
+def _probability_vjp(
+    classes: ClassAxis, p: Array, mass: Array, x: Array, row: RowResiduals, cotangents: TargetCotangents
+) -> Array:
+    """x_j da + (z − x_j) dh + (1 − q_j) dmiss − 2 (q_j − mass_j) dbrier, where `mass` is Σ p at the class.
+
+    The first two are 0 where p_j = 0 and exp x_j = 0, whatever p_j does there.
+    """
     # x_j = −inf has a term of its own: the cotangent of an unread value may be 0, and 0 · inf is NaN.
-    (da, dh), s, no_logit = cotangents, row.log_sum, x == -jnp.inf
+    da, dh, dmiss, dbrier, _ = cotangents
+    s, no_logit, e = row.log_sum, x == -jnp.inf, exp_below_peak(classes, x, row.log_sum, row.dropped)
+    one_minus_q = s.one_minus_q(e)
+    difference = jnp.where(s.is_dominant(x), (1 - mass) - one_minus_q, e / s.mass - mass)
+    of_scores = one_minus_q * dmiss - 2 * difference * dbrier
     s = s._replace(peak=_zero_dropped(row.dropped, s.peak))
     surprisal = jnp.where(no_logit, 0, s.log_mass - below_peak(classes, x, s))
     infinite = jnp.where(no_logit & (p != 0), x, 0)
-    return jnp.where(no_logit, 0, x) * da + surprisal * dh + infinite * (da - dh)
+    return jnp.where(no_logit, 0, x) * da + surprisal * dh + infinite * (da - dh) + of_scores
 
 
 # A few classes.
@@ -182,17 +277,49 @@ def _measure_few(block: Block, x: Array, s: LogSum) -> tuple[TargetStatistics, F
 
     label = _most_probable_id(classes, ids, p)
     asked = zero_ignored(nan_where(ids < 0, surprisals), block.active)
-    statistics = TargetStatistics(label, expectation(logits), expectation(surprisals), asked, ids)
-    return statistics, FewClasses(ids, logits, p, exists & ~invalid)
+    statistics = TargetStatistics(
+        label,
+        expectation(logits),
+        expectation(surprisals),
+        expectation(s.one_minus_q(exp_below_peak(classes, logits, s, None))),
+        classes.squeeze(nan_where(invalid, _brier_score_at(block, s, ids, logits, p))),
+        asked,
+        ids,
+    )
+    return statistics, FewClasses(ids, logits, p, exists & ~invalid, 1 - invalid.astype(p.dtype))
+
+
+def _brier_score_at(block: Block, s: LogSum, ids: Array, logits: Array, p: Array | None = None) -> Array:
+    """Σ_j (q_j − p_j)² with p at these ids, 1 for None. Equal ids add up. The class axis stays, at length 1."""
+    classes, x, p = block.classes, block.wide_logits(), jnp.ones_like(logits) if p is None else p
+    e, dominant = exp_below_peak(classes, logits, s, None), s.is_dominant(logits)
+    mass, is_first = _mass_of_equal_ids(classes, ids, p)
+    difference = jnp.where(dominant, (1 - mass) - s.one_minus_q(e), e / s.mass - mass)
+    at_ids = jnp.sum(jnp.where(is_first, difference**2, 0), classes.axis, keepdims=True)
+    # The other classes have Σ q_j². The sum leaves out a dominant class, whose square is 1 before the division by mass.
+    all_e = exp_below_peak(classes, x, s, None)
+    squares = classes.sum_keepdims(jnp.where(s.is_dominant(x), 0, all_e * all_e))
+    asked = jnp.sum(jnp.where(is_first & ~dominant, e * e, 0), classes.axis, keepdims=True)
+    asks_dominant = jnp.any(dominant, classes.axis, keepdims=True)
+    of_dominant = jnp.where((s.rest < 1) & ~asks_dominant, jnp.ones_like(s.rest), 0)
+    return at_ids + jnp.maximum(of_dominant + (squares - asked), 0) / s.mass**2
+
+
+def _mass_of_equal_ids(classes: ClassAxis, ids: Array, p: Array) -> tuple[Array, Array]:
+    """Σ p over the places with the same id, and whether a place is the first of them."""
+    if ids.shape[classes.axis] == 1:
+        return p, jnp.ones_like(ids, bool)
+    before, after = classes.axis - 1, classes.axis
+    equal = jnp.expand_dims(ids, before) == jnp.expand_dims(ids, after)
+    mass = jnp.sum(jnp.where(equal, jnp.expand_dims(p, before), 0), after)
+    return mass, jnp.argmax(equal, after) == lax.broadcasted_iota(ids.dtype, ids.shape, classes.axis % ids.ndim)
 
 
 def _most_probable_id(classes: ClassAxis, ids: Array, p: Array) -> Integer[Array, "*rows"]:
     """The id with the largest Σ p, the smallest of equals; −1 if no id has mass."""
-    before, after = classes.axis - 1, classes.axis
-    equal = jnp.expand_dims(ids, before) == jnp.expand_dims(ids, after)
-    mass = jnp.sum(jnp.where(equal, jnp.expand_dims(p, before), 0), after)
-    largest, no_id = jnp.max(mass, after, keepdims=True, initial=0), jnp.iinfo(ids.dtype).max
-    first = jnp.min(jnp.where(mass == largest, ids, no_id), after, keepdims=True, initial=no_id)
+    mass, _ = _mass_of_equal_ids(classes, ids, p)
+    largest, no_id = jnp.max(mass, classes.axis, keepdims=True, initial=0), jnp.iinfo(ids.dtype).max
+    first = jnp.min(jnp.where(mass == largest, ids, no_id), classes.axis, keepdims=True, initial=no_id)
     return jnp.where(largest > 0, first, -1)
 
 
@@ -220,9 +347,9 @@ def _all_gather(classes: ClassAxis, local: Array) -> Array:
     return psum(lax.dynamic_update_slice_in_dim(zeros, local, start, -1), classes.names)
 
 
-def _few_vjp(block: Block, row: RowResiduals, dx: Array, cotangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    da, dh, dsurprisals = cotangents
-    classes, s, (ids, logits, p, exists), x = block.classes, row.log_sum, row.target, block.wide_logits()
+def _few_vjp(block: Block, row: RowResiduals, dx: Array, cotangents: TargetCotangents) -> tuple[Array, Array]:
+    da, dh, dmiss, dbrier, dsurprisals = cotangents
+    classes, s, (ids, logits, p, exists, _), x = block.classes, row.log_sum, row.target, block.wide_logits()
     e = exp_below_peak(classes, x, s, row.dropped)
     c = jnp.where(exists, p * dh + dsurprisals, 0)
     beside_peak = jnp.where(logits == s.peak, 0, c)
@@ -230,6 +357,9 @@ def _few_vjp(block: Block, row: RowResiduals, dx: Array, cotangents: tuple[Any, 
     # q_j Σ_i c_i − Σ_{i: j_i = j} c_i, and for a dominant class Σ_{i: j_i ≠ j} c_i − (1 − q_j) Σ_i c_i
     dominant = s.is_dominant(x)
     dx = dx + jnp.where(dominant, -s.one_minus_q(e), e / s.mass) * total + dominant.astype(x.dtype) * total_beside_peak
-    at_ids = p * da - jnp.where(s.is_dominant(logits), 0, c)
+    # `score_derivatives` gives the derivatives of both scores without the terms −q p and −2 q p
+    q = exp_below_peak(classes, logits, s, row.dropped) / s.mass
+    at_ids = p * da - jnp.where(s.is_dominant(logits), 0, c + q * p * (dmiss + 2 * dbrier))
     dx = add_at_classes(dx, block.local_ids(ids), classes.axis, at_ids)
-    return dx, jnp.where(exists, _probability_vjp(classes, p, logits, row, (da, dh)), 0)
+    mass, _ = _mass_of_equal_ids(classes, ids, p)
+    return dx, jnp.where(exists, _probability_vjp(classes, p, mass, logits, row, cotangents), 0)
