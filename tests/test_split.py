@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from softjax._mesh import placement, split
@@ -20,12 +20,17 @@ def test_without_axis_names_nothing_is_sharded():
 
 
 def test_partition_specs_and_local_sizes():
-    mesh = jax.make_mesh((1, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)
-    with jax.set_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
         found = split_of((4, 3, 6), 1, "classes", "data")
         assert found.bound_axes == {"data", "classes"}
         assert found.logits_spec(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
-        assert found.logits_spec(jnp.zeros((1, 3, 1)), 1)[0] is None
+        # A dimension of length 1 is broadcast over several devices, and lies on one.
+        assert found.logits_spec(jnp.zeros((1, 1, 1)), 1) == P(None, ("classes",), None)
         assert found.samples_spec(None) == P()
         assert found.output_spec == P(("data",), None)
-        assert found.local_sizes((4, 6), 3) == (24, 3)
+        assert found.local_sizes((4, 6), 3) == (12, 3)
+
+
+def test_a_call_without_samples_binds_no_axis():
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
+        assert split_of((4, 0, 3), -1, "classes", "data") == split.Split((), (), (), ((), ()), (), None)

@@ -12,7 +12,7 @@ from softjax._args.types import Array, Shape
 from softjax._linear.fused import fused_loss_sum
 from softjax._linear.plan import LayerInputs, Plan
 from softjax._linear.recomputed import rows_in_shape
-from softjax._mesh.split import Split
+from softjax._mesh.split import Split, reshard_rows
 from softjax._rows.block import RowRule, apply_rule, make_block
 from softjax._rows.reduction import reduce
 from softjax._rows.statistics import STATISTICS_IN_CACHE
@@ -42,6 +42,7 @@ def logits_loss(config, logits, labels, where, weights, shared):
 def _local_logits_loss(config, logits, labels, where, weights, shared):
     samples = arrays.samples_shape(logits.shape, config.axis)
     classes, logits, target, where = config.split.local_inputs(logits, labels, where, config.axis)
+    weights = reshard_rows(logits, config.axis, weights)
     if weights is not None:
         weights = jnp.broadcast_to(weights, samples).astype(arrays.accumulation_dtype(logits, *jax.tree.leaves(target)))
     if where is not None:

@@ -10,7 +10,7 @@ from softjax._args import arrays, options
 from softjax._args.types import Array, ArrayLike, Axes, AxisName, Number
 from softjax._mesh.axes import ClassAxis, with_same_varying_axes
 from softjax._mesh.placement import split_for_logits
-from softjax._mesh.split import Split
+from softjax._mesh.split import Split, reshard_like
 from softjax._rows.log_sum import below_peak, log_sum
 from softjax._rows.reduction import from_nats
 from softjax._xla import one_cpu
@@ -125,15 +125,14 @@ def _softmax_or_log(config, logits, where):
 
 def _local(config, logits, where):
     axis, split, base = config
-    gathered = tuple(split.gather_classes(array, axis) for array in (logits, where))
-    (x, where), _ = with_same_varying_axes(split.class_mesh_axes, gathered)
+    (x, where), _ = with_same_varying_axes(split.class_mesh_axes, split.local_classes(axis, logits, where))
     classes = ClassAxis(axis, split.class_mesh_axes)
     if where is not None:
         x = jnp.where(where, x, jnp.where(classes.any(where), -jnp.inf, jnp.zeros((), x.dtype)))
     result = _probabilities(classes, x) if base is None else from_nats(_log_probabilities(classes, x), base)
     if where is not None:
         result = jnp.where(where, result, 0 if base is None else -jnp.inf)  # a constant, without a derivative
-    return split.slice_classes(result.astype(logits.dtype), axis)
+    return reshard_like(logits, split.slice_classes(result.astype(logits.dtype), axis))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

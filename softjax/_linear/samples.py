@@ -133,7 +133,8 @@ def guard_ignored(tree: Any, active: Bool[Array, "rows 1"]) -> Any:
     def guard(array: Array) -> Array:
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             return array
-        mask = active.reshape((-1, *(1,) * (array.ndim - 1)))
+        # JAX 0.10 cannot lower `with_transpose` where it has to cast the mask: a weight for all samples is invariant.
+        mask = varying_like(active.reshape((-1, *(1,) * (array.ndim - 1))), array)
         return _guard_tangent(zero_ignored(array, mask), mask)
 
     return jax.tree.map(guard, tree)

@@ -26,9 +26,10 @@ def split_for_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: 
         return tuple(names), bound_class_axes, mesh
 
     samples, classes = arrays.samples_shape(logits.shape, axis), logits.shape[axis]
-    return require_varying_classes(
-        find_split(axis_name, batch_axis_name, samples, classes, typed_axes), "logits", logits
-    )
+    found = find_split(axis_name, batch_axis_name, samples, classes, typed_axes)
+    # `jnp.where` of an empty array drops the mesh axes that it varies over (JAX 0.10), so bind none for no samples.
+    found = found.without_bound_axes() if 0 in samples else found
+    return require_varying_classes(found, "logits", logits)
 
 
 def split_for_layer(axis_name: Any, batch_axis_name: Any, hidden: Array, kernel: Array) -> Split:

@@ -15,12 +15,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from softjax._args import arrays
-from softjax._args.labels import Labels, Teacher, is_distribution, target_from_labels
+from softjax._args.labels import FewProbabilities, Labels, Teacher, is_distribution, target_from_labels
 from softjax._args.types import Array, Length, Shape
 from softjax._mesh.axes import AxisNames, ClassAxis, axis_size
 
@@ -58,14 +59,21 @@ class Split(NamedTuple):
 
     def local_inputs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[ClassAxis, Array, Any, Any]:
         """The class axis, logits, target and class mask from which a device computes. Call it inside `shard_map`."""
-        logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
-        classes = ClassAxis(axis, self.class_mesh_axes)
+        classes, (logits, where) = ClassAxis(axis, self.class_mesh_axes), self.local_classes(axis, logits, where)
         if isinstance(labels, Teacher):
             rows_shape, dtype = classes.keepdims_shape(logits), arrays.accumulation_dtype(logits, labels.logits)
             teacher = labels._replace(logits=self.gather_classes(labels.logits, axis))
-            target = jax.tree.map(partial(_sharded_like, logits), teacher.broadcast_to_rows(rows_shape, dtype, axis))
-            return classes, logits, target, where
-        return classes, logits, self.target(labels, classes.num_classes(logits), axis), where
+            target = teacher.broadcast_to_rows(rows_shape, dtype, axis)
+        else:
+            target = self.target(labels, classes.num_classes(logits), axis)
+        few = isinstance(target, FewProbabilities)
+        return classes, logits, jax.tree.map(partial(_sharded_like, logits, axis, few=few), target), where
+
+    def local_classes(self, axis: int, logits: Array, where: Any) -> tuple[Array, Any]:
+        """The logits and the class mask from which a device computes. Call it inside `shard_map`."""
+        logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
+        logits, where = jax.tree.map(partial(_sharded_like, logits, axis), (logits, where))
+        return logits, where
 
     def target(self, labels: Labels, classes: Length, axis: int) -> Any:
         """The target that the labels stand for, given the number of classes on all devices."""
@@ -81,10 +89,24 @@ class Split(NamedTuple):
         """The number of devices along a mesh axis that this call binds."""
         return (self.mesh or jax.sharding.get_abstract_mesh()).shape[name]
 
+    def _spec_entry(self, names: AxisNames, length: Length) -> AxisNames | None:
+        """The entry of a PartitionSpec for a dimension of this length: None for one that is broadcast over devices."""
+        broadcast = length == 1 and any(self.num_devices(name) > 1 for name in names)
+        return names if names and not broadcast else None
+
     @property
     def bound_axes(self) -> set[Hashable]:
         """All mesh axes that this call binds."""
         return set(self.bound_class_axes).union(*self.bound_sample_axes)
+
+    def without_bound_axes(self) -> "Split":
+        """The split of a call that binds no mesh axis itself."""
+        class_mesh_axes, sample_mesh_axes = (
+            tuple(name for name in names if name not in self.bound_axes)
+            for names in (self.class_mesh_axes, self.sample_mesh_axes)
+        )
+        bound = ((),) * len(self.bound_sample_axes)
+        return Split(class_mesh_axes, self.vmap_axes, sample_mesh_axes, bound, (), None)
 
     @property
     def output_spec(self) -> P:
@@ -92,9 +114,9 @@ class Split(NamedTuple):
         return P(*(names or None for names in self.bound_sample_axes))
 
     def samples_spec(self, array: Array | None) -> P:
-        """PartitionSpec of an array `[*samples, …]`. A dimension of length 1, to be broadcast, is not sharded."""
+        """PartitionSpec of an array `[*samples, …]`. A dimension of length 1 is not sharded over several devices."""
         shape = () if array is None else array.shape
-        return P(*(_spec_entry(names, n) for names, n in zip(self.bound_sample_axes, shape, strict=False)))
+        return P(*(self._spec_entry(names, n) for names, n in zip(self.bound_sample_axes, shape, strict=False)))
 
     def logits_spec(self, array: Array | None, axis: int) -> P:
         """PartitionSpec of the logits, or of an array of their rank, with the class dimension at `axis`."""
@@ -102,7 +124,7 @@ class Split(NamedTuple):
             return P()
         entries = list(self.bound_sample_axes)
         entries.insert(axis % array.ndim, self.bound_class_axes)
-        return P(*(_spec_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
+        return P(*(self._spec_entry(names, n) for names, n in zip(entries, array.shape, strict=True)))
 
     def labels_spec(self, labels: Any, axis: int) -> Any:
         """PartitionSpecs of a distribution, a `Teacher`, or a pytree of arrays `[*samples, …]`, such as class ids."""
@@ -146,13 +168,38 @@ class Split(NamedTuple):
         return jax.sharding.reshard(array, NamedSharding(mesh, P(*(entry or None for entry in entries))))
 
 
-def _sharded_like(logits: Array, array: Array) -> Array:
-    """An array of the rank of the logits, with their sharding under Explicit axes. Dimensions of length 1 have none."""
-    sharding = jax.typeof(logits).sharding
-    if AxisType.Explicit not in sharding.mesh.axis_types:
-        return array
-    spec = P(*(None if n == 1 else entry for n, entry in zip(array.shape, sharding.spec, strict=True)))
-    return jax.sharding.reshard(array, NamedSharding(sharding.mesh, spec))
+def _sharded_like(logits: Array, axis: int, array: Array, few: bool = False) -> Array:
+    """An array of the rank of the logits, with their sharding under Explicit axes, where JAX refuses to mix shardings.
+
+    A dimension of another length than that of the logits is not sharded. Nor is the class axis of row values and of
+    `few` classes. A single class looks like a row value, so it is not sharded, either.
+    """
+    spec = jax.typeof(logits).sharding.spec
+    entries = [entry if n == m else None for entry, n, m in zip(spec, array.shape, logits.shape, strict=True)]
+    if few or array.shape[axis] == 1:
+        entries[axis] = None
+    return _reshard_to(array, logits, P(*entries))
+
+
+def reshard_like(logits: Array, array: Array) -> Array:
+    """An array of the shape of the logits, with exactly their sharding under Explicit axes."""
+    return _reshard_to(array, logits, jax.typeof(logits).sharding.spec)
+
+
+def _reshard_to(array: Array, logits: Array, spec: P) -> Array:
+    """The array, resharded on the mesh of the logits, if that has Explicit axes."""
+    mesh = jax.typeof(logits).sharding.mesh
+    return jax.sharding.reshard(array, NamedSharding(mesh, spec)) if AxisType.Explicit in mesh.axis_types else array
+
+
+def reshard_rows(logits: Array, axis: int, array: Array | None) -> Array | None:
+    """An array `[*samples]`, or one that broadcasts to it, sharded like the rows of the logits under Explicit axes.
+
+    JAX 0.10 cannot transpose the broadcast of a dimension of length 1 that is sharded over an axis of one device.
+    """
+    if array is None:
+        return None
+    return jnp.squeeze(_sharded_like(logits, axis, jnp.expand_dims(array, axis)), axis)
 
 
 def names_in_entry(entry: Any) -> AxisNames:
@@ -160,8 +207,3 @@ def names_in_entry(entry: Any) -> AxisNames:
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
-
-
-def _spec_entry(names: AxisNames, length: Length) -> AxisNames | None:
-    """The entry of a PartitionSpec for a dimension of this length."""
-    return names if names and length != 1 else None
