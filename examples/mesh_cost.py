@@ -9,6 +9,8 @@ A step computes the loss and the gradients of `softjax.linear_cross_entropy`. Th
 contributes to all-reduces, its memory and its matmuls. It also shows the temporary memory of the unfused baseline:
 optax on sharded logits, partitioned by the compiler. Devices are simulated, in float32. With `--topology` they are TPUs
 or GPUs, in bfloat16, and none of them has to be present.
+
+A second table compares the same call under Auto axes with and without its axis names, on four simulated devices.
 """
 
 from common import program
@@ -136,12 +138,22 @@ def unfused_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
-def compile_step(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any = jnp.float32) -> Any:
+def nameless_loss(hidden: jax.Array, kernel: jax.Array, labels: jax.Array) -> jax.Array:
+    return softjax.linear_cross_entropy(hidden, kernel, labels)
+
+
+def compile_step(
+    loss: Callable[..., Any],
+    shape: tuple[int, int, int],
+    mesh: Any,
+    dtype: Any = jnp.float32,
+    kernel_spec: P = P(None, "classes"),  # noqa: B008
+) -> Any:
     """Compiles the loss and its gradients for a mesh with the axes data and classes."""
     samples, features, classes = shape
     arrays = [
         ((samples, features), dtype, P("data", None)),
-        ((features, classes), dtype, P(None, "classes")),
+        ((features, classes), dtype, kernel_spec),
         ((samples,), jnp.int32, P("data")),
     ]
     with jax.set_mesh(mesh):
@@ -204,6 +216,39 @@ def measure_row(settings: Settings, classes: int, devices: int | str) -> dict[st
     }
 
 
+NAMES_SHAPE = (4096, 256, 8192)
+"""Samples, features and classes of the comparison of axis names."""
+LAYOUTS = {
+    "data parallel": ((4, 1), P()),
+    "FSDP": ((4, 1), P("data", None)),
+    "tensor parallel": ((2, 2), P(None, "classes")),
+}
+
+
+def measure_names(layout: str, named: bool) -> dict[str, Any]:
+    """What four simulated devices with Auto axes exchange, with and without the axis names of the call."""
+    mesh_shape, kernel_spec = LAYOUTS[layout]
+    loss = fused_loss if named else nameless_loss
+    step = compile_step(loss, NAMES_SHAPE, simulated_mesh(*mesh_shape), kernel_spec=kernel_spec)
+    hlo = step.as_text()
+    chunks = _count_chunks(hlo)
+    in_chunks = [c for c in collectives(hlo) if c.in_loop]
+    largest = max(in_chunks, key=_count_bytes, default=None)
+    return {
+        "layout": layout,
+        "named": named,
+        "chunks": chunks,
+        "collective": largest and largest.kind,
+        "collective_bytes": largest and _count_bytes(largest),
+        "exchanged_bytes": sum(_count_bytes(c) * (chunks if c.in_loop else 1) for c in collectives(hlo)),
+        "matmuls": _count_flops(step, hlo, chunks) / (2 * math.prod(NAMES_SHAPE) / 4),
+    }
+
+
+def _count_bytes(collective: Collective) -> int:
+    return sum(_BYTES[dtype] * elements for dtype, elements in collective.arrays)
+
+
 def _compile_if_it_fits(loss: Callable[..., Any], shape: tuple[int, int, int], mesh: Any, dtype: Any) -> Any:
     """The compiled step, or None if a device lacks the memory for it."""
     try:
@@ -249,9 +294,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         for devices in settings.topology or settings.devices:
             rows.append(measure_row(settings, classes, devices))
             print(mesh_report.line(rows[-1]), flush=True)
+    names = []
+    if not settings.topology:
+        print("", mesh_report.names_caption(NAMES_SHAPE), *mesh_report.names_head(), sep="\n")
+        for layout in LAYOUTS:
+            for named in (True, False):
+                names.append(measure_names(layout, named))
+                print(mesh_report.names_line(names[-1]), flush=True)
     recorded = {name: value for name, value in dataclasses.asdict(settings).items() if name != "output"}
     versions = ("jax", "jaxlib", "optax", *((compiler.package,) if compiler else ()))
     results = {"machine": machine.describe(versions), "settings": recorded, "rows": rows}
+    if names:
+        results["axis_names"] = {"shape": NAMES_SHAPE, "rows": names}
     path = settings.output / (f"mesh-cost-{compiler.extra}.json" if compiler else "mesh-cost.json")
     program.write(path, (json.dumps(results, indent=1) + "\n").encode())
     print(f"\nWrote {path}")

@@ -1,6 +1,6 @@
-"""Table of `mesh_cost.py`."""
+"""Tables of `mesh_cost.py`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.core_report import table_head, table_row
@@ -33,6 +33,31 @@ def line(row: Mapping[str, Any]) -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     return "\n".join([caption(results["settings"]), *head(), *map(line, results["rows"])])
+
+
+def names_caption(shape: Sequence[int]) -> str:
+    samples, features, classes = shape
+    return (
+        "The same call under Auto axes, with and without `axis_name` and `batch_axis_name`, on four devices: "
+        f"{samples:,} samples, {features} features, {classes:,} classes, float32. Per device and step:\n"
+    )
+
+
+def names_head() -> Iterator[str]:
+    return table_head(
+        "layout", "axis names", "chunks", "largest collective per chunk", "all collectives", "matmuls", text_columns=2
+    )
+
+
+def names_line(row: Mapping[str, Any]) -> str:
+    largest = f"{row['collective']}, {_format_bytes(row['collective_bytes'])}" if row["collective"] else "none"
+    sizes = str(row["chunks"]), largest, _format_bytes(row["exchanged_bytes"]), f"{row['matmuls']:.2f}"
+    return table_row(row["layout"], "given" if row["named"] else "none", *sizes)
+
+
+def names_table(results: Mapping[str, Any]) -> str:
+    names = results["axis_names"]
+    return "\n".join([names_caption(names["shape"]), *names_head(), *map(names_line, names["rows"])])
 
 
 def _format_bytes(size: float | None) -> str:

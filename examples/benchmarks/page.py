@@ -200,6 +200,12 @@ def _mesh(results: Results) -> Iterator[str]:
         "The all-reduced statistics and the unfused baseline's temporary memory shrink with the number of samples per "
         "device. On 64 × 8 devices, one chunk holds all samples of a device. Both programs then need the same memory."
     )
+    yield mesh_report.names_table(results)
+    yield (
+        "Auto axes do not show in the types of the arrays, so without names XLA's partitioner decides. With "
+        "data parallelism, every device computes all samples. "
+        "With FSDP, it all-reduces each chunk of logits, 512 × 8192."
+    )
 
 
 def _chips(compiler: targets.Compiler, fusion: str, results: Results) -> Iterator[str]:

@@ -255,7 +255,9 @@ def linear_cross_entropy(
         batch_axis_name: as in `cross_entropy`. Under Explicit mesh axes, both names are inferred from the array types.
             A kernel that is also sharded along its features is gathered along them once per call. Its gradient is then
             reduce-scattered to the sharding of the kernel. Auto axes do not show in the types: there the full kernel
-            gradient is summed, and `out_shardings` decides its sharding.
+            gradient is summed, and `out_shardings` decides its sharding. Under Auto axes of several devices, give both
+            names, with `jax.set_mesh`. Without them the result is right, but XLA may all-reduce each chunk of logits,
+            or compute all samples on every device.
 
     Returns:
         A scalar, or `[*samples]` if `reduction` is "none", in units of `base`, float32 or float64. Matmuls take their

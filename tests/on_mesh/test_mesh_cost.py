@@ -111,6 +111,25 @@ def test_a_row_reports_chunks_and_matmuls():
     assert "does not fit" in mesh_report.line(row | {"unfused_temporary_bytes": None})
 
 
+def test_without_axis_names_a_kernel_with_sharded_features_all_reduces_logits():
+    """Under Auto axes. With both names only gradients and the kernel cross between devices, and none per chunk."""
+    named, nameless = (mesh_cost.measure_names("FSDP", names) for names in (True, False))
+    samples, features, classes = mesh_cost.NAMES_SHAPE
+    assert (nameless["collective"], nameless["collective_bytes"]) == ("all-reduce", 4 * samples // 8 * classes)
+    assert (named["collective"], nameless["chunks"]) == (None, 8)
+    gradients_and_kernel = 4 * (2 * features * classes + 1)
+    assert named["exchanged_bytes"] == gradients_and_kernel
+    assert nameless["exchanged_bytes"] > 8 * gradients_and_kernel
+    assert mesh_report.names_line(nameless).startswith("| FSDP | none | 8 | all-reduce, 16.8 MB |")
+    assert mesh_report.names_line(named).startswith("| FSDP | given | 2 | none |")
+
+
+def test_without_axis_names_every_device_computes_all_samples():
+    named, nameless = (mesh_cost.measure_names("data parallel", names)["matmuls"] for names in (True, False))
+    assert 3 <= named < 3.1
+    assert 12 <= nameless < 12.4
+
+
 def test_operands_of_a_start_are_not_counted():
     both = "(f32[8]{0}, bf16[2,3]{1,0})"
     (collective,) = mesh_cost.collectives(f"  %s = ({both}, {both}) all-reduce-start(%a, %b), replica_groups=[2,4]")
