@@ -20,17 +20,22 @@ def test_without_axis_names_nothing_is_sharded():
 
 
 def test_partition_specs_and_local_sizes():
-    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 3), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
         found = split_of((4, 3, 6), 1, "classes", "data")
         assert found.bound_axes == {"data", "classes"}
         assert found.logits_spec(jnp.zeros((4, 3, 6)), 1) == P(("data",), ("classes",), None)
-        # A dimension of length 1 is broadcast over several devices, and lies on one.
-        assert found.logits_spec(jnp.zeros((1, 1, 1)), 1) == P(None, ("classes",), None)
+        assert found.logits_spec(jnp.zeros((1, 3, 1)), 1)[0] is None
         assert found.samples_spec(None) == P()
         assert found.output_spec == P(("data",), None)
-        assert found.local_sizes((4, 6), 3) == (12, 3)
+        assert found.local_sizes((4, 6), 3) == (12, 1)
 
 
 def test_a_call_without_samples_binds_no_axis():
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
         assert split_of((4, 0, 3), -1, "classes", "data") == split.Split((), (), (), ((), ()), (), None)
+
+
+def test_an_auto_axis_of_one_device_is_not_bound():
+    with jax.sharding.use_abstract_mesh(AbstractMesh((2, 1), ("data", "classes"), axis_types=(AxisType.Auto,) * 2)):
+        found = split_of((4, 6), -1, "classes", "data")
+    assert found == split.Split((), (), ("data",), (("data",),), (), None)

@@ -104,9 +104,25 @@ def find_split(
 
     sample_mesh_axes += tuple(name for names in bound_sample_axes for name in names if name not in sample_mesh_axes)
     vmap_axes = _vmap_axes(class_mesh_axes, bound_class_axes)
+    single = _auto_axes_of_one_device(mesh or context_mesh).intersection(bound_class_axes + unbound_sample_names)
+    class_mesh_axes, bound_class_axes, sample_mesh_axes, *bound_sample_axes = (
+        tuple(name for name in names if name not in single)
+        for names in (class_mesh_axes, bound_class_axes, sample_mesh_axes, *bound_sample_axes)
+    )
+    bound_sample_axes = tuple(bound_sample_axes)
     return Split(
         () if vmap_axes else class_mesh_axes, vmap_axes, sample_mesh_axes, bound_sample_axes, bound_class_axes, mesh
     )
+
+
+def _auto_axes_of_one_device(mesh: Any) -> set[Hashable]:
+    """The Auto axes of the mesh with one device. They shard nothing, so a call need not bind them.
+
+    XLA (jaxlib 0.10.2) cannot compile a collective over such an axis while another Auto axis is not bound: "Cross-
+    partition allreduce must be in (partial) manual partitioning mode".
+    """
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in types if kind == AxisType.Auto and mesh.shape[name] == 1}
 
 
 def _vmap_axes(class_mesh_axes: AxisNames, bound_class_axes: AxisNames) -> AxisNames:

@@ -71,6 +71,10 @@ class Split(NamedTuple):
 
     def local_classes(self, axis: int, logits: Array, where: Any) -> tuple[Array, Any]:
         """The logits and the class mask from which a device computes. Call it inside `shard_map`."""
+        if where is not None and self.vmap_axes:
+            shape = list(where.shape)
+            shape[axis] = logits.shape[axis]  # a mask for all classes of an example, to be gathered with them
+            where = jnp.broadcast_to(where, shape)
         logits, where = self.gather_classes(logits, axis), self.gather_classes(where, axis)
         logits, where = jax.tree.map(partial(_sharded_like, logits, axis), (logits, where))
         return logits, where

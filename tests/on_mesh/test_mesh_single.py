@@ -119,3 +119,23 @@ def test_labels_that_are_not_sharded_meet_sharded_logits():
     assert jax.typeof(found[1][3]).sharding.spec == P(None, None)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-6)
+
+
+def test_a_named_axis_of_one_device_beside_an_axis_without_a_name():
+    """Under Auto axes. XLA cannot compile a collective over the axis of one device there."""
+
+    def function(x, h, k, p, m, w, one, y, **names):
+        loss = softjax.linear_cross_entropy(h, k, y, weights=w, **names)
+        return loss, softjax.cross_entropy(x, p, weights=w, **names), softjax.statistics(x, y, **names)
+
+    check((2, 1), 4, 8, function, "Auto", axis_name="classes")
+
+
+def test_a_mask_of_length_1_under_vmap():
+    """It holds for all classes of an example, and broadcasts before the classes of all examples are gathered."""
+    x, where = cases.logits(6, 1.0, 4), jnp.array([True, False])[:, None]
+    shards = x.reshape(4, 2, 3)
+    masked = lambda x, m: softjax.softmax(x, where=m, axis_name="shards")  # noqa: E731
+    found = jax.vmap(masked, in_axes=(1, 0), out_axes=1, axis_name="shards")(shards, where)
+    np.testing.assert_allclose(found[:, 0], softjax.softmax(x[:, :3]), rtol=1e-6)
+    assert (found[:, 1] == 0).all()
