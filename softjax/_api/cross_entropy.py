@@ -29,6 +29,7 @@ def cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     reduction: Reduction = "mean",
@@ -53,7 +54,11 @@ def cross_entropy(
         where: boolean, broadcastable to `logits`: True for the classes that exist. The others are masked, as if
             deleted. A row with all classes masked is ignored, also in the divisor of a mean.
         weights: boolean or real, broadcastable to `[*samples]`. Samples of weight 0 are ignored, whatever they hold.
-            `weights=labels != PAD` ignores padding; `class_weights[labels]` weights the classes.
+            `weights=labels != PAD` ignores padding.
+        class_weights: w, boolean or real, `[classes]`, sharded as the classes are; torch's `weight`. The loss of a
+            class id y becomes (1 − ε) w_y (z − x_y) + (ε / C) Σ_j w_j (z − x_j), with z = ln Σ_j exp x_j, and "mean"
+            divides by Σ weight · w_y. Of other labels it is Σ_j p_j w_j (z − x_j), with p smoothed, and "mean" divides
+            by Σ weight. w is a constant to every derivative, and does not scale `z_loss`.
         label_smoothing: ε in [0, 1]. The target becomes (1 − ε) · p + ε / C over the C classes that exist. May be a
             traced scalar, for schedules; the value of a traced scalar is not checked.
         z_loss: the coefficient c ≥ 0 of c · (ln Σ_j exp x_j)², which is added to the loss of each sample. `base` does
@@ -90,10 +95,11 @@ def cross_entropy(
     labels = check_labels(labels, logits.shape, axis)
     where, weights = arrays.where(where, logits), arrays.weights(weights, arrays.samples_shape(logits.shape, axis))
     coefficients = Coefficients.checked(label_smoothing, z_loss)
+    class_weights = jax.lax.stop_gradient(arrays.class_weights(class_weights, logits.shape[axis]))
     split = split_for_logits(axis_name, batch_axis_name, logits, axis)
     row_loss = ElementwiseLoss(smoothed_loss, options.base(base))
     config = LogitsConfig(axis, split, STATISTICS, row_loss, options.reduction(reduction))
-    return logits_loss(config, logits, labels, where, weights, coefficients)
+    return logits_loss(config, logits, labels, where, weights, coefficients, class_weights)
 
 
 class Coefficients(NamedTuple):
@@ -108,10 +114,12 @@ class Coefficients(NamedTuple):
         return cls(smoothing, options.coefficient("z_loss", z_loss))
 
 
-def smoothed_loss(coefficients: Coefficients, row: RowValues, base: float) -> Float[Array, "*samples"]:
-    """(1 − ε) h + ε u in units of the base, plus the penalty c z²."""
+def smoothed_loss(
+    coefficients: Coefficients, row: RowValues, base: float, label_weights: Array | None = None
+) -> Float[Array, "*samples"]:
+    """(1 − ε) w_y h + ε u in units of the base, plus the penalty c z²."""
     (smoothing, z_loss), cross_entropy = coefficients, row.statistics.cross_entropy
-    loss = cross_entropy
+    loss = cross_entropy if label_weights is None else scale_or_zero(label_weights, cross_entropy)
     if smoothing is not None:
         smoothing = jnp.asarray(smoothing, loss.dtype)
         loss = scale_or_zero(1 - smoothing, loss) + scale_or_zero(smoothing, row.uniform)
@@ -208,6 +216,7 @@ def linear_cross_entropy(
     where: ArrayLike | None = None,
     base: Number = 10.0,
     weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     label_smoothing: ArrayLike = 0.0,
     z_loss: ArrayLike = 0.0,
     logit_softcap: Number | None = None,
@@ -242,7 +251,7 @@ def linear_cross_entropy(
         bias: `[classes]`.
         where: boolean, `[classes]` or broadcastable to it: True for the classes that exist. The others are masked, as
             if deleted, but their kernel entries must be finite.
-        base, weights, label_smoothing, z_loss, reduction: as in `cross_entropy`.
+        base, weights, class_weights, label_smoothing, z_loss, reduction: as in `cross_entropy`.
         logit_softcap: s > 0, a Python number. The logits become s · tanh((hidden @ kernel + bias) / s).
         temperature: T > 0, which divides the logits after bias and softcap: a number, a traced scalar, or one per
             sample, broadcastable to `[*samples]`. The derivative with respect to it exists. The value of an array is
@@ -277,7 +286,8 @@ def linear_cross_entropy(
     """
     layer = check_layer(hidden, kernel, bias)
     labels = check_labels(labels, layer.logits_shape, name="hidden @ kernel")
-    given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights, temperature)
+    options_of_layer = where, logit_softcap, block_size, precision, axis_name, batch_axis_name
+    given = LayerOptions(*options_of_layer, weights, temperature, class_weights)
     plan, inputs = make_plan(layer, labels, given)
     coefficients = Coefficients.checked(label_smoothing, z_loss)
     row_loss = ElementwiseLoss(smoothed_loss, options.base(base))

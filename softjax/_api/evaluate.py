@@ -13,7 +13,7 @@ from softjax._linear.fused import fused_loss_sum
 from softjax._linear.plan import LayerInputs, Plan
 from softjax._linear.recomputed import rows_in_shape
 from softjax._mesh.split import Split, reshard_rows
-from softjax._rows.block import RowRule, apply_rule, make_block
+from softjax._rows.block import RowRule, apply_rule, make_block, weigh_target
 from softjax._rows.reduction import reduce
 from softjax._rows.statistics import STATISTICS_IN_CACHE
 
@@ -30,19 +30,27 @@ class LogitsConfig(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits_loss(config, logits, labels, where, weights, shared):
+def logits_loss(config, logits, labels, where, weights, shared, class_weights=None):
     """The weighted and reduced row loss of logits; `shared` are arrays that all rows use."""
     split, axis = config.split, config.axis
     inputs, weights_spec = split.input_specs(logits, labels, where, axis), split.samples_spec(weights)
-    specs = *inputs, weights_spec, jax.tree.map(lambda _: P(), shared)
+    if class_weights is not None:  # in the rank of the logits
+        class_weights = jnp.expand_dims(class_weights, [i for i in range(logits.ndim) if i != axis % logits.ndim])
+    specs = *inputs, weights_spec, jax.tree.map(lambda _: P(), shared), split.logits_spec(class_weights, axis)
     out = split.output_spec if config.reduction == "none" else P()
-    return split.shard_map(partial(_local_logits_loss, config), specs, out)(logits, labels, where, weights, shared)
+    run = split.shard_map(partial(_local_logits_loss, config), specs, out)
+    return run(logits, labels, where, weights, shared, class_weights)
 
 
-def _local_logits_loss(config, logits, labels, where, weights, shared):
-    samples = arrays.samples_shape(logits.shape, config.axis)
+def _local_logits_loss(config, logits, labels, where, weights, shared, class_weights):
+    samples, row_args, label_weights = arrays.samples_shape(logits.shape, config.axis), (), None
     classes, logits, target, where = config.split.local_inputs(logits, labels, where, config.axis)
     weights = reshard_rows(logits, config.axis, weights)
+    if class_weights is not None:
+        dtype = arrays.accumulation_dtype(logits, *jax.tree.leaves(target))
+        class_weights = config.split.local_class_weights(logits, class_weights, config.axis).astype(dtype)
+        target, label_weights = weigh_target(classes, class_weights, target)
+        row_args = () if label_weights is None else (label_weights,)
     if weights is not None:
         weights = jnp.broadcast_to(weights, samples).astype(arrays.accumulation_dtype(logits, *jax.tree.leaves(target)))
     if where is not None:
@@ -50,9 +58,9 @@ def _local_logits_loss(config, logits, labels, where, weights, shared):
         weights = exists.astype(arrays.accumulation_dtype(logits)) if weights is None else jnp.where(exists, weights, 0)
         where = classes.exists_or_all(where)
     active = None if weights is None else jnp.expand_dims(weights != 0, config.axis)
-    block = make_block(classes, logits, target, where, active)
-    loss, _ = config.row_loss(shared, apply_rule(config.rule, block))
-    return reduce(loss, weights, config.reduction, config.split.sample_mesh_axes)
+    block = make_block(classes, logits, target, where, active, class_weights)
+    loss, _ = config.row_loss(shared, apply_rule(config.rule, block), row_args)
+    return reduce(loss, weights, config.reduction, config.split.sample_mesh_axes, label_weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -98,16 +106,20 @@ layer_loss = partial(jax.jit, static_argnums=0)(run_layer_loss)
 def _local_sum(config, inputs, shared, row_args):
     """Three matmuls: gradients are taken in the forward pass."""
     plan, row_args = config.plan, _broadcast_to_samples(row_args, inputs.shape)
+    label_weights = plan.label_weights(inputs)
+    row_args = row_args if label_weights is None else (label_weights,)
     parameters, samples = plan.into_chunks(inputs, row_args, weight_padding=True)
     chunk_config = plan.chunk_config(config.rule)
     row_loss, shared = config.row_loss.hoist(chunk_config, parameters, samples, shared)
     total, aux = fused_loss_sum(chunk_config._replace(row_loss=row_loss), parameters, samples, shared)
-    return plan.reduce(inputs, total, config.reduction), samples.merge(aux, inputs.shape)
+    return plan.reduce(inputs, total, config.reduction, label_weights), samples.merge(aux, inputs.shape)
 
 
 def _local_rows(config, inputs, shared, row_args):
     """Four matmuls: the backward pass computes the logits again."""
     plan, weights, row_args = config.plan, config.plan.weights(inputs), _broadcast_to_samples(row_args, inputs.shape)
+    label_weights = plan.label_weights(inputs)
+    row_args = row_args if label_weights is None else (label_weights,)
     values = rows_in_shape(plan.chunk_config(config.rule), plan.into_chunks(inputs), inputs.shape)
     loss, aux = config.row_loss.without_chunks(shared, values, row_args, weights)
     return reduce(loss.astype(plan.layer.dtype), weights, "none"), jax.lax.stop_gradient(aux)

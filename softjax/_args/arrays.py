@@ -124,6 +124,20 @@ def per_sample(name: str, array: Array, samples_shape: Shape) -> Array:
     return _broadcastable(name, array, samples_shape, "the samples")
 
 
+def class_weights(value: Any, num_classes: int) -> Array | None:
+    """Returns boolean or real weights `[num_classes]`, or None for no class weights."""
+    if value is None:
+        return None
+    array = to_array("class_weights", value)
+    if array.dtype != jnp.bool_ and not jnp.issubdtype(array.dtype, jnp.integer):
+        array = floating("class_weights", array)
+    if array.shape != (num_classes,):
+        raise ValueError(
+            f"`class_weights` must have one weight for each class, {(num_classes,)}; got shape {array.shape}."
+        )
+    return array
+
+
 def positive_integer(name: str, value: Any) -> int:
     """Returns a Python integer. Refuses integers less than 1, and whatever `integer` refuses."""
     checked = integer(name, value)

@@ -27,11 +27,18 @@ class Parameters(NamedTuple):
     """The classes that `where` keeps, None for all."""
     teacher: Any = None
     """The parameters of `Layer.teacher`, which are constants; None without a teacher."""
+    class_weights: Array | None = None
+    """The weight of each class, a constant; None if all are 1."""
 
     @property
     def where(self) -> Bool[Array, "1 classes"] | None:
         """The classes that exist, for every row."""
         return None if self.exists is None else self.exists[None, :]
+
+    @property
+    def row_class_weights(self) -> Float[Array, "1 classes"] | None:
+        """The weight of each class, for every row."""
+        return None if self.class_weights is None else self.class_weights[None, :]
 
 
 class Layer(NamedTuple):
@@ -57,11 +64,13 @@ class Layer(NamedTuple):
 
     def pad_classes(self, count: int, parameters: Parameters) -> Parameters:
         """The parameters with `count` more classes, which are masked."""
-        kernel, bias, exists, _ = parameters
+        kernel, bias, exists, _, class_weights = parameters
         exists = jnp.ones(self.num_classes(parameters), bool) if exists is None else exists
         widths = [(0, count) if axis == self.axes[1] else (0, 0) for axis in (0, 1)]
-        bias = None if bias is None else jnp.pad(bias, (0, count))
-        return Parameters(jnp.pad(kernel, widths), bias, jnp.pad(exists, (0, count)))
+        bias, class_weights = (
+            None if vector is None else jnp.pad(vector, (0, count)) for vector in (bias, class_weights)
+        )
+        return Parameters(jnp.pad(kernel, widths), bias, jnp.pad(exists, (0, count)), None, class_weights)
 
     def logits(
         self,

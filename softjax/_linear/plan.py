@@ -20,7 +20,7 @@ from softjax._mesh.axes import AxisNames, ClassAxis, axis_size, manual_names, ps
 from softjax._mesh.placement import holds_every_class, platform_of, require_varying_classes, split_for_layer
 from softjax._mesh.regather import gather_features
 from softjax._mesh.split import Split
-from softjax._rows.block import RowRule
+from softjax._rows.block import RowRule, weigh_target
 from softjax._rows.edges import to_float64
 from softjax._rows.reduction import mean_from_sum
 from softjax._xla.layout import is_transpose
@@ -53,6 +53,7 @@ class LayerOptions(NamedTuple):
     batch_axis_name: Any
     weights: Any = None
     temperature: Any = 1.0
+    class_weights: Any = None
 
 
 class LayerInputs(NamedTuple):
@@ -218,29 +219,44 @@ class Plan(NamedTuple):
 
         If no class exists, all of them do: every sample is ignored then, and its row stays finite.
         """
-        kernel, bias, exists, _ = parameters
+        kernel, bias, exists, _, class_weights = parameters
         exists = None if exists is None else self._all_classes.exists_or_all(exists)
-        bias, exists = (self.split.gather_classes(vector, 0) for vector in (bias, exists))
-        gathered = Parameters(self.split.gather_classes(kernel, layer.axes[1]), bias, exists)
+        vectors = bias, exists, class_weights
+        bias, exists, class_weights = (self.split.gather_classes(vector, 0) for vector in vectors)
+        gathered = Parameters(self.split.gather_classes(kernel, layer.axes[1]), bias, exists, None, class_weights)
         return layer.pad_classes(self.padded_classes, gathered) if self.padded_classes else gathered
 
     def _target(self, inputs: LayerInputs) -> Target | Teacher:
-        labels, split = inputs.labels, self.split
+        return self._target_and_label_weights(inputs)[0]
+
+    def label_weights(self, inputs: LayerInputs) -> Float[Array, "*samples"] | None:
+        """The class weight w_y of each class id; None for other labels, or without class weights."""
+        return None if inputs.parameters.class_weights is None else self._target_and_label_weights(inputs)[1]
+
+    def _target_and_label_weights(self, inputs: LayerInputs) -> tuple[Target | Teacher, Any]:
+        labels, split, class_weights, label_weights = inputs.labels, self.split, inputs.parameters.class_weights, None
         classes = (
             self.layer.num_classes(inputs.parameters) * axis_size(split.class_mesh_axes) * axis_size(split.vmap_axes)
         )
         if isinstance(labels, Teacher):
-            return labels.broadcast_to_rows((*inputs.shape, 1), self.layer.dtype)
+            return labels.broadcast_to_rows((*inputs.shape, 1), self.layer.dtype), None
         if isinstance(labels, TopKClasses):
-            return labels.checked(classes)
+            return labels.checked(classes), None
         target = split.target(labels, classes, -1)
-        return jax.tree.map(to_float64, target) if self.layer.dtype == jnp.float64 else target
+        if class_weights is not None:
+            w = split.gather_classes(class_weights, 0)
+            target, label_weights = weigh_target(self.classes, w.reshape((*(1,) * len(inputs.shape), -1)), target)
+        return jax.tree.map(to_float64, target) if self.layer.dtype == jnp.float64 else target, label_weights
 
-    def reduce(self, inputs: LayerInputs, total: Float[Array, ""], reduction: str) -> Float[Array, ""]:
+    def reduce(
+        self, inputs: LayerInputs, total: Float[Array, ""], reduction: str, label_weights: Array | None = None
+    ) -> Float[Array, ""]:
         """The sum over all devices, or the mean, from the sum over the chunks."""
         names = self.split.sample_mesh_axes
         total = psum(total, vmap_names(names))
-        return total if reduction == "sum" else mean_from_sum(total, self.weights(inputs), inputs.num_samples, names)
+        if reduction == "sum":
+            return total
+        return mean_from_sum(total, self.weights(inputs), inputs.num_samples, names, label_weights)
 
 
 def make_plan(
@@ -250,6 +266,7 @@ def make_plan(
     hidden, kernel, bias = layer
     samples, (features, classes) = hidden.shape[:-1], kernel.shape
     weights, exists = arrays.weights(given.weights, samples), arrays.class_mask(given.where, classes)
+    class_weights = arrays.class_weights(given.class_weights, classes)
     softcap, precision = options.softcap(given.logit_softcap), options.precision(given.precision)
     split = split_for_layer(given.axis_name, given.batch_axis_name, hidden, kernel)
     count, classes = split.local_sizes(samples, classes)
@@ -262,7 +279,10 @@ def make_plan(
     padding = chunks.padding_for_tensor_cores(classes, platform) if holds_every_class(split, hidden, kernel) else 0
     plan = Plan(config, chunks.cap_chunk_size(rows, count), split, padding)
     temperature = options.temperature(given.temperature, samples)
-    return plan, LayerInputs(Parameters(kernel, bias, exists), hidden, labels, weights, None, temperature)
+    if class_weights is not None:
+        class_weights = lax.stop_gradient(class_weights.astype(dtype))
+    parameters = Parameters(kernel, bias, exists, None, class_weights)
+    return plan, LayerInputs(parameters, hidden, labels, weights, None, temperature)
 
 
 def _layer_and_kernel(kernel: Array, softcap: float | None, dtype: Any, precision: Any) -> tuple[Layer, Array]:

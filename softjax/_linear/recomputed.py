@@ -65,7 +65,8 @@ def _backward(config, residuals, cotangents):
     gradients = zero_gradients(layer, parameters, samples)
     scanned = samples.scanned(), row_residuals, cotangents
     gradients, dsamples = scan_chunks(step, gradients, scanned, None)
-    gradients, floating = in_kernel_layout(layer, *gradients), parameters._replace(exists=None, teacher=None)
+    gradients = in_kernel_layout(layer, *gradients)
+    floating = parameters._replace(exists=None, teacher=None, class_weights=None)
     dparameters = jax.tree.map(lambda d, a: d.astype(a.dtype), gradients, floating)
     return dparameters, samples.restore(dsamples)
 

@@ -23,12 +23,12 @@ from softjax._xla.barrier import varying_axes
 class ElementwiseLoss(NamedTuple):
     """Arithmetic on row values of any shape: the cross-entropy and the divergences."""
 
-    function: Callable[[Any, Any, float], Array]
-    """`(shared, values, base)` to the loss."""
+    function: Callable[..., Array]
+    """`(shared, values, base, *row_args)` to the loss."""
     base: float
 
-    def __call__(self, shared: Any, values: Any, _: Any = ()) -> tuple[Array, None]:
-        return self.function(shared, values, self.base), None
+    def __call__(self, shared: Any, values: Any, row_args: Any = ()) -> tuple[Array, None]:
+        return self.function(shared, values, self.base, *row_args), None
 
     def hoist(
         self, config: ChunkConfig, parameters: Parameters, samples: Samples, shared: Any
@@ -38,7 +38,7 @@ class ElementwiseLoss(NamedTuple):
 
     def without_chunks(self, shared: Any, values: Any, row_args: Any, weights: Array | None) -> tuple[Array, None]:
         """The loss of each sample, `[*samples]`."""
-        return self(shared, values)
+        return self(shared, values, row_args)
 
 
 class CallerLoss(NamedTuple):

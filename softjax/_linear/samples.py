@@ -121,7 +121,7 @@ def chunk_block(
     if teacher is not None:
         y = teacher.logits(zero_ignored(samples.teacher_hidden, samples.active), parameters.teacher)
         target = target._replace(logits=lax.stop_gradient(y))  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
-    return make_block(config.classes, x, target, parameters.where, samples.active)
+    return make_block(config.classes, x, target, parameters.where, samples.active, parameters.row_class_weights)
 
 
 def guard_ignored(tree: Any, active: Bool[Array, "rows 1"]) -> Any:

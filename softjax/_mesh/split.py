@@ -79,6 +79,10 @@ class Split(NamedTuple):
         logits, where = jax.tree.map(partial(_sharded_like, logits, axis), (logits, where))
         return logits, where
 
+    def local_class_weights(self, logits: Array, class_weights: Array, axis: int) -> Array:
+        """Class weights of the rank of the logits, for the logits that `local_inputs` returns."""
+        return _sharded_like(logits, axis, self.gather_classes(class_weights, axis))
+
     def target(self, labels: Labels, classes: Length, axis: int) -> Any:
         """The target that the labels stand for, given the number of classes on all devices."""
         labels = self.gather_classes(labels, axis) if is_distribution(labels) else labels

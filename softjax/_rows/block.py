@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from softjax._args import arrays
-from softjax._args.labels import Distribution, Target, Teacher
+from softjax._args.labels import ClassIds, Distribution, FewProbabilities, Target, Teacher
 from softjax._args.types import Array, Bool, Float, Integer
 from softjax._mesh.axes import (
     NO_CLASS,
@@ -25,7 +25,7 @@ from softjax._mesh.axes import (
 from softjax._rows.edges import to_float64, zero_ignored
 from softjax._xla import one_cpu
 from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
-from softjax._xla.gather import take_classes
+from softjax._xla.gather import take_classes, take_from_shared
 from softjax._xla.transpose import compute_gradient_once
 
 
@@ -42,6 +42,8 @@ class Block(NamedTuple):
     """The rows whose weight is not 0, None for all. Ignored rows may hold anything."""
     first_id: Integer[Array, ""] | None
     """The id of this device's first class, None for 0."""
+    class_weights: Float[Array, "..."] | None = None
+    """The weight w_j of each class, a constant; None if all are 1. All rows share it: their axes have length 1."""
 
     def wide_logits(self, dropped: Bool[Array, "*rows"] | None = None) -> Float[Array, "..."]:
         """The logits in the accumulation dtype: −inf for masked classes, 0 in `dropped` rows."""
@@ -52,8 +54,9 @@ class Block(NamedTuple):
         return jnp.where(dropped, jnp.where(dropped, 0, jnp.ones_like(dropped, x.dtype)), x)
 
     def wide_probabilities(self) -> Float[Array, "..."]:
-        """The target distribution likewise: 0 for masked classes, finite in ignored rows."""
+        """The target distribution likewise, times the class weights: 0 for masked classes, finite in ignored rows."""
         p = one_cpu.widen(self.target.probabilities)  # pyright: ignore[reportAttributeAccessIssue]
+        p = p if self.class_weights is None else p * self.class_weights
         return zero_ignored(self.zero_masked(p), self.active)
 
     def zero_masked(self, x: Array) -> Array:
@@ -152,15 +155,50 @@ apply_rule = with_forward_mode(_apply)
 """`apply_rule(rule, block)`: the values of each row, in every mode of differentiation."""
 
 
-def make_block(classes: ClassAxis, logits: Array, target: Any, where: Array | None, active: Array | None) -> Block:
+def make_block(
+    classes: ClassAxis,
+    logits: Array,
+    target: Any,
+    where: Array | None,
+    active: Array | None,
+    class_weights: Array | None = None,
+) -> Block:
     """The block of one device's logits."""
     logits = compute_gradient_once(logits)
     if isinstance(target, Teacher) and target.temperature is not None and active is not None:
         target = target._replace(temperature=jnp.where(active, target.temperature, 1))
     if arrays.accumulation_dtype(logits, *jax.tree.leaves(target)) == jnp.float64:
         logits, target = jax.tree.map(to_float64, (logits, target))
-    (logits, where), target, active = with_target_varying(classes, (logits, where), target, active)
-    return Block(classes, logits, target, where, active, classes.first_id(logits))
+    if class_weights is not None:
+        class_weights = class_weights.astype(arrays.accumulation_dtype(logits))
+    sharded = logits, where, class_weights
+    (logits, where, class_weights), target, active = with_target_varying(classes, sharded, target, active)
+    return Block(classes, logits, target, where, active, classes.first_id(logits), class_weights)
+
+
+def class_weights_at(
+    classes: ClassAxis, class_weights: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> Float[Array, "..."]:
+    """The weight of each of these classes, and 1 for an id that is no class: its loss is NaN, never 0 · NaN."""
+    first_id = classes.first_id(class_weights)
+    local = ids if first_id is None else ids - first_id
+    at_ids = psum(take_from_shared(class_weights, local, classes.axis), classes.names)
+    return jnp.where(ids < 0, 1, at_ids)
+
+
+def weigh_target(
+    classes: ClassAxis, class_weights: Float[Array, "..."], target: Target
+) -> tuple[Target, Float[Array, "..."] | None]:
+    """The target with probabilities p_i w_i, and the weight w_y of each class id; None for another target.
+
+    The block weighs a distribution itself, since its product would be one more array over all classes.
+    """
+    if isinstance(target, ClassIds):
+        return target, classes.squeeze(class_weights_at(classes, class_weights, target.ids))
+    if isinstance(target, FewProbabilities):
+        at_ids = class_weights_at(classes, class_weights, target.ids)
+        return target._replace(probabilities=target.probabilities.astype(at_ids.dtype) * at_ids), None
+    return target, None
 
 
 def with_target_varying(classes: ClassAxis, sharded: Any, target: Any, shared: Any) -> tuple[Any, Any, Any]:

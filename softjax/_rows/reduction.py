@@ -15,9 +15,16 @@ def from_nats(nats: Array, base: float) -> Array:
 
 
 def reduce(
-    loss: Float[Array, "*samples"], weights: Float[Array, "*samples"] | None, reduction: str, names: AxisNames = ()
+    loss: Float[Array, "*samples"],
+    weights: Float[Array, "*samples"] | None,
+    reduction: str,
+    names: AxisNames = (),
+    label_weights: Float[Array, "*samples"] | None = None,
 ) -> Float[Array, "*samples"] | Float[Array, ""]:
-    """`mean`: Σ w·l / Σ w, 0 if Σ w is 0; `sum`: Σ w·l; `none`: w·l. Sums include the mesh axes `names`."""
+    """`mean`: Σ w·l / Σ w, 0 if Σ w is 0; `sum`: Σ w·l; `none`: w·l. Sums include the mesh axes `names`.
+
+    With `label_weights` v, the class weights of the labels, the divisor of the mean is Σ w·v.
+    """
     if weights is not None:
         loss = weights * _zero_if_ignored(loss, weights)
     if reduction == "none":
@@ -25,13 +32,19 @@ def reduce(
     total = psum(jnp.sum(loss), names)
     if reduction == "sum":
         return total
-    return mean_from_sum(total, weights, loss.size, names)
+    return mean_from_sum(total, weights, loss.size, names, label_weights)
 
 
 def mean_from_sum(
-    total: Float[Array, ""], weights: Float[Array, "*samples"] | None, samples: Length, names: AxisNames
+    total: Float[Array, ""],
+    weights: Float[Array, "*samples"] | None,
+    samples: Length,
+    names: AxisNames,
+    label_weights: Float[Array, "*samples"] | None = None,
 ) -> Float[Array, ""]:
-    """Σ w·l / Σ w from Σ w·l; 0 if Σ w is 0."""
+    """Σ w·l / Σ w from Σ w·l; 0 if Σ w is 0. With `label_weights` v the divisor is Σ w·v."""
+    if label_weights is not None:
+        weights = label_weights if weights is None else weights * label_weights
     if weights is None:
         count = max(samples * axis_size(names), 1)
         return total / (float(count) if isinstance(count, int) else count)  # an int32 holds no more than 2³¹ − 1

@@ -11,6 +11,7 @@ With q = softmax(x), target p ([j = y] for a class id y) and P = Σ_j p_j:
     max_logit       the largest x_j           ∂/∂x_j = [j = prediction]
     peak_entropy    −ln q of the prediction   ∂/∂x_j = q_j − [j = prediction]
     uniform         u = Σ_j (z − x_j) / C     ∂u/∂x_j = q_j − 1/C                 for label smoothing
+                with class weights w and W = Σ w:  u = Σ_j w_j (z − x_j) / C    ∂u/∂x_j = (q_j W − w_j) / C
     prediction, label_rank                    integers, without a derivative
     brier_score     B = Σ_j (q_j − p_j)²      ∂B/∂x_j = 2 q_j (q_j − p_j − D)     with D = Σ_j q_j (q_j − p_j)
     label_miss      Σ_j p_j (1 − q_j)         ∂/∂x_j = q_j (A − p_j)              with A = Σ_j p_j q_j
@@ -93,7 +94,7 @@ class RowValues(NamedTuple):
 
     statistics: Statistics
     uniform: Float[Array, "*rows"]
-    """u = Σ_j (z − x_j) / C, the cross-entropy of the uniform distribution, which label smoothing mixes in."""
+    """u = Σ_j w_j (z − x_j) / C, the cross-entropy of the uniform distribution, which label smoothing mixes in."""
     surprisals: Any = None
     """−ln q at the few classes of the target, along the class axis; None for another target."""
     ids: Any = None
@@ -116,6 +117,8 @@ class Residuals(NamedTuple):
     prediction: Integer[Array, "*rows"]
     num_classes: Float[Array, "*rows"]
     """C, at least 1."""
+    class_weights: tuple[Float[Array, "*rows"], Float[Array, "*rows"]] | None
+    """W = Σ_j w_j, and the same sum without the classes at the peak; None without class weights."""
 
 
 def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
@@ -144,11 +147,26 @@ def statistics_forward(block: Block) -> tuple[RowValues, Residuals]:
         brier_score=target.brier_score,
         label_miss=target.miss,
     )
-    distance = classes.sum(block.zero_masked(barrier(s.peak) - x)) / classes.squeeze(count)
-    uniform = jnp.where(squeezed.peak == jnp.inf, jnp.inf, squeezed.log_mass + distance)  # not inf − inf
+    uniform, class_weights = _measure_uniform(block, x, s, count)
     statistics, uniform = block.zero_ignored((statistics, uniform))
     values = RowValues(statistics, uniform, target.surprisals, target.ids)
-    return values, Residuals(row, mean_distance, squares, prediction, count)
+    return values, Residuals(row, mean_distance, squares, prediction, count, class_weights)
+
+
+def _measure_uniform(block: Block, x: Array, s: LogSum, count: Array) -> tuple[Array, Any]:
+    """u, and the sums of the class weights that its derivative needs."""
+    classes, distance, sums = block.classes, block.zero_masked(barrier(s.peak) - x), None
+    log_mass, infinite = classes.squeeze(s.log_mass), classes.squeeze(s.peak) == jnp.inf
+    if block.class_weights is not None:
+        w, at_peak = block.zero_masked(block.class_weights), x == s.peak
+        distance = w * jnp.where(w == 0, 0, distance)  # a class of weight 0 takes no part, whatever its logit
+        beside_peak = classes.sum_keepdims(jnp.where(at_peak, 0, w))
+        sums = beside_peak + classes.sum_keepdims(jnp.where(at_peak, w, 0)), beside_peak
+        mean_weight = classes.squeeze(sums[0]) / classes.squeeze(count)
+        log_mass, infinite = mean_weight * log_mass, infinite & (mean_weight != 0)
+    return jnp.where(
+        infinite, jnp.inf, log_mass + classes.sum(distance) / classes.squeeze(count)
+    ), sums  # not inf − inf
 
 
 def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
@@ -176,8 +194,16 @@ def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
             brier_score=brier_score,
             label_miss=label_miss,
         ),
-        uniform=q - one_in_c,
+        uniform=q - one_in_c if residuals.class_weights is None else _uniform_derivative(block, residuals, q),
     )
+
+
+def _uniform_derivative(block: Block, residuals: Residuals, q: Array) -> Array:
+    """(q_j W − w_j) / C; for a dominant class Σ_{i≠j} w_i − (1 − q_j) W, where the first form would cancel."""
+    s, x, (total, beside_peak) = residuals.row.log_sum, block.wide_logits(), residuals.class_weights
+    e = exp_below_peak(block.classes, x, s, residuals.row.dropped)
+    w = block.zero_masked(block.class_weights)
+    return jnp.where(s.is_dominant(x), beside_peak - s.one_minus_q(e) * total, q * total - w) / residuals.num_classes
 
 
 def statistics_backward(block: Block, residuals: Residuals, cotangents: RowValues) -> Block:

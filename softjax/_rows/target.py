@@ -232,7 +232,8 @@ def _distribution_derivatives(block: Block, row: RowResiduals, q: Array) -> tupl
 
 def _distribution_vjp(block: Block, row: RowResiduals, cotangents: TargetCotangents) -> Array:
     p, x = block.wide_probabilities(), block.wide_logits(row.dropped)
-    return block.zero_masked(_probability_vjp(block.classes, p, p, x, row, cotangents))
+    dp = _probability_vjp(block.classes, p, p, x, row, cotangents)
+    return block.zero_masked(dp if block.class_weights is None else block.class_weights * dp)
 
 
 def _probability_vjp(

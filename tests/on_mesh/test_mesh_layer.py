@@ -97,6 +97,45 @@ def test_soft_labels_of_a_layer(setup):
     close((value, gradients), (unsharded[0], list(unsharded[1])))
 
 
+@pytest.mark.parametrize(
+    ("setup", "labels", "fused"),
+    covering(mesh_setups.SETUPS, ["ids", "distribution", "sparse"], [True, False], quick=(0, 1, 3, 4)),
+)
+def test_class_weights(setup, labels, fused):
+    """Class weights are sharded like the classes."""
+    h, k, _, y, w = example()
+    labels = {
+        "ids": [y.at[::4].set(-100)],  # where the weights are 0
+        "distribution": [cases.distribution(CLASSES, SAMPLES)],
+        "sparse": [jnp.stack([y, (y + 5) % CLASSES], -1), jnp.tile(jnp.array([0.75, 0.25]), (SAMPLES, 1))],
+    }[labels]
+    class_weights = jnp.linspace(0.1, 3.0, CLASSES)
+
+    def loss(h, k, w, class_weights, *labels, **names):
+        labels = softjax.SparseLabels(*labels) if len(labels) == 2 else labels[0]
+        options = {"weights": w, "class_weights": class_weights, "label_smoothing": 0.1, **names}
+        if fused:
+            return softjax.linear_cross_entropy(h, k, labels, block_size=3, **options)
+        return softjax.cross_entropy(h, labels, **options)  # h are the logits
+
+    def named(*arrays):
+        return loss(*arrays, **NAMES)
+
+    label_specs = {1: ROWS, 2: P("data", None)}
+    specs = [label_specs[a.ndim] if len(labels) == 2 or a.ndim == 1 else P("data", "classes") for a in labels]
+    if fused:
+        arrays, specs = (h, k, w, class_weights, *labels), [*SPECS[:2], ROWS, P("classes"), *specs]
+    else:
+        arrays, specs = (
+            (h @ k, k, w, class_weights, *labels),
+            [P("data", "classes"), SPECS[1], ROWS, P("classes"), *specs],
+        )
+    differentiated = (0, 1) if fused else (0,)
+    expected = jax.jit(jax.value_and_grad(loss, differentiated))(*arrays)
+    value, gradients = run(setup, (2, 4), named, arrays, specs, differentiated=differentiated)
+    close((value, gradients), (expected[0], list(expected[1])))
+
+
 def policy_gradient(s, advantage):
     return -advantage * (s.label_logit - s.log_normalizer) - 0.1 * s.entropy + 0.01 * s.mean_logit**2
 
