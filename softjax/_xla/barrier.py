@@ -11,9 +11,12 @@ from softjax._args.types import Array
 
 def varying_axes(array: Array | jax.ShapeDtypeStruct) -> frozenset[Hashable]:
     """The mesh axes over which an array varies, by its type (vma); empty outside of `shard_map`."""
-    array_type: Any = jax.typeof(array)
-    # JAX 0.12 has renamed the attribute
-    return frozenset(array_type.vma if hasattr(array_type, "vma") else array_type.manual_axis_type.varying)
+    # JAX 0.10 cannot give the type of a ShapeDtypeStruct that varies while an axis of the mesh is not bound.
+    array_type: Any = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    if hasattr(array_type, "vma"):
+        return frozenset(array_type.vma or ())
+    manual = array_type.manual_axis_type  # its name in newer versions of JAX
+    return frozenset() if manual is None else frozenset(manual.varying)
 
 
 def barrier(tree: Any) -> Any:

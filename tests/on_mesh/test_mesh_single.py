@@ -128,7 +128,11 @@ def test_a_named_axis_of_one_device_beside_an_axis_without_a_name():
         loss = softjax.linear_cross_entropy(h, k, y, weights=w, **names)
         return loss, softjax.cross_entropy(x, p, weights=w, **names), softjax.statistics(x, y, **names)
 
+    def with_row_args(x, h, k, p, m, w, one, y, **names):
+        return softjax.linear_loss(lambda s, a: a * s.cross_entropy, h, k, y, w, block_size=1, **names)
+
     check((2, 1), 4, 8, function, "Auto", axis_name="classes")
+    check((2, 1), 4, 8, with_row_args, "Auto", **NAMES)
 
 
 def test_a_mask_of_length_1_under_vmap():
