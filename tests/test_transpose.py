@@ -4,6 +4,7 @@ import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from covering import covering
 
@@ -56,22 +57,64 @@ def test_add_with_transpose_has_the_derivatives_of_the_plain_sum():
     np.testing.assert_allclose(transposed, matrix.T @ total, rtol=1e-5, atol=1e-6)
 
 
-def test_compute_gradient_once_changes_no_bit_in_any_mode(route):
+def test_compute_once_changes_no_bit_in_any_mode(route):
     x = cases.logits(2**15, samples=8).reshape(2, 4, -1).at[0, 0, :3].set(jnp.array([-0.0, jnp.nan, jnp.inf]))
 
     def double(x):
-        return 2 * transpose.compute_gradient_once(x)
+        return 2 * transpose.compute_once(x)
 
     value, pull = jax.vjp(double, x)
     _, push = jax.linearize(double, x)
     transposed_twice = jax.linear_transpose(lambda g: pull(g)[0], x)(x)[0]
     under_vmap = jax.vmap(double)(x[None])[0], jax.vmap(pull)(x[None])[0][0]
-    for doubled in (value, pull(x)[0], push(x), transposed_twice, *under_vmap):
+    of_matrices = jax.vmap(double)(x), jax.vmap(lambda x: jax.vjp(double, x)[1](x)[0])(x)
+    for doubled in (value, pull(x)[0], push(x), transposed_twice, *under_vmap, *of_matrices):
         np.testing.assert_array_equal(doubled, 2 * x)
         assert jnp.signbit(doubled[0, 0, 0])
-    assert ("scatter" in str(jax.make_jaxpr(pull)(x))) == (route == "one CPU")
-    half = x.astype(jnp.bfloat16)
-    assert "scatter" not in str(jax.make_jaxpr(jax.vjp(double, half)[1])(half))
+    for function in (double, pull, jax.vmap(double)):
+        assert ("scatter-add" in str(jax.make_jaxpr(function)(x))) == (route == "one CPU")
+    for left_alone in (x.astype(jnp.bfloat16), x.reshape(8, -1), x[..., :8]):
+        assert "scatter-add" not in str(jax.make_jaxpr(jax.vjp(transpose.compute_once, left_alone)[1])(left_alone))
+
+
+MODELS = {
+    "plain": lambda h, k, b: h @ k,
+    "bias": lambda h, k, b: h @ k + b,
+    "temperature": lambda h, k, b: (h @ k + b) / 1.7,
+    "softcap": lambda h, k, b: 30 * jnp.tanh((h @ k + b) / 30),
+    "cast": lambda h, k, b: (h.astype(jnp.bfloat16) @ k.astype(jnp.bfloat16)).astype(jnp.float32) + b,
+}
+WAYS = {
+    "batch": lambda loss, model: lambda h, k, b, y: loss(model(h, k, b), y),
+    "vmap": lambda loss, model: lambda h, k, b, y: jax.vmap(lambda h, y: loss(model(h, k, b), y))(h, y).mean(),
+    "scan": lambda loss, model: (
+        lambda h, k, b, y: jax.lax.scan(
+            lambda total, chunk: (total + loss(model(chunk[0], k, b), chunk[1]), None),
+            jnp.float32(0),
+            (h[None], y[None]),
+        )[0]
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "way"), covering(MODELS, WAYS, quick=(1, 3, 5)))
+def test_no_more_memory_than_optax(model, way, monkeypatch):
+    """Logits [batch, positions, classes] take two arrays of their size, or what the model itself needs with optax."""
+    monkeypatch.setattr(one_cpu, "on_one_cpu", lambda x: True)
+    shapes = (4, 64, 32), (32, 2048), (2048,)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    labels = jax.ShapeDtypeStruct((4, 64), jnp.int32)
+
+    def temporary(loss):
+        program = (
+            jax.jit(jax.value_and_grad(WAYS[way](loss, MODELS[model]), (0, 1, 2))).lower(*arrays, labels).compile()
+        )
+        return program.memory_analysis().temp_size_in_bytes / (4 * 4 * 64 * 2048)
+
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        ours = temporary(softjax.cross_entropy)
+        theirs = temporary(lambda x, y: optax.softmax_cross_entropy_with_integer_labels(x, y).mean())
+    assert ours < max(2.1, theirs + 0.1)
 
 
 @pytest.mark.parametrize(

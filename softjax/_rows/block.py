@@ -26,7 +26,6 @@ from softjax._rows.edges import to_float64, zero_ignored
 from softjax._xla import one_cpu
 from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 from softjax._xla.gather import take_classes, take_from_shared
-from softjax._xla.transpose import compute_gradient_once
 
 
 class Block(NamedTuple):
@@ -164,7 +163,6 @@ def make_block(
     class_weights: Array | None = None,
 ) -> Block:
     """The block of one device's logits."""
-    logits = compute_gradient_once(logits)
     if isinstance(target, Teacher) and target.temperature is not None and active is not None:
         target = target._replace(temperature=jnp.where(active, target.temperature, 1))
     if arrays.accumulation_dtype(logits, *jax.tree.leaves(target)) == jnp.float64:

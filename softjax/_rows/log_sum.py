@@ -65,9 +65,13 @@ def drop_peak(e: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def exp_beside_peak(x: Float[Array, "..."], peak: Float[Array, "..."], e: Float[Array, "..."]) -> Float[Array, "..."]:
-    """e_j = exp(x_j − peak), 0 at the peak, for rows with mass < 3/2."""
-    if one_cpu.on_one_cpu(x):  # a second exponential, of a maximum instead of the `where` of `minus_peak`, fuses
-        return drop_peak(jnp.exp(x - jnp.maximum(x, peak)))
+    """e_j = exp(x_j − peak), 0 at the peak, for rows with mass < 3/2.
+
+    On one CPU it is a second exponential, which XLA fuses into the sum: of a maximum instead of the `where` of
+    `minus_peak`, and with a peak of its own. XLA would share a broadcast of the peak, and keep it as an array.
+    """
+    if one_cpu.on_one_cpu(x):
+        return drop_peak(jnp.exp(x - jnp.maximum(x, barrier(peak))))
     return jnp.where(x < peak, e, 0)
 
 

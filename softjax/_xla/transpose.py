@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from softjax._xla import one_cpu
@@ -35,29 +36,47 @@ def with_transpose(
     return lax.custom_linear_solve(inverse, operand, lambda _, b: forward(b), lambda _, b: transpose(b))
 
 
-def compute_gradient_once(x: Float[Array, "..."]) -> Array:
-    """`x`, whose gradient XLA computes once on one CPU.
+def compute_once(x: Float[Array, "..."]) -> Array:
+    """`x`, which XLA on one CPU computes once, and whose gradient it computes once.
 
     Equals: `x`.
 
-    Logits of shape [batch, positions, classes] are often the result of a matmul, whose VJP reads their gradient twice.
-    XLA on a CPU (jaxlib 0.10.2) transposes it for one of the two, and computes it again for that. It keeps the
-    exponentials in memory until then: three arrays of the size of the logits instead of two. An optimization barrier
-    does not help, because XLA removes barriers before this decision.
+    Logits of shape [batch, positions, classes] are often the result of a matmul. XLA on a CPU (jaxlib 0.10.2) spends a
+    third array of their size, at two places:
 
-    XLA never computes a scatter twice, so the gradient passes through a scatter that changes no bit. A bfloat16 array
-    is left alone: XLA would convert all of it to float32 for the scatter.
+    - Forward: it adds a bias to the result of the matmul in each operation that reads the logits. So it keeps this
+      result while the logits and their exponentials are in memory.
+    - Backward: the VJP of the matmul reads the gradient twice, once transposed. XLA computes it for each of the two,
+      and keeps the exponentials until then.
+
+    An optimization barrier does not help, because XLA removes barriers before these decisions. XLA never computes a
+    scatter twice. So the logits and their gradient each pass through a scatter that changes no bit, and that XLA does
+    in place. Two arrays remain, the ones of the logits and the exponentials, and later of the gradient and its
+    transpose. The scatter reads [rows, classes], because XLA cannot write an array in place of one of another shape.
+
+    Three cases are left alone: a matrix of logits takes two arrays as it is; small logits do not matter; of bfloat16
+    logits, XLA would convert all to float32 for the scatter.
     """
-    large = one_cpu.has_static_shape(x) and x.ndim > 2 and x.size >= 2**18 and x.dtype != jnp.bfloat16
-    if not (large and one_cpu.on_one_cpu(x)):
+    may_be_large = one_cpu.has_static_shape(x) and x.ndim > 1 and x.size >= 2**14 and x.dtype != jnp.bfloat16
+    if not (may_be_large and one_cpu.on_one_cpu(x)):  # under `vmap`, of an example
         return x
-    return with_transpose(lambda x: x, _scatter_negative_zero, x)
+    return with_transpose(_scatter_nothing, _scatter_nothing, x)
 
 
-def _scatter_negative_zero(gradient: Array) -> Array:
-    """The gradient, unchanged: −0 is added to its first entry, twice. XLA replaces a scatter to a single entry."""
-    first_entry_twice = (jnp.zeros(2, jnp.int32),) * gradient.ndim
-    return gradient.at[first_entry_twice].add(-0.0)
+@custom_vmap
+def _scatter_nothing(x: Array) -> Array:
+    """`x`: −0 is added to its first entry, twice. XLA replaces a scatter to a single entry."""
+    if x.ndim < 3 or x.size < 2**18:
+        return x
+    rows = x.reshape(-1, x.shape[-1])
+    first_entry_twice = (jnp.zeros(2, jnp.int32),) * 2
+    return rows.at[first_entry_twice].add(-0.0).reshape(x.shape)
+
+
+@_scatter_nothing.def_vmap
+def _scatter_nothing_of_batch(size: int, batched: Any, x: Array) -> tuple[Array, bool]:
+    # The batch counts as rows: whether the logits are large, or a matrix, is known only with all batch axes.
+    return _scatter_nothing(x), True
 
 
 def add_with_transpose(
