@@ -5,15 +5,15 @@ import jax
 import numpy as np
 
 import softjax
-from softjax._api.evaluate import logits_loss
+from softjax._api import evaluate
 
 
 def test_eager_calls_compile_once():
     x, y = cases.logits(5), cases.class_ids(5)
-    logits_loss.clear_cache()
+    evaluate._logits_loss.clear_cache()
     for smoothing in (0.1, 0.2, 0.3):
         softjax.cross_entropy(x, y, label_smoothing=smoothing)
-    assert logits_loss._cache_size() == 1
+    assert evaluate._logits_loss._cache_size() == 1
 
 
 def test_the_result_does_not_depend_on_jit():

@@ -16,7 +16,7 @@ from softjax._mesh.split import Split, reshard_rows
 from softjax._rows.block import RowRule, apply_rule, make_block, weigh_target
 from softjax._rows.reduction import reduce
 from softjax._rows.statistics import STATISTICS_IN_CACHE
-from softjax._xla.transpose import compute_once
+from softjax._xla.transpose import compute_gradient_once, compute_sum_once
 
 
 class LogitsConfig(NamedTuple):
@@ -30,9 +30,13 @@ class LogitsConfig(NamedTuple):
     reduction: str
 
 
-@partial(jax.jit, static_argnums=0)
 def logits_loss(config, logits, labels, where, weights, shared, class_weights=None):
     """The weighted and reduced row loss of logits; `shared` are arrays that all rows use."""
+    return _logits_loss(config, compute_sum_once(logits), labels, where, weights, shared, class_weights)
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits_loss(config, logits, labels, where, weights, shared, class_weights):
     split, axis = config.split, config.axis
     inputs, weights_spec = split.input_specs(logits, labels, where, axis), split.samples_spec(weights)
     if class_weights is not None:  # in the rank of the logits
@@ -59,22 +63,26 @@ def _local_logits_loss(config, logits, labels, where, weights, shared, class_wei
         weights = exists.astype(arrays.accumulation_dtype(logits)) if weights is None else jnp.where(exists, weights, 0)
         where = classes.exists_or_all(where)
     active = None if weights is None else jnp.expand_dims(weights != 0, config.axis)
-    block = make_block(classes, compute_once(logits), target, where, active, class_weights)
+    block = make_block(classes, compute_gradient_once(logits), target, where, active, class_weights)
     loss, _ = config.row_loss(shared, apply_rule(config.rule, block), row_args)
     return reduce(loss, weights, config.reduction, config.split.sample_mesh_axes, label_weights)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def logits_rows(select, axis, split, rule, logits, labels, where):
     """`select(classes, values, any_class)` of the row values of logits.
 
     `any_class` says which rows have an existing class, the class axis kept at length 1; None for all.
     """
+    return _logits_rows(select, axis, split, rule, compute_sum_once(logits), labels, where)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _logits_rows(select, axis, split, rule, logits, labels, where):
 
     def local(logits: Array, labels: Any, where: Array | None) -> Any:
         classes, logits, target, where = split.local_inputs(logits, labels, where, axis)
         any_class, exists = (None, None) if where is None else (classes.any(where), classes.exists_or_all(where))
-        values = apply_rule(rule, make_block(classes, compute_once(logits), target, exists, any_class))
+        values = apply_rule(rule, make_block(classes, compute_gradient_once(logits), target, exists, any_class))
         return select(classes, values, any_class)
 
     specs = split.input_specs(logits, labels, where, axis)

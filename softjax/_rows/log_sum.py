@@ -68,10 +68,11 @@ def exp_beside_peak(x: Float[Array, "..."], peak: Float[Array, "..."], e: Float[
     """e_j = exp(x_j − peak), 0 at the peak, for rows with mass < 3/2.
 
     On one CPU it is a second exponential, which XLA fuses into the sum: of a maximum instead of the `where` of
-    `minus_peak`, and with a peak of its own. XLA would share a broadcast of the peak, and keep it as an array.
+    `minus_peak`. Long rows have a peak of their own, since XLA would share its broadcast, and keep it as an array.
     """
     if one_cpu.on_one_cpu(x):
-        return drop_peak(jnp.exp(x - jnp.maximum(x, barrier(peak))))
+        peak = barrier(peak) if one_cpu.has_static_shape(x) and x.shape[-1] >= 1024 else peak
+        return drop_peak(jnp.exp(x - jnp.maximum(x, peak)))
     return jnp.where(x < peak, e, 0)
 
 

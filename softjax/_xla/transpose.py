@@ -14,6 +14,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
 from softjax._xla import one_cpu
+from softjax._xla.layout import is_sum
 
 
 def with_transpose(
@@ -36,47 +37,64 @@ def with_transpose(
     return lax.custom_linear_solve(inverse, operand, lambda _, b: forward(b), lambda _, b: transpose(b))
 
 
-def compute_once(x: Float[Array, "..."]) -> Array:
-    """`x`, which XLA on one CPU computes once, and whose gradient it computes once.
+def compute_gradient_once(x: Float[Array, "..."]) -> Array:
+    """`x`, whose gradient XLA computes once on one CPU.
 
     Equals: `x`.
 
-    Logits of shape [batch, positions, classes] are often the result of a matmul. XLA on a CPU (jaxlib 0.10.2) spends a
-    third array of their size, at two places:
+    Logits of shape [batch, positions, classes] are often the result of a matmul, whose VJP reads their gradient twice,
+    once transposed. XLA on a CPU (jaxlib 0.10.2) computes it for each of the two, and keeps the exponentials in memory
+    until then: three arrays of the size of the logits instead of two. An optimization barrier does not help, because
+    XLA removes barriers before this decision.
 
-    - Forward: it adds a bias to the result of the matmul in each operation that reads the logits. So it keeps this
-      result while the logits and their exponentials are in memory.
-    - Backward: the VJP of the matmul reads the gradient twice, once transposed. XLA computes it for each of the two,
-      and keeps the exponentials until then.
-
-    An optimization barrier does not help, because XLA removes barriers before these decisions. XLA never computes a
-    scatter twice. So the logits and their gradient each pass through a scatter that changes no bit, and that XLA does
-    in place. Two arrays remain, the ones of the logits and the exponentials, and later of the gradient and its
-    transpose. The scatter reads [rows, classes], because XLA cannot write an array in place of one of another shape.
+    XLA never computes a scatter twice. So the gradient passes through a scatter that changes no bit, and that XLA does
+    in place.
 
     Three cases are left alone: a matrix of logits takes two arrays as it is; small logits do not matter; of bfloat16
     logits, XLA would convert all to float32 for the scatter.
     """
-    may_be_large = one_cpu.has_static_shape(x) and x.ndim > 1 and x.size >= 2**14 and x.dtype != jnp.bfloat16
-    if not (may_be_large and one_cpu.on_one_cpu(x)):  # under `vmap`, of an example
-        return x
-    return with_transpose(_scatter_nothing, _scatter_nothing, x)
+    return with_transpose(lambda x: x, _scatter_batch, x) if _may_be_large(x) else x
 
 
-@custom_vmap
-def _scatter_nothing(x: Array) -> Array:
-    """`x`: −0 is added to its first entry, twice. XLA replaces a scatter to a single entry."""
-    if x.ndim < 3 or x.size < 2**18:
-        return x
-    rows = x.reshape(-1, x.shape[-1])
-    first_entry_twice = (jnp.zeros(2, jnp.int32),) * 2
-    return rows.at[first_entry_twice].add(-0.0).reshape(x.shape)
+def compute_sum_once(x: Float[Array, "..."]) -> Array:
+    """`x`, which XLA computes once on one CPU, and its gradient too, if the traced program makes it by an addition.
+
+    Equals: `x`.
+
+    XLA on a CPU (jaxlib 0.10.2) adds a bias to the result of a matmul in each operation that reads the logits. So it
+    keeps this result while the logits and their exponentials are in memory. The scatter of `compute_gradient_once`
+    stops that. It would copy logits that are arguments of the program, so they are left alone.
+    """
+    return with_transpose(_scatter_matrix, _scatter_matrix, x) if _may_be_large(x) and is_sum(x) else x
 
 
-@_scatter_nothing.def_vmap
-def _scatter_nothing_of_batch(size: int, batched: Any, x: Array) -> tuple[Array, bool]:
-    # The batch counts as rows: whether the logits are large, or a matrix, is known only with all batch axes.
-    return _scatter_nothing(x), True
+def _may_be_large(x: Array) -> bool:
+    """Whether the logits are large enough, perhaps together with those of other examples of a `vmap`."""
+    may_be_large = one_cpu.has_static_shape(x) and x.ndim > 0 and x.size >= 2**14 and x.dtype != jnp.bfloat16
+    return may_be_large and one_cpu.on_one_cpu(x)
+
+
+def _scatter_nothing(axes: int) -> Callable[[Array], Array]:
+    """A function that returns its array: −0 is added to the first entry, twice. XLA drops a scatter to a single entry.
+
+    It leaves small arrays alone, and those of fewer axes. Under `vmap`, axes and size are those of all examples.
+    """
+
+    @custom_vmap
+    def scatter(x: Array) -> Array:
+        if x.ndim < axes or x.size < 2**18:
+            return x
+        first_entry_twice = (jnp.zeros(2, jnp.int32),) * x.ndim
+        return x.at[first_entry_twice].add(-0.0)
+
+    @scatter.def_vmap
+    def scatter_batch(size: int, batched: Any, x: Array) -> tuple[Array, bool]:
+        return scatter(x), True
+
+    return scatter
+
+
+_scatter_matrix, _scatter_batch = _scatter_nothing(2), _scatter_nothing(3)
 
 
 def add_with_transpose(
