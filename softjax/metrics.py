@@ -251,11 +251,11 @@ def calibration(s: StatisticsArgument, bins: Count = 15, weights: ArrayLike | No
     """
     s, bins = check_statistics(s), arrays.positive_integer("bins", bins)
     w = _active_weights(weights, s)
-    confidence, correct = jnp.exp(-s.peak_entropy), _is_in_top_k(s, 1)
+    confidence, correct = jnp.exp(-jnp.where(w == 0, 0, s.peak_entropy)), _is_in_top_k(s, 1)
     index = jnp.ceil(confidence * (bins * (1 - 8 * float(jnp.finfo(w.dtype).eps)))) - 1
     index = jnp.where(confidence > 0, index, 0).astype(jnp.int32)  # a NaN confidence goes to bin 0, where it shows
     in_bin = jax.nn.one_hot(jnp.clip(index, 0, bins - 1), bins, dtype=bool)
-    terms = (w, w * jnp.where(w == 0, 0, confidence), w * correct.astype(w.dtype))
+    terms = (w, w * confidence, w * correct.astype(w.dtype))
     bound_sample_axes = tuple(range(w.ndim))
     return Calibration(*(jnp.sum(jnp.where(in_bin, term[..., None], 0), bound_sample_axes) for term in terms))
 

@@ -305,3 +305,47 @@ def test_a_row_of_minus_inf_is_not_correct():
     np.testing.assert_array_equal(s.label_rank, [-1, 0])
     np.testing.assert_array_equal(s.max_logit, [-np.inf, 0])
     assert softjax.metrics.accuracy(s) == 0.5
+
+
+@pytest.mark.parametrize("where", [None, jnp.arange(5) < 4])
+def test_gradients_ignore_rows_of_weight_0_whatever_they_hold(where):
+    """Of metrics and losses on statistics, dense and of a layer: 0 in these rows, and no NaN elsewhere."""
+    x, w = cases.logits(5, samples=6), jnp.array([1.0, 0.0, 1.0, 0.0, 2.0, 1.0])
+    bad, ids = x.at[1].set(jnp.nan).at[3, 2].set(jnp.inf), cases.class_ids(4, samples=6)
+    sparse = softjax.SparseLabels(jnp.stack([ids, (ids + 1) % 4], -1), jnp.tile(jnp.array([0.75, 0.25]), (6, 1)))
+    functions = {
+        "perplexity": lambda s: metrics.perplexity(s, w),
+        "brier_score": lambda s: metrics.brier_score(s, w),
+        "expected_error": lambda s: metrics.calibration(s, 4, w).expected_error(),
+        "focal": lambda s: jnp.sum(jnp.where(w > 0, softjax.losses.focal(s), 0)),
+        "all": lambda s: jnp.sum(jnp.where(w > 0, sum(cases.floating(s).values()), 0)),
+    }
+
+    @jax.jit
+    def gradients(x):
+        found = {}
+        for kind, labels in {"ids": ids, "distribution": jax.nn.one_hot(ids, 5), "sparse": sparse}.items():
+            for name, function in functions.items():
+
+                def dense(x, labels=labels, function=function):
+                    return function(softjax.statistics(x, labels, where=where))
+
+                def layer(hidden, kernel, labels=labels, function=function):
+                    return function(softjax.linear_statistics(hidden, kernel, labels, where=where, block_size=4))
+
+                if kind == "ids" or name == "all":
+                    found[kind, name] = jax.grad(dense)(x), *jax.grad(layer, (0, 1))(x, jnp.eye(5))
+        return found
+
+    for clean, found in zip(*map(jax.tree.leaves, (gradients(x), gradients(bad))), strict=True):
+        if len(clean) == 6:
+            np.testing.assert_array_equal(found[w == 0], 0)
+        np.testing.assert_allclose(found, clean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_that_counts_keeps_its_nan():
+    x = cases.logits(5, samples=3).at[1].set(jnp.nan)
+    gradient = jax.grad(lambda x: metrics.perplexity(softjax.statistics(x, cases.class_ids(5, samples=3))))(x)
+    assert jnp.isnan(gradient).all()
+    rows = jax.grad(lambda x: softjax.statistics(x, cases.class_ids(5, samples=3)).entropy.sum())(x)
+    np.testing.assert_array_equal(jnp.isnan(rows).all(1), [False, True, False])

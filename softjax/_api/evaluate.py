@@ -15,7 +15,7 @@ from softjax._linear.recomputed import rows_in_shape
 from softjax._mesh.split import Split, reshard_rows
 from softjax._rows.block import RowRule, apply_rule, make_block, weigh_target
 from softjax._rows.reduction import reduce
-from softjax._rows.statistics import STATISTICS_IN_CACHE
+from softjax._rows.statistics import STATISTICS_IF_READ_IN_CACHE
 from softjax._xla.transpose import compute_gradient_once, compute_sum_once
 
 
@@ -144,7 +144,7 @@ def layer_rows(select, plan, inputs):
     """`select(plan, inputs, values)` of the row values of a linear layer."""
 
     def local(inputs: LayerInputs, *_: Any) -> Any:
-        values = rows_in_shape(plan.chunk_config(STATISTICS_IN_CACHE), plan.into_chunks(inputs), inputs.shape)
+        values = rows_in_shape(plan.chunk_config(STATISTICS_IF_READ_IN_CACHE), plan.into_chunks(inputs), inputs.shape)
         return select(plan, inputs, values)
 
     return plan.shard_map(local, inputs, ((), ()), plan.split.output_spec)(inputs, (), ())

@@ -13,7 +13,7 @@ from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, m
 from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
 from softjax._rows.reduction import from_nats
-from softjax._rows.statistics import STATISTICS, RowValues
+from softjax._rows.statistics import STATISTICS_IF_READ, RowValues
 
 
 def linear_log_probabilities(
@@ -179,7 +179,7 @@ def log_probabilities(
     ids = check_ids("ids", ids, arrays.samples_shape(logits.shape, axis))
     split, base = split_for_logits(axis_name, None, logits, axis), options.base(base)
     surprisals = logits_rows(
-        _surprisals_last, axis, split, STATISTICS, logits, ids_without_mass(ids), arrays.where(where, logits)
+        _surprisals_last, axis, split, STATISTICS_IF_READ, logits, ids_without_mass(ids), arrays.where(where, logits)
     )
     return from_nats(-surprisals, base)
 

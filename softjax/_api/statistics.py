@@ -13,7 +13,13 @@ from softjax._args.validation import check_labels
 from softjax._linear.plan import LayerInputs, LayerOptions, Plan, check_layer, make_plan
 from softjax._mesh.axes import ClassAxis
 from softjax._mesh.placement import split_for_logits
-from softjax._rows.statistics import STATISTICS, STATISTICS_IN_CACHE, RowValues, Statistics, fill_empty_rows
+from softjax._rows.statistics import (
+    STATISTICS_IF_READ,
+    STATISTICS_IF_READ_IN_CACHE,
+    RowValues,
+    Statistics,
+    fill_empty_rows,
+)
 
 
 def statistics(
@@ -62,7 +68,7 @@ def statistics(
     labels = check_labels(labels, logits.shape, axis)
     split = split_for_logits(axis_name, None, logits, axis)
     # A program does not compute what nobody reads; an eager call computes all statistics, each in a pass of its own.
-    rule = STATISTICS if isinstance(logits, Tracer) else STATISTICS_IN_CACHE
+    rule = STATISTICS_IF_READ if isinstance(logits, Tracer) else STATISTICS_IF_READ_IN_CACHE
     return logits_rows(_logits_statistics, axis, split, rule, logits, labels, arrays.where(where, logits))
 
 

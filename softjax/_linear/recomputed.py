@@ -19,6 +19,7 @@ from softjax._linear.samples import (
     in_kernel_layout,
     zero_gradients,
 )
+from softjax._rows.edges import zero_nonfinite
 from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
 
 
@@ -54,7 +55,8 @@ def _backward(config, residuals, cotangents):
     def step(gradients: Any, chunk_and_cotangents: Any) -> tuple[Any, Any]:
         scanned, row_residuals, cotangents = chunk_and_cotangents
         chunk, active = samples.chunk(scanned), scanned.active_chunks
-        hidden, temperature = chunk.safe_hidden, chunk.safe_temperature
+        # A row that is not finite shows in its residuals, too. In dkernel, NaN times its cotangent 0 would be NaN.
+        hidden, temperature = zero_nonfinite(chunk.hidden), chunk.safe_temperature
         x = compute_if(active, lambda: layer.logits(hidden, parameters, temperature))
         dblock = config.rule.backward(chunk_block(config, parameters, chunk, x), row_residuals, cotangents)
         du, dtemperature = layer.logits_vjp(dblock.logits, x, temperature, config.classes)

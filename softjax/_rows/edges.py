@@ -20,6 +20,11 @@ def zero_ignored(array: Array, active: Bool[Array, "..."] | None) -> Array:
     return jnp.where(active | jnp.isfinite(array), array, 0)
 
 
+def zero_nonfinite(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x`, 0 where it is not finite."""
+    return jnp.where(jnp.isfinite(x), x, 0)
+
+
 def nan_where(condition: Bool[Array, "..."], x: Float[Array, "..."]) -> Float[Array, "..."]:
     """`x`, NaN where the condition holds. A NaN constant would stop `jax.debug_nans` even where it is not selected."""
     infinite = jnp.where(condition, jnp.inf, jnp.zeros_like(x))

@@ -28,10 +28,12 @@ import jax.numpy as jnp
 
 from softjax._args.types import Array, Bool, Float, Integer
 from softjax._rows.block import Block, RowRule
+from softjax._rows.edges import nan_where
 from softjax._rows.log_sum import LogSum, below_peak, drop_peak, exp_below_peak, log_sum, mean_distance_to_peak
 from softjax._rows.target import (
     RowResiduals,
     TargetCotangents,
+    drop_rows,
     measure_row,
     score_derivatives,
     target_derivatives,
@@ -39,6 +41,7 @@ from softjax._rows.target import (
 )
 from softjax._xla import one_cpu
 from softjax._xla.barrier import barrier
+from softjax._xla.transpose import with_transpose
 
 
 class Statistics(NamedTuple):
@@ -219,14 +222,66 @@ def statistics_backward(block: Block, residuals: Residuals, cotangents: RowValue
     return block.cotangent(dx, target)
 
 
+def statistics_backward_if_read(block: Block, residuals: Residuals, cotangents: RowValues) -> Block:
+    """`statistics_backward`, with gradient 0 in a row whose cotangents are all 0, whatever the row holds.
+
+    The caller's weights are unknown here. A weighted mean gives a sample of weight 0 the cotangent 0. Its derivative
+    may be NaN, and 0 · NaN is NaN.
+    """
+    residuals, nan = _drop_non_finite(block, residuals, cotangents.with_class_axis(block.classes.axis))
+    gradient = statistics_backward(block, residuals, cotangents)
+    # NaN at a class with logit +inf, and throughout a row whose peak is NaN or −inf
+    dx = gradient.logits + jnp.where(block.wide_logits() < nan.peak, 0, nan.value).astype(gradient.logits.dtype)
+    target = jax.tree.map(lambda dp: dp + nan.value.astype(dp.dtype), gradient.target)
+    return gradient._replace(logits=dx, target=target)
+
+
+class _Nan(NamedTuple):
+    """What makes the gradient of a row with non-finite logits NaN again, after the row was dropped."""
+
+    value: Float[Array, "*rows"]
+    """NaN in such a row if a cotangent is not 0, else 0."""
+    peak: Float[Array, "*rows"]
+    """The peak; NaN if every class gets the value."""
+
+
+def _drop_non_finite(block: Block, residuals: Residuals, cotangents: RowValues) -> tuple[Residuals, _Nan]:
+    """Residuals in which rows with non-finite logits are dropped, and the NaN of those whose cotangents are not 0."""
+    row = residuals.row
+    peak, rest = row.log_sum
+    dropped = ~(jnp.isfinite(peak) & jnp.isfinite(rest))
+    kept = residuals._replace(
+        row=drop_rows(row, dropped),
+        mean_distance_to_peak=jnp.where(dropped, 0, residuals.mean_distance_to_peak),
+        squares=jnp.where(dropped, 0, residuals.squares),
+    )
+    statistics = cotangents.statistics._replace(label_logit=None, mean_logit=None, max_logit=None)
+    statistics = statistics._replace(prediction=None, label_rank=None)
+    read = [cotangents.uniform, *jax.tree.leaves(statistics)]
+    if cotangents.surprisals is not None:
+        read.append(jnp.sum(cotangents.surprisals, block.classes.axis, keepdims=True))
+
+    def nan_if_read(cotangent: Array) -> Array:
+        return nan_where(dropped & (cotangent != 0), jnp.zeros_like(cotangent))
+
+    # A linear function to JAX, which transposes the backward pass for forward mode: NaN is NaN either way.
+    read = [jnp.broadcast_to(cotangent, dropped.shape) for cotangent in read]
+    value = reduce(jnp.add, [with_transpose(nan_if_read, nan_if_read, cotangent) for cotangent in read])
+    return kept, _Nan(value, jnp.where(jnp.isnan(rest), rest, peak))
+
+
 def _product_or_none(derivative: Array | None, cotangent: Array | None) -> Array | None:
     return None if derivative is None or cotangent is None else derivative * cotangent
 
 
 STATISTICS = RowRule(statistics_forward, statistics_backward)
-STATISTICS_IN_CACHE = RowRule(partial(one_cpu.in_cache, statistics_forward), statistics_backward)
+"""The rule of a loss, which knows the weights of the rows."""
+STATISTICS_IN_CACHE = STATISTICS._replace(forward=partial(one_cpu.in_cache, statistics_forward))
 """The same, a few rows at a time on one CPU. It is faster where many values are read, each in a pass of its own: in
 chunks of a linear layer, and in eager calls."""
+STATISTICS_IF_READ = STATISTICS._replace(backward=statistics_backward_if_read)
+"""The rule of values that a caller reads, with weights of the caller's own."""
+STATISTICS_IF_READ_IN_CACHE = STATISTICS_IN_CACHE._replace(backward=statistics_backward_if_read)
 
 
 if TYPE_CHECKING:

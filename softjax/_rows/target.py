@@ -114,6 +114,19 @@ def measure_row(block: Block, x: Array, s: LogSum) -> tuple[TargetStatistics, Ro
     return statistics, RowResiduals(s, dropped, target, _expectations(block, x, s, dropped, target))
 
 
+def drop_rows(row: RowResiduals, dropped: Bool[Array, "*rows"]) -> RowResiduals:
+    """The residuals with these rows dropped; none was before."""
+    target = row.target
+    if isinstance(target, FewClasses):
+        target = target._replace(logits=_zero_dropped(dropped, target.logits))
+    elif isinstance(target, tuple):
+        target = jax.tree.map(lambda sums: jnp.where(dropped, 0, sums), target)
+    expectations = jax.tree.map(lambda sums: jnp.where(dropped, 0, sums), row.expectations)
+    return RowResiduals(
+        row.log_sum._replace(rest=_zero_dropped(dropped, row.log_sum.rest)), dropped, target, expectations
+    )
+
+
 def _zero_dropped(dropped: Array | None, value: Array) -> Array:
     return value if dropped is None else jnp.where(dropped, 0, value)
 
@@ -313,7 +326,9 @@ def _mass_of_equal_ids(classes: ClassAxis, ids: Array, p: Array) -> tuple[Array,
     before, after = classes.axis - 1, classes.axis
     equal = jnp.expand_dims(ids, before) == jnp.expand_dims(ids, after)
     mass = jnp.sum(jnp.where(equal, jnp.expand_dims(p, before), 0), after)
-    return mass, jnp.argmax(equal, after) == lax.broadcasted_iota(ids.dtype, ids.shape, classes.axis % ids.ndim)
+    place = lax.broadcasted_iota(jnp.int32, ids.shape, classes.axis % ids.ndim)
+    is_earlier = jnp.expand_dims(place, before) < jnp.expand_dims(place, after)
+    return mass, ~jnp.any(equal & is_earlier, after)
 
 
 def _most_probable_id(classes: ClassAxis, ids: Array, p: Array) -> Integer[Array, "*rows"]:
