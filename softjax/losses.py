@@ -155,7 +155,8 @@ def angular_margin(s: StatisticsArgument, margin: ArrayLike, scale: ArrayLike) -
     """The ArcFace loss: the cross-entropy after the label's cosine is lowered from cos θ to cos(min(θ + margin, π)).
 
     Use it as `additive_margin`, with the margin as an angle. cos θ is the label's logit / scale, clipped to [−1, 1].
-    The derivative contains 1 / sin θ. It is computed as 1 / max(sin θ, 1e-3), so it stays finite. For a distribution,
+    The derivative contains 1 / sin θ. It is computed as 1 / max(sin θ, 1e-3), so it stays finite. Where cos θ is
+    clipped, the derivative is that at ±1, so a cosine that rounding lifts above 1 keeps its slope. For a distribution,
     q_y is as in `focal`, and the label's logit is Σ_j p_j x_j.
 
     Args:

@@ -34,7 +34,7 @@ def oracle(kind, x, y, margin, scale):
     if kind == "angular":
         lowered = scale * np.cos(np.minimum(theta + margin, np.pi))
         derivative = np.cos(margin) + cos * np.sin(margin) / np.maximum(np.sin(theta), 1e-3)
-        derivative = np.where((theta + margin <= np.pi) & (np.abs(a) <= scale), derivative, 0)
+        derivative = np.where(theta + margin <= np.pi, derivative, 0)  # also where the cosine is clipped
     with_margin = x.copy()
     with_margin[rows, y] = lowered
     value, gradient, sizes = exact.cross_entropy(with_margin, y)
@@ -153,3 +153,24 @@ def test_a_small_margin_keeps_its_digits():
         theta = np.arccos(np.asarray(x[:, 0], np.float64) / 64)
         expected = 128 * np.sin(margin / 2) * np.sin(theta + margin / 2)
         np.testing.assert_allclose(drop, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5])
+def test_the_slope_goes_on_where_rounding_lifts_a_cosine_above_1(margin):
+    one, scale = np.float32(1), 64.0
+    cosines = jnp.array([1, np.nextafter(one, 2), 1.001, -1, np.nextafter(-one, np.float32(-2)), -1.001], jnp.float32)
+    # Another class at 0.99: the label's probability is far from 1, so the slope is not a rounding error.
+    x = scale * jnp.stack([cosines, jnp.full(6, 0.99), jnp.zeros(6)], -1)
+    y = jnp.zeros(6, jnp.int32)
+    value, gradient = both("angular", x, y, margin, scale)
+    expected, exact_gradient, _ = oracle("angular", x, y, margin, scale)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, exact_gradient, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(gradient[1, 0], gradient[0, 0], rtol=1e-4)
+    assert abs(gradient[0, 0]) > (100 if margin else 0.1)
+    fused = jax.grad(
+        lambda kernel: softjax.linear_loss(
+            lambda s: losses.angular_margin(s, margin, scale), jnp.eye(2)[:1], kernel, y[:1]
+        )
+    )(jnp.stack([x[1], x[0]]))
+    np.testing.assert_allclose(fused[0, 0], gradient[1, 0], rtol=1e-4)

@@ -26,12 +26,24 @@ def _lower_label_jvp(primals, tangents):
 
 
 def angular_drop(a, margin, scale):
-    """a − scale · cos(min(θ + margin, π)) with cos θ = a / scale."""
-    b = jnp.where(jnp.abs(a) <= scale, a, jnp.sign(a) * scale)
+    """a − scale · cos(min(θ + margin, π)) with cos θ = a / scale, clipped to [−1, 1]."""
+    b = _clip(a, scale)
     # cos θ − cos(θ + margin) = 2 sin²(margin / 2) cos θ + sin(margin) sin θ keeps the digits of a small margin
     difference = 2 * jnp.sin(margin / 2) ** 2 * b + jnp.sin(margin) * _scaled_sine(b, scale)
     beyond_pi = (margin >= math.pi) | (b < -scale * jnp.cos(margin))
     return (a - b) + jnp.where(beyond_pi, b + scale, difference)
+
+
+@jax.custom_jvp
+def _clip(a, scale):
+    """a, clipped to [−scale, scale]."""
+    return jnp.where(jnp.abs(a) <= scale, a, jnp.sign(a) * scale)
+
+
+@_clip.defjvp
+def _clip_jvp(primals, tangents):
+    # The derivative of a itself: rounding may lift a cosine above 1, where the slope of the loss should not drop to 0.
+    return _clip(*primals), tangents[0]
 
 
 @jax.custom_jvp
