@@ -153,3 +153,18 @@ def test_wrong_axes_are_refused_by_name():
         softjax.log_softmax(x, axis=(0, 2))
     with pytest.raises(ValueError, match="`axis` must be one axis where `axis_name` splits it"):
         softjax.softmax(x, axis=(0, 1), axis_name="classes")
+
+
+@pytest.mark.parametrize("function", [softjax.softmax, softjax.log_softmax])
+def test_the_backward_pass_keeps_one_array_of_the_size_of_the_logits(function):
+    """The result itself, or the logits if they are narrower; and a few numbers for each row."""
+    x = cases.logits(40)
+    for logits, kept in ((x, x.dtype), (x.astype(jnp.bfloat16), jnp.bfloat16)):
+        saved = jax.tree.leaves(jax.vjp(function, logits)[1])
+        large = [array for array in saved if array.size == x.size]
+        assert [array.dtype for array in large] == [kept]
+        assert sum(array.size for array in saved) <= x.size + 2 * len(x)
+        if kept == jnp.float32:
+            np.testing.assert_array_equal(
+                large[0], function(x) if function is softjax.softmax else function(x, base=math.e)
+            )

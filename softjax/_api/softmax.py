@@ -11,7 +11,7 @@ from softjax._args.types import Array, ArrayLike, Axes, AxisName, Number
 from softjax._mesh.axes import ClassAxis, with_same_varying_axes
 from softjax._mesh.placement import split_for_logits
 from softjax._mesh.split import Split, reshard_like
-from softjax._rows.log_sum import below_peak, log_sum
+from softjax._rows.log_sum import below_peak, drop_peak, log_sum
 from softjax._rows.reduction import from_nats
 from softjax._xla import one_cpu
 from softjax._xla.every_mode import opaque_to_remat, with_forward_mode
@@ -142,17 +142,28 @@ def _softmax(classes, x):
 
 def _softmax_forward(classes, x):
     s = log_sum(classes, x, None)
-    return jnp.exp(below_peak(classes, one_cpu.widen(x), s)) / s.mass, (x, s)
+    q = _exp_over_mass(classes, x, s)
+    return q, _residuals(q, x, s)
+
+
+def _exp_over_mass(classes, x, s):
+    return jnp.exp(below_peak(classes, one_cpu.widen(x), s)) / s.mass
+
+
+def _residuals(result, x, s):
+    """The result, or logits of a narrower dtype, from which the backward pass computes it again; and the row's sums."""
+    return (result if result.dtype == x.dtype else x), s
 
 
 def _softmax_backward(classes, residuals, g):
     # ∂q_i/∂x_j = q_i ([i = j] − q_j)  ⇒  dx_j = q_j (g_j − Σ_i q_i g_i)
     # For a dominant class q_j (g_j (1 − q_j) − Σ_{i≠j} q_i g_i), in which nothing cancels.
-    x, s = residuals
-    e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, is_dominant = e / s.mass, s.is_dominant(one_cpu.widen(x))
-    for_dominant = g * s.one_minus_q(e) - classes.sum_keepdims(jnp.where(is_dominant, 0, q * g))
-    return ((q * jnp.where(is_dominant, for_dominant, g - classes.sum_keepdims(q * g))).astype(x.dtype),)
+    kept, s = residuals
+    q = kept if kept.dtype == g.dtype else _exp_over_mass(classes, kept, s)
+    is_dominant = q > 0.5
+    for_dominant = g * (s.rest / s.mass) - classes.sum_keepdims(drop_peak(q) * g)
+    dx = q * jnp.where(is_dominant, for_dominant, g - classes.sum_keepdims(q * g))
+    return (dx.astype(kept.dtype),)
 
 
 _softmax.defvjp(opaque_to_remat(_softmax_forward), _softmax_backward)
@@ -166,17 +177,23 @@ def _log_softmax(classes, x):
 
 def _log_softmax_forward(classes, x):
     s = log_sum(classes, x, None)
-    return below_peak(classes, one_cpu.widen(x), s) - s.log_mass, (x, s)
+    log_q = _minus_log_mass(classes, x, s)
+    return log_q, _residuals(log_q, x, s)
+
+
+def _minus_log_mass(classes, x, s):
+    return below_peak(classes, one_cpu.widen(x), s) - s.log_mass
 
 
 def _log_softmax_backward(classes, residuals, g):
     # ∂ln q_i/∂x_j = [i = j] − q_j  ⇒  dx_j = g_j − q_j Σ_i g_i
     # For a dominant class g_j (1 − q_j) − q_j Σ_{i≠j} g_i, in which nothing cancels.
-    x, s = residuals
-    e = jnp.exp(below_peak(classes, one_cpu.widen(x), s))
-    q, is_dominant = e / s.mass, s.is_dominant(one_cpu.widen(x))
-    for_dominant = g * s.one_minus_q(e) - q * classes.sum_keepdims(jnp.where(is_dominant, 0, g))
-    return (jnp.where(is_dominant, for_dominant, g - q * classes.sum_keepdims(g)).astype(x.dtype),)
+    kept, s = residuals
+    q = jnp.exp(kept if kept.dtype == g.dtype else _minus_log_mass(classes, kept, s))
+    is_dominant = q > 0.5
+    for_dominant = g * (s.rest / s.mass) - q * classes.sum_keepdims(jnp.where(is_dominant, 0, g))
+    dx = jnp.where(is_dominant, for_dominant, g - q * classes.sum_keepdims(g))
+    return (dx.astype(kept.dtype),)
 
 
 _log_softmax.defvjp(opaque_to_remat(_log_softmax_forward), _log_softmax_backward)
