@@ -10,6 +10,7 @@ import pytest
 from covering import covering, slow
 
 import softjax
+from softjax._api import linear_loss as linear_loss_module
 
 C = 9
 HIDDEN, KERNEL, BIAS = cases.layer(C, spread=3.0)
@@ -150,26 +151,54 @@ def test_aux_under_vmap_scan_and_checkpoint_and_with_several_sample_axes():
     chex.assert_trees_all_equal(aux, jax.tree.map(lambda leaf: leaf.reshape(2, 5, *leaf.shape[1:]), flat))
 
 
-def test_eager_calls_trace_a_row_loss_without_closure_once():
-    calls = []
-
-    def with_closure(s):
-        calls.append(s)
-        return s.cross_entropy
-
-    for _ in range(3):
-        softjax.linear_loss(without_closure, HIDDEN, KERNEL, LABELS)
-        softjax.linear_loss(with_closure, HIDDEN, KERNEL, LABELS)
-    assert len(CALLS) == 1
-    assert len(calls) == 3  # a closed-over value may change
+FACTOR = 1.0
 
 
-CALLS = []
+def with_global(s):
+    return FACTOR * s.cross_entropy
 
 
-def without_closure(s):
-    CALLS.append(None)
-    return s.cross_entropy
+@jax.custom_jvp
+def with_rule(h):
+    return h
+
+
+with_rule.defjvp(lambda primals, tangents: (primals[0], FACTOR * tangents[0]))
+
+
+def test_eager_calls_see_what_a_row_loss_reads_change(monkeypatch):
+    """A global number, also in a helper or a custom derivative, and the attribute of an object."""
+
+    class Settings:
+        factor = 1.0
+
+    def gradient(row_loss):
+        return jax.grad(lambda h: softjax.linear_loss(row_loss, h, KERNEL, LABELS))(HIDDEN)
+
+    row_losses = [
+        with_global,
+        lambda s: with_global(s),
+        lambda s: with_rule(s.cross_entropy),
+        lambda s: Settings.factor * s.cross_entropy,
+    ]
+    before = list(map(gradient, row_losses))
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    Settings.factor = 2.0
+    for row_loss, first in zip(row_losses, before, strict=True):
+        np.testing.assert_allclose(gradient(row_loss), 2 * first, rtol=1e-6)
+
+
+def test_eager_calls_compile_a_program_once():
+    """A new function with the same program does not compile again, nor does one with a custom derivative."""
+    compiled = linear_loss_module._cached_linear_loss
+    for row_losses in ([lambda s: 3 * s.entropy, lambda s: 3 * s.entropy], [softjax.losses.focal] * 2):
+        first, second = row_losses
+        softjax.linear_loss(first, HIDDEN, KERNEL, LABELS)
+        size = compiled._cache_size()
+        softjax.linear_loss(second, HIDDEN, KERNEL, LABELS)
+        assert compiled._cache_size() == size
+    softjax.linear_loss(lambda s: 4 * s.entropy, HIDDEN, KERNEL, LABELS)
+    assert compiled._cache_size() == size + 1
 
 
 def test_each_call_reads_closed_over_arrays_again():

@@ -1,20 +1,20 @@
 """A custom loss of the row statistics of a linear layer, with auxiliary outputs."""
 
-import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from softjax._api.evaluate import LayerConfig, run_layer_loss
 from softjax._args import arrays, options
 from softjax._args.labels import SparseLabels
-from softjax._args.types import ArrayLike, AxisName, Count, Flag, Function, Number, Reduction
+from softjax._args.types import Array, ArrayLike, AxisName, Count, Flag, Function, Number, Reduction, Shape
 from softjax._args.validation import check_labels
-from softjax._linear.plan import LayerOptions, Plan, check_layer, make_plan
+from softjax._linear.plan import LayerOptions, check_layer, make_plan
 from softjax._linear.row_losses import CallerLoss
-from softjax._rows.statistics import STATISTICS_IN_CACHE
+from softjax._rows.statistics import STATISTICS_IN_CACHE, Statistics
 
 
 def linear_loss(
@@ -43,8 +43,9 @@ def linear_loss(
     functions in `softjax.losses`. Value and gradient take three matmuls. Statistics that `row_loss` does not read are
     not computed.
 
-    An eager call reuses the compiled program of the same `row_loss` object if it closes over no array. Define
-    `row_loss` once, outside of a training loop. Under `jit` this makes no difference.
+    An eager call traces `row_loss`, and reuses the compiled program of an earlier one that traces to the same. So it
+    sees a global that has changed. If `row_loss` closes over an array or calls back to the host, each eager call
+    compiles anew: pass the array as one of `row_args`, or call under `jit`.
 
     Args:
         row_loss: a function of one sample, vectorised over the samples. It takes the sample's `Statistics`, in nats, as
@@ -94,45 +95,65 @@ def linear_loss(
     given = LayerOptions(where, logit_softcap, block_size, precision, axis_name, batch_axis_name, weights, temperature)
     plan, inputs = make_plan(layer, labels, given)
     leaves, tree = arrays.row_args(row_args, inputs.shape)
-    config = _CallConfig(plan, tree, options.reduction(reduction), options.flag("has_aux", has_aux))
-    value, aux = _compiled(row_loss)(config, inputs, leaves)
+    caller_loss = CallerLoss(row_loss, tree, options.flag("has_aux", has_aux))
+    config = LayerConfig(plan, STATISTICS_IN_CACHE, None, options.reduction(reduction))
+    value, aux = _compiled(caller_loss, config, inputs.shape, leaves)(config, inputs, leaves)
     return (value, aux) if has_aux else value
 
 
-class _CallConfig(NamedTuple):
-    """The static part of a call, without the row loss."""
-
-    plan: Plan
-    tree: Any
-    """The structure of the row arguments."""
-    reduction: str
-    has_aux: bool
+def _linear_loss(row_loss, config, inputs, leaves):
+    return run_layer_loss(config._replace(row_loss=row_loss.caller_loss), inputs, (), leaves)
 
 
-def _linear_loss(get_row_loss, call, inputs, leaves):
-    row_loss = CallerLoss(get_row_loss(), call.tree, call.has_aux)
-    return run_layer_loss(LayerConfig(call.plan, STATISTICS_IN_CACHE, row_loss, call.reduction), inputs, (), leaves)
+class _RowLoss:
+    """A row loss that equals another one if both trace to the same program. So the compiled program fits both."""
+
+    def __init__(self, caller_loss: CallerLoss, program: str):
+        self.caller_loss, self.program = caller_loss, program
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _RowLoss) and self.program == other.program
+
+    def __hash__(self) -> int:
+        return hash(self.program)
 
 
-_compiled_losses: Any = weakref.WeakKeyDictionary()
+_cached_linear_loss = jax.jit(_linear_loss, static_argnums=(0, 1))
 
 
-def _compiled(row_loss: Callable[..., Any]) -> Callable[..., Any]:
-    """`_linear_loss` under `jit`: one for each function that closes over no array, otherwise one for this call."""
-    if _may_close_over_arrays(row_loss):
-        return jax.jit(partial(_linear_loss, lambda: row_loss), static_argnums=0)
-    if row_loss not in _compiled_losses:
-        # A weak reference, so that neither the function nor its program outlives the caller's use of it.
-        _compiled_losses[row_loss] = jax.jit(partial(_linear_loss, weakref.ref(row_loss)), static_argnums=0)
-    return _compiled_losses[row_loss]
+def _compiled(loss: CallerLoss, config: LayerConfig, samples: Shape, leaves: list[Array]) -> Callable[..., Any]:
+    """`_linear_loss` of this loss under `jit`. A program is kept for later calls if its text says all of it."""
+    program = _traced_program(loss, config, samples, leaves)
+    if program.consts or _holds_function(program.jaxpr):
+        return jax.jit(partial(_linear_loss, _RowLoss(loss, "")), static_argnums=0)
+    return partial(_cached_linear_loss, _RowLoss(loss, f"{program} {jax.tree.structure((loss.tree, loss.has_aux))}"))
 
 
-def _may_close_over_arrays(function: Callable[..., Any]) -> bool:
-    """False for a Python function that closes over plain constants at most; True for any other callable."""
-    cells = getattr(function, "__closure__", ())
-    if cells is None and not getattr(function, "__defaults__", None) and not getattr(function, "__kwdefaults__", None):
-        return False
-    if not cells or hasattr(function, "__self__"):
-        return True
-    constants = (bool, int, float, str, bytes, type(None))
-    return not all(isinstance(cell.cell_contents, constants) for cell in cells)
+def _holds_function(jaxpr: Any) -> bool:
+    """Whether an equation holds a function, such as a callback to the host, whose text may be that of another one."""
+    parameters = jax.tree.leaves([list(equation.params.values()) for equation in jaxpr.eqns])
+    inner = [getattr(value, "jaxpr", value) for value in parameters]
+    not_functions = type, jax.sharding.Mesh, jax.sharding.AbstractMesh  # which may be called all the same
+    return any(callable(value) and not isinstance(value, not_functions) for value in parameters) or any(
+        _holds_function(value) for value in inner if hasattr(value, "eqns")
+    )
+
+
+def _traced_program(loss: CallerLoss, config: LayerConfig, samples: Shape, leaves: list[Array]) -> Any:
+    """The jaxpr of the loss of one sample, of its aux and of its VJP, which holds the rules of custom derivatives."""
+    real, integer = (jax.ShapeDtypeStruct((), dtype) for dtype in (config.plan.layer.dtype, jnp.int32))
+    one_sample = [jax.ShapeDtypeStruct(leaf.shape[len(samples) :], leaf.dtype) for leaf in leaves]
+    arguments, structure = jax.tree.flatten((Statistics.fill(real, integer), one_sample))
+    floating = [jnp.issubdtype(argument.dtype, jnp.floating) for argument in arguments]
+
+    def value_and_vjp(arguments: list[Array]) -> Any:
+        def of_floating(differentiated: list[Array]) -> tuple[Array, Any]:
+            remaining = iter(differentiated)
+            merged = [next(remaining) if is_floating else a for a, is_floating in zip(arguments, floating, strict=True)]
+            return loss.one_sample(*jax.tree.unflatten(structure, merged))
+
+        differentiated = [a for a, is_floating in zip(arguments, floating, strict=True) if is_floating]
+        value, pull, aux = jax.vjp(of_floating, differentiated, has_aux=True)
+        return value, aux, pull(jnp.ones_like(value))
+
+    return jax.make_jaxpr(value_and_vjp)(arguments)
