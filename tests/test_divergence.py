@@ -449,3 +449,36 @@ def test_refused_arguments():
     ]:
         with pytest.raises(error, match=message):
             softjax.linear_divergence(hidden, kernel, *teacher, **options)
+
+
+def test_jensen_shannon_of_rows_that_are_far_apart():
+    """ln(m / q) is nearly constant where the student's mass lies, so the differences of the first form would cancel."""
+    x, y = jnp.array([0.0, -3.0, -20.0]), jnp.array([-30.0, -30.0, 0.0])
+    gradient = jax.grad(lambda x: softjax.divergence(x, y, kind="jensen_shannon", base=math.e))(x)
+    np.testing.assert_allclose(gradient, [1.875e-8, 9.33e-10, -1.968e-8], rtol=1e-3)
+
+    rng = np.random.default_rng(0)
+    student, teacher = (rng.normal(size=(60, 5)) for _ in range(2))
+    student[np.arange(60), rng.integers(0, 5, 60)] += rng.uniform(5, 40, 60)
+    teacher[np.arange(60), rng.integers(0, 5, 60)] += rng.uniform(5, 40, 60)
+    x, y = jnp.asarray(student, jnp.float32), jnp.asarray(teacher, jnp.float32)
+    for beta in (0.5, 0.1, 0.999):
+
+        def total(x, temperature, beta):
+            return jnp.sum(dense(x, y, kind="jensen_shannon", beta=beta, temperature=temperature, base=math.e))
+
+        dx, dt, dbeta = jax.jit(jax.grad(total, (0, 1, 2)))(x, jnp.float32(1.0), jnp.float32(beta))
+        wide = [np.asarray(a, np.longdouble) for a in (x, y)]
+        b = np.longdouble(np.float32(beta))
+        q, p = (np.exp(a - a.max(1, keepdims=True)) for a in wide)
+        q, p = q / q.sum(1, keepdims=True), p / p.sum(1, keepdims=True)
+        log_ratio = np.log(b * p + (1 - b) * q) - np.log(q)
+        # Σ_i q_i (b_j − b_i), a sum of differences of logarithms of ratios
+        ratio = p / q * b / (1 - b)
+        centred = [(q[:, i : i + 1] * (np.log1p(ratio) - np.log1p(ratio[:, i : i + 1]))) for i in range(5)]
+        exact_dx = -(1 - b) * q * sum(centred)
+        peak = np.abs(exact_dx).max(1, keepdims=True)
+        np.testing.assert_array_less(np.abs(np.asarray(dx) - exact_dx), 1e-3 * np.abs(exact_dx) + 1e-4 * peak)
+        exact_dbeta = np.sum(q * log_ratio) - np.sum(p * (np.log(b * p + (1 - b) * q) - np.log(p)))
+        np.testing.assert_allclose(dbeta, np.float64(exact_dbeta), rtol=1e-4)
+        assert np.isfinite(dt)

@@ -13,6 +13,14 @@ with respect to β is −Σ p a + Σ q b.
 The terms of these sums have both signs, and cancel where p and q are close. Since Σ m − Σ p = 0, such a sum is also the
 sum of m_j − p_j − p_j a_j = p_j (e^a_j − 1 − a_j), the excess of e^a over its tangent. Every term of it is at least 0.
 
+Where p and q are far apart, b_j is nearly the constant ln(1 − β) at all classes that q prefers, and a_j nearly ln β at
+those that p prefers. Then b_j − Σ q b would cancel. A constant does not change this difference, so such rows use the
+distance to the constant:
+
+    b_j − ln(1 − β) = ln(1 + e^v_j)    a_j − ln β = ln(1 + e^−v_j)    with v_j = ln(β / (1 − β)) − u_j
+
+A row is apart if its divergence is above half of the largest one, −β ln β − (1 − β) ln(1 − β).
+
 To add a divergence: a function like `forward_kl`, its name in `DIVERGENCES`, and its formula in `tests/exact.py`.
 """
 
@@ -71,6 +79,17 @@ class ClassTerms(NamedTuple):
     """f_j of a derivative p_j (f_j − Σ p f) along y / T; None for p_j − q_j."""
     by_beta: Float[Array, "..."] | None = None
     """Its sum over the classes is the derivative with respect to β."""
+    largest: Float[Array, "*rows"] | None = None
+    """The upper bound of the divergence; None if `apart` is."""
+    apart: "ClassTerms | None" = None
+    """Other terms for rows where p and q are far apart, where these would cancel; None if they never do."""
+
+    def choose(self, is_apart: Bool[Array, "*rows"] | None) -> "ClassTerms":
+        """Of each row, the terms in which nothing cancels."""
+        if self.apart is None:
+            return self
+        near = self._replace(largest=None, apart=None)
+        return jax.tree.map(partial(jnp.where, is_apart), self.apart, near)
 
 
 def forward_kl(student: RowSoftmax, teacher: RowSoftmax, _: Any) -> ClassTerms:
@@ -92,9 +111,25 @@ def jensen_shannon(student: RowSoftmax, teacher: RowSoftmax, beta: Float[Array, 
     m = beta * p + (1 - beta) * q
     kl_teacher, kl_student = excess(p, m, a), excess(q, m, b)
     divergence = scale_or_zero(beta, kl_teacher) + scale_or_zero(1 - beta, kl_student)
+
     # An infinite a or b is 0 in the means, and in their derivative by β, where 0 · inf would be NaN.
-    student_terms, teacher_terms = (beta - 1) * zero_infinite(b), -beta * zero_infinite(a)
-    return ClassTerms(divergence, student_terms, teacher_terms, kl_teacher - kl_student)
+    def terms(a: Array, b: Array, by_beta: Array, *rest: Any) -> ClassTerms:
+        return ClassTerms(divergence, (beta - 1) * zero_infinite(b), -beta * zero_infinite(a), by_beta, *rest)
+
+    largest, log_odds = entropy_and_log_odds(beta)
+    v = log_odds - u
+    log_one_plus = jnp.log1p(jnp.exp(-jnp.abs(v)))
+    a_apart, b_apart = (jnp.maximum(w, 0) + log_one_plus for w in (-v, v))
+    by_beta_apart = student.expectation_terms(b_apart) - teacher.expectation_terms(a_apart + log_odds)
+    return terms(a, b, kl_teacher - kl_student, largest, terms(a_apart, b_apart, by_beta_apart))
+
+
+def entropy_and_log_odds(beta: Float[Array, "*rows"]) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    """−β ln β − (1 − β) ln(1 − β) and ln(β / (1 − β)); for β = 0 or 1 the entropy 0, and any finite log odds."""
+    is_mixed = (beta > 0) & (beta < 1)
+    inside = jnp.where(is_mixed, beta, 0.5)
+    log_beta, log_rest = jnp.log(inside), jnp.log1p(-inside)
+    return jnp.where(is_mixed, -inside * log_beta - (1 - inside) * log_rest, 0), log_beta - log_rest
 
 
 def log_ratio(student: RowSoftmax, teacher: RowSoftmax) -> Float[Array, "..."]:
@@ -139,6 +174,8 @@ class DivergenceResiduals(NamedTuple):
     means: Any
     """Pair of (Σ q f, the same without a dominant class); None where there is no f."""
     by_beta: Any
+    is_apart: Bool[Array, "*rows"] | None
+    """Rows where p and q are far apart; None for a kind whose terms do not depend on it."""
 
 
 def divergence_forward(
@@ -148,6 +185,9 @@ def divergence_forward(
     residuals = one_cpu.barrier_unless_one_cpu(_log_sums(block), block.logits)
     student, teacher = _softmaxes(block, residuals)
     terms = kind(student, teacher, teacher_target(block).beta)
+    divergence = classes.sum_keepdims(terms.divergence)
+    is_apart = None if terms.largest is None else divergence > terms.largest / 2
+    terms = terms.choose(is_apart)
 
     def means(row: RowSoftmax, f: Array | None) -> Any:
         if f is None:
@@ -156,9 +196,9 @@ def divergence_forward(
         return classes.sum_keepdims(expectation), classes.sum_keepdims(jnp.where(row.is_dominant, 0, expectation))
 
     by_beta = None if terms.by_beta is None else classes.sum_keepdims(terms.by_beta)
-    divergence = block.zero_ignored(classes.sum(terms.divergence))
     both_means = means(student, terms.student), means(teacher, terms.teacher)
-    return divergence, residuals._replace(means=both_means, by_beta=by_beta)
+    residuals = residuals._replace(means=both_means, by_beta=by_beta, is_apart=is_apart)
+    return block.zero_ignored(classes.squeeze(divergence)), residuals
 
 
 def teacher_target(block: Block) -> Teacher:
@@ -184,7 +224,7 @@ def _log_sums(block: Block) -> DivergenceResiduals:
         finite = [jnp.isfinite(value) for s in both for value in s]
         dropped = ~block.active & ~(finite[0] & finite[1] & finite[2] & finite[3])
         both = jax.tree.map(lambda value: jnp.where(dropped, 0, value), both)
-    return DivergenceResiduals(both, shifts, dropped, None, None)
+    return DivergenceResiduals(both, shifts, dropped, None, None, None)
 
 
 def divide_by_temperature(x: Float[Array, "..."], shift: Any, temperature: Any) -> Float[Array, "..."]:
@@ -229,7 +269,8 @@ def divergence_derivatives(
     """The derivatives with respect to the student's logits x, and to the parameters of a row."""
     student, teacher = _softmaxes(block._replace(logits=x), residuals)
     _, temperature, beta = teacher_target(block)
-    terms, (student_means, teacher_means) = kind(student, teacher, beta), residuals.means
+    terms = kind(student, teacher, beta).choose(residuals.is_apart)
+    student_means, teacher_means = residuals.means
     dx = class_derivative(student, teacher, terms.student, student_means)
     if temperature is None:
         return dx, ParameterDerivatives(None, residuals.by_beta)
