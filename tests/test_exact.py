@@ -268,3 +268,27 @@ def test_a_layer_with_one_feature(options, route):
     loss = softjax.linear_cross_entropy(h, k, labels, base=np.e, **options)
     expected = exact.cross_entropy(x, labels)[0]
     np.testing.assert_allclose(np.mean(loss), expected.mean(), rtol=1e-5)
+
+
+def test_hessian_vector_products_of_many_classes():
+    """q_j (t_j − Σ q t), in units of the sizes of its terms, where the label is at a peak of small probability."""
+    classes = 32000
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=classes).astype(np.float32)
+
+    @jax.jit
+    def products(x, label):
+        def gradient(x):
+            return jax.grad(lambda x: softjax.cross_entropy(x, label, **NATS))(x)
+
+        return jax.jvp(gradient, (x,), (t,))[1], jax.grad(lambda x: jnp.vdot(gradient(x), t))(x)
+
+    for gap in (0.0, 0.5, 1.0, 5.0):
+        x = rng.normal(size=classes).astype(np.float32)
+        label = int(np.argmax(x))
+        x[label] = np.sort(x)[-2] + np.float32(gap)
+        q = np.exp(x.astype(np.float64) - x.max())
+        q /= q.sum()
+        expected, sizes = q * (t - q @ t), q * (np.abs(t) + q @ np.abs(t))
+        for found in products(x, label):
+            np.testing.assert_array_less(np.abs(np.asarray(found, np.float64) - expected), 3e-6 * sizes)

@@ -161,7 +161,7 @@ def _softmax_backward(classes, residuals, g):
     kept, s = residuals
     q = kept if kept.dtype == g.dtype else _exp_over_mass(classes, kept, s)
     is_dominant = q > 0.5
-    for_dominant = g * (s.rest / s.mass) - classes.sum_keepdims(drop_peak(q) * g)
+    for_dominant = g * s.one_minus_q_peak - classes.sum_keepdims(drop_peak(q) * g)
     dx = q * jnp.where(is_dominant, for_dominant, g - classes.sum_keepdims(q * g))
     return (dx.astype(kept.dtype),)
 
@@ -191,7 +191,7 @@ def _log_softmax_backward(classes, residuals, g):
     kept, s = residuals
     q = jnp.exp(kept if kept.dtype == g.dtype else _minus_log_mass(classes, kept, s))
     is_dominant = q > 0.5
-    for_dominant = g * (s.rest / s.mass) - q * classes.sum_keepdims(jnp.where(is_dominant, 0, g))
+    for_dominant = g * s.one_minus_q_peak - q * classes.sum_keepdims(jnp.where(is_dominant, 0, g))
     dx = jnp.where(is_dominant, for_dominant, g - q * classes.sum_keepdims(g))
     return (dx.astype(kept.dtype),)
 

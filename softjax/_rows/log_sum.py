@@ -36,15 +36,30 @@ class LogSum(NamedTuple):
         """ln Σ_j exp(x_j − peak), with the digits that peak + ln mass would round away."""
         return jnp.log1p(self.rest)
 
+    @property
+    def one_minus_q_peak(self) -> Float[Array, "*rows"]:
+        """1 − q of a class at the peak: rest / mass."""
+        return _rest_over_mass(self.rest)
+
     def one_minus_q(self, e: Float[Array, "..."]) -> Float[Array, "..."]:
         """1 − q_j from e_j = exp(x_j − peak). At the peak it is rest / mass, exact where q_j rounds to 1."""
         # If rest < 1/2, only the peak has e > 1/2, and there e is 1 up to rounding.
         at_peak = (e >= 1) | ((e > 0.5) & (self.rest < 0.5))
-        return jnp.where(at_peak, (self.rest - (e - lax.stop_gradient(e))) / self.mass, 1 - e / self.mass)
+        return jnp.where(at_peak, self.one_minus_q_peak - (e - lax.stop_gradient(e)) / self.mass, 1 - e / self.mass)
 
     def is_dominant(self, x: Float[Array, "..."]) -> Bool[Array, "..."]:
         """Whether x_j is the only class at the peak and q_j > 1/2, where q_j − 1 would cancel."""
         return (x == self.peak) & (self.rest < 1)
+
+
+@jax.custom_jvp
+def _rest_over_mass(rest: Float[Array, "*rows"]) -> Float[Array, "*rows"]:
+    """rest / (1 + rest) = 1 − 1 / mass"""
+    return rest / (1 + rest)
+
+
+# The two terms of the quotient rule cancel where the rest is large.
+_rest_over_mass.defjvps(lambda step, _, rest: step / (1 + rest) ** 2)
 
 
 # Three ways to write x_j − peak and its exponential, each for a compiler that rounds or fuses differently.
