@@ -184,7 +184,7 @@ class Calibration:
         return self.weight, self.confidence, self.correct
 
     @property
-    def _excess(self) -> Array:
+    def _excess(self) -> Any:
         """Σ w · ([the prediction is the label] − confidence)"""
         _, confidence_error, correct_error = self.error
         return (self.correct - self.confidence) + (correct_error - confidence_error)
