@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import softjax
@@ -44,12 +44,10 @@ Loss = Callable[[Transformer, Batch, Config], tuple[Array, dict[str, Array]]]  #
 # The loss.
 
 
-def fused_loss(
-    model: Transformer, batch: dict[str, Int[Array, "sequences tokens"]], config: Config
-) -> tuple[Array, dict[str, Array]]:
+def fused_loss(model: Transformer, batch: Batch, config: Config) -> tuple[Array, dict[str, Array]]:
     """The sum of the losses of all tokens, in nats, and the sums of the metrics to log."""
     hidden, kernel = hidden_and_kernel(model, batch["tokens"][:, :-1], config)
-    labels, weights = labels_and_weights(batch["tokens"], config)
+    labels, weights = labels_and_weights(batch["tokens"], config, batch.get("active"))
 
     def token_loss(s: softjax.Statistics) -> tuple[Array, dict[str, Array]]:
         numbers = token_metrics(s, config.z_loss)
@@ -65,7 +63,7 @@ def text_loss(model: Transformer, batch: Batch, config: Config) -> tuple[Array, 
     if config.loss == "fused":
         return fused_loss(model, batch, config)
     hidden, kernel = hidden_and_kernel(model, batch["tokens"][:, :-1], config)
-    labels, weights = labels_and_weights(batch["tokens"], config)
+    labels, weights = labels_and_weights(batch["tokens"], config, batch.get("active"))
     baseline = baselines.LOSSES[config.loss]
     return baseline(hidden, kernel, labels, weights, z_loss=config.z_loss, **config.axis_names), {}
 
@@ -81,7 +79,9 @@ def mean_loss_and_gradient(
     Each microbatch adds its sum divided by the tokens of the whole batch. A mean of the means would give more weight to
     the tokens of a microbatch that has few.
     """
-    tokens = jnp.maximum(jnp.sum(batch["tokens"][..., :-1] != config.end, dtype=jnp.float32), 1)
+    active = batch["tokens"][..., :-1] != config.end
+    active = active & batch["active"] if "active" in batch else active
+    tokens = jnp.maximum(jnp.sum(active, dtype=jnp.float32), 1)
 
     def part_of_mean(model: Transformer, microbatch: Batch) -> tuple[Array, dict[str, Array]]:
         return jax.tree.map(lambda total: total / tokens, loss(model, microbatch, config))

@@ -245,7 +245,8 @@ def _routes(results: Results) -> Iterator[str]:
     yield (
         f"Command: `python examples/compare_lm_routes.py --rounds {results['rounds']}`. "
         "Data: [`lm-routes-cpu.json`](lm-routes-cpu.json). It trains the model of `configs/lm.toml` and of "
-        "`configs/lm-large.toml` with each route of the loss, on the same batches:"
+        "`configs/lm-large.toml` with each route of the loss, on the same batches. The case with prompts ignores most "
+        "tokens, as in fine-tuning:"
     )
     yield (
         "- `fused`: `linear_loss`, which also returns z-loss, accuracy, top-5 accuracy and entropy of each token.\n"

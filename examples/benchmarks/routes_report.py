@@ -36,11 +36,14 @@ def table(cases: Sequence[Mapping[str, Any]]) -> str:
         for name, route in case["routes"].items():
             memory = "" if route["temporary_bytes"] is None else f"{route['temporary_bytes'] / 1e6:,.0f} MB"
             ratio = f"{route['fused_ratio']['median_ratio']:.2f}" if name != "fused" else ""
-            shape = f"{case['tokens']:,} × {case['vocabulary']:,}"
-            lines.append(
-                f"| {shape} | {name} | {route['seconds']:.2f} s | {ratio} | {memory} | {route['losses'][-1]:.5f} |"
-            )
+            cells = describe_case(case), name, f"{route['seconds']:.2f} s", ratio, memory, f"{route['losses'][-1]:.5f}"
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def describe_case(case: Mapping[str, Any]) -> str:
+    prompt = f", {case['prompt_fraction']:.0%} prompt" if case.get("prompt_fraction") else ""
+    return f"{case['tokens']:,} × {case['vocabulary']:,}{prompt}"
 
 
 def largest_difference(case: Mapping[str, Any]) -> float:
@@ -70,7 +73,7 @@ def _draw_curves(axes: Axes, case: Mapping[str, Any]) -> None:
         )
     axes.set(xlabel="training step", ylabel="loss (nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"{case['tokens']:,} tokens per step, vocabulary {case['vocabulary']:,}", loc="left")
+    axes.set_title(f"Tokens × vocabulary: {describe_case(case)}", loc="left")
     axes.grid(alpha=0.25)
     axes.legend()
 

@@ -93,10 +93,15 @@ def hidden_and_kernel(
 
 
 def labels_and_weights(
-    tokens: Int[Array, "sequences tokens"], config: Config
+    tokens: Int[Array, "sequences tokens"], config: Config, active: Bool[Array, "sequences labels"] | None = None
 ) -> tuple[Int[Array, " tokens"], Bool[Array, " tokens"]]:
-    """The next token at each position. Its weight is 0 after the end of a file: another file or padding follows."""
-    return tokens[:, 1:].reshape(-1), (tokens[:, :-1] != config.end).reshape(-1)
+    """The next token at each position. Its weight is 0 after the end of a file: another file or padding follows.
+
+    It is also 0 where `active` is False, as for a prompt.
+    """
+    weights = tokens[:, :-1] != config.end
+    weights = weights if active is None else weights & active
+    return tokens[:, 1:].reshape(-1), weights.reshape(-1)
 
 
 def _scale_down(linear: eqx.nn.Linear, depth: int) -> eqx.nn.Linear:

@@ -168,9 +168,11 @@ def test_the_routes_are_compared(text, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(f"| {route} |" in printed for route in ROUTES)
     assert matplotlib.image.imread(output / "lm-routes-cpu.png").shape[0] > 300
+    assert "70% prompt" in printed
     results = compare_lm_routes.json.loads((output / "lm-routes-cpu.json").read_text())
-    assert routes_report.largest_difference(results["cases"][0]) < 1e-4
-    for route in results["cases"][0]["routes"].values():
+    assert [case["prompt_fraction"] for case in results["cases"]] == [0.0, 0.7]
+    assert max(map(routes_report.largest_difference, results["cases"])) < 1e-4
+    for route in (route for case in results["cases"] for route in case["routes"].values()):
         assert len(route["losses"]) == 5
         assert route["losses"][-1] < route["losses"][0]
         assert route["temporary_bytes"] > 0
