@@ -171,16 +171,21 @@ def test_padded_classes_change_no_row_value(set_padding, function):
 
 @pytest.mark.parametrize(
     ("kind", "axis_names", "padded"),
-    [(AxisType.Explicit, {}, True), (AxisType.Auto, {}, False), (AxisType.Auto, {"batch_axis_name": "data"}, True),
+    [(AxisType.Explicit, {}, True), (AxisType.Auto, {}, True), (AxisType.Auto, {"batch_axis_name": "data"}, True),
      (AxisType.Explicit, {"axis_name": "data"}, False), (None, {}, True)],
 )  # fmt: skip
 def test_classes_are_padded_only_where_they_cannot_be_sharded(set_padding, kind, axis_names, padded):
+    """On one device. XLA might shard classes over an Auto axis of two devices."""
+
     def function(h, k):
         return softjax.linear_cross_entropy(h, k, cases.class_ids(9), **axis_names)
 
     mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,)) if kind else None
     with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
         assert (9 + 3 in widths(jax.grad(function, (0, 1)), *cases.layer(9)[:2])) == padded
+    if kind == AxisType.Auto and not axis_names:
+        with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((2,), ("data",), axis_types=(kind,))):
+            assert 9 + 3 not in widths(jax.grad(function, (0, 1)), *cases.layer(9)[:2])
 
 
 def test_the_number_of_padded_classes():

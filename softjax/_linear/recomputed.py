@@ -55,14 +55,14 @@ def _backward(config, residuals, cotangents):
     def step(gradients: Any, chunk_and_cotangents: Any) -> tuple[Any, Any]:
         scanned, row_residuals, cotangents = chunk_and_cotangents
         chunk, active = samples.chunk(scanned), scanned.active_chunks
-        # A row that is not finite shows in its residuals, too. In dkernel, NaN times its cotangent 0 would be NaN.
-        hidden, temperature = zero_nonfinite(chunk.hidden), chunk.safe_temperature
+        hidden, temperature = chunk.safe_hidden, chunk.safe_temperature
         x = compute_if(active, lambda: layer.logits(hidden, parameters, temperature))
         dblock = config.rule.backward(chunk_block(config, parameters, chunk, x), row_residuals, cotangents)
         du, dtemperature = layer.logits_vjp(dblock.logits, x, temperature, config.classes)
         dhidden = layer.hidden_gradient(du, parameters.kernel, active).astype(hidden.dtype)
         dsamples = Samples(dhidden, dblock.target, None, temperature=dtemperature)
-        return add_gradients(layer, gradients, du, hidden, active), dsamples
+        # A row that is not finite shows in du, unless its cotangents are 0. In dkernel, NaN times 0 would be NaN.
+        return add_gradients(layer, gradients, du, zero_nonfinite(hidden), active), dsamples
 
     gradients = zero_gradients(layer, parameters, samples)
     scanned = samples.scanned(), row_residuals, cotangents

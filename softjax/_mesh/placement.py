@@ -183,7 +183,12 @@ def holds_every_class(split: Split, *arrays: Array) -> bool:
     meshes = [mesh for mesh in (context_mesh, *(jax.typeof(a).sharding.mesh for a in arrays)) if not mesh.empty]
     if not meshes:
         return jax.device_count() == 1
-    types = {name: kind for mesh in meshes for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)}
+    types = {
+        name: kind
+        for mesh in meshes
+        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
+        if mesh.shape[name] > 1
+    }
     return AxisType.Auto not in {types[name] for name in types.keys() - split.bound_axes}
 
 
