@@ -85,7 +85,7 @@ class CallerLoss(NamedTuple):
             flat = guard_ignored(flat, active)
         loss, aux = jax.vmap(self.one_sample)(*flat)
         if active is not None:
-            loss = guard_ignored(loss, active)  # statistics of a skipped chunk are 0, and the loss may be 0 / 0
+            loss = guard_ignored(loss, active)  # statistics of a skipped chunk are 1, where the loss may be infinite
         return jax.tree.map(lambda a: a.reshape((*shape, *a.shape[1:])), (loss, aux))
 
 
