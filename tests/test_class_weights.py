@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import covering
 from jaxprs import count, matmuls
 
 import softjax
@@ -53,14 +54,13 @@ def test_the_value_of_torch():
     np.testing.assert_allclose(loss, 2.3299, atol=5e-5)
 
 
-@pytest.mark.parametrize("kind", ["ids", "distribution", "sparse"])
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("kind", "fused"), covering(["ids", "distribution", "sparse"], [True, False], quick=(0, 1, 2)))
 def test_every_kind_of_label(kind, fused):
     """Value and gradient of each reduction, with smoothing, weights, a mask of the classes and a z-loss."""
     (hidden, kernel, _), labels, weights = cases.layer(CLASSES, spread=2.0), labels_of(kind), cases.weights()
     x = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
     masked = kind != "sparse"  # the oracle does not know masked sparse labels
-    for smoothing, reduction in ((0.0, "mean"), (0.3, "mean"), (0.3, "none"), (0.3, "sum")):
+    for smoothing, reduction in ((0.0, "sum"), (0.3, "mean"), (0.3, "none")):
         options = {"weights": weights, "class_weights": W, "label_smoothing": smoothing, "base": math.e}
         options |= {"z_loss": 0.01, "reduction": reduction, "where": jnp.asarray(EXIST) if masked else None}
         exist = EXIST if masked else None

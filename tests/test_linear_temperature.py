@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import slow
 from jaxprs import matmuls
 
 import softjax
@@ -58,7 +59,10 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+QUICK = ("none", "linear_loss", "linear_top_k")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *slow(*(name for name in FUNCTIONS if name not in QUICK))])
 def test_every_function_divides_the_logits(name):
     """Value and gradients, also by the temperature, for a number, a traced scalar and one per sample."""
     fused, dense = FUNCTIONS[name]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import slow
 from jaxprs import matmuls
 
 import softjax
@@ -35,7 +36,7 @@ def test_pack_puts_active_samples_first_and_keeps_their_order():
     np.testing.assert_array_equal(packing.restore(packing.take(x)), x)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", *slow("sum"), "none"])
 def test_the_active_samples_alone_decide(reduction):
     """Value, gradients and aux equal those of a call on the active samples, and ignored ones have gradient 0."""
     hidden, kernel, bias = cases.layer(9)
@@ -72,7 +73,7 @@ def test_the_active_samples_alone_decide(reduction):
         np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-6 * float(jnp.abs(exact).max()))
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "jensen_shannon"])
+@pytest.mark.parametrize("kind", [*slow("forward_kl"), "jensen_shannon"])
 def test_a_teacher_is_packed_with_its_student(kind):
     (hidden, kernel, _), (teacher, teacher_kernel, _) = cases.layer(9), cases.layer(9, features=5, seed=1)
     weights, t = cases.weights(), jnp.linspace(0.5, 2.0, cases.SAMPLES)
@@ -120,7 +121,7 @@ def chunks_computed(weights, rows, vmapped=False, differentiate=0):
     return len(calls)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("fraction", [0.0, *slow(0.1, 1.0), 0.5])
 def test_only_chunks_with_active_samples_are_computed(fraction):
     weights = scattered(40, fraction).astype(jnp.float32)
     assert chunks_computed(weights, 8) == int(np.ceil(weights.sum() / 8))
