@@ -34,12 +34,12 @@ def test_default_chunk_size(samples, features, classes, platform, rows):
 @pytest.mark.parametrize(
     ("samples", "features", "classes", "platform", "rows"),
     [
-        (4096, 512, 32768, "cpu", 344),  # 12 chunks of 342, rounded up to a multiple of 8
+        (4096, 512, 32768, "cpu", 416),  # 10 chunks of 410, rounded up to a multiple of 8
         (2048, 512, 32768, "cpu", 256),  # 8 chunks: more would have fewer than 256 samples
         (2048, 512, 1000, "cpu", 256),  # without weights, one chunk
         (200, 512, 32768, "cpu", 200),
-        (65536, 512, 131072, "cpu", 512),  # more than 12 chunks anyway
-        (8192, 4096, 131072, "gpu", 768),  # a multiple of 128
+        (65536, 512, 131072, "cpu", 512),  # more than 10 chunks anyway
+        (8192, 4096, 131072, "gpu", 896),  # a multiple of 128
     ],
 )
 def test_the_default_chunk_size_of_packed_samples(samples, features, classes, platform, rows):

@@ -18,8 +18,8 @@ KEPT = (0.3, 0.7, 1.0)  # the fraction of the samples with weight 1
 def packing_case(shape: tuple[int, int, int], dtype: str, config: Config, after_round: AfterRound) -> dict[str, Any]:
     """Each function without weights, and with random masks that keep a part of the samples."""
     layer = random_layer(*shape, dtype, config.seed)
-    uniform = np.random.default_rng([config.seed, shape[0]]).uniform(size=shape[0])
-    masks = {kept: jnp.asarray(uniform < kept) for kept in KEPT}
+    place = np.random.default_rng([config.seed, shape[0]]).permutation(shape[0])
+    masks = {kept: jnp.asarray(place < round(kept * shape[0])) for kept in KEPT}
     contenders = [
         compile_contender(contender(name, kept), program, *layer, masks.get(kept))
         for name, program in programs().items()

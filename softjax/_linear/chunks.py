@@ -25,8 +25,9 @@ def default_chunk_size(
        kernel entry a chunk reads and writes 8 bytes of the accumulator, and each of its samples takes 6 operations. So
        a chunk has at least 512 samples on a CPU (256 below 1024 samples), and 1024 on other platforms.
     3. All chunks are about equal, and a multiple of 8 samples (CPU) or 128.
-    4. Packed samples make at least 12 chunks, if these have 256 samples each. The last chunk that is computed is half
-       empty on average, and with 12 chunks that is 1/24 of all samples.
+    4. Packed samples make at least 10 chunks, if these have 256 samples each. The last chunk that is computed is half
+       empty on average, and with 10 chunks that is 1/20 of all samples. More and smaller chunks take longer where all
+       samples are active.
 
     If the number of samples is symbolic, as in `jax.export`, rule 2 for few samples applies.
 
@@ -45,7 +46,7 @@ def default_chunk_size(
     single = rows >= samples or 2 * samples <= features
     chunks = 1 if single else math.ceil(samples / rows)
     if packed:
-        chunks = max(chunks, min(12, samples // 256))
+        chunks = max(chunks, min(10, samples // 256))
     if chunks == 1:
         return max(samples, 1)
     return min(samples, multiple * math.ceil(math.ceil(samples / chunks) / multiple))
