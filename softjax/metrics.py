@@ -196,8 +196,8 @@ class Calibration:
             shapes = f"{jnp.shape(self.weight)} and {jnp.shape(other.weight)}"
             raise ValueError(f"`Calibration`s that are added must have the same bins, got {shapes}.")
         pairs = map(_add_exactly, self._sums, self.error, other._sums, other.error)
-        sums, errors = zip(*pairs, strict=True)
-        return Calibration(*sums, errors)
+        (weight, confidence, correct), errors = zip(*pairs, strict=True)
+        return Calibration(weight, confidence, correct, errors)
 
     def __radd__(self, start: int) -> "Calibration":
         return self if isinstance(start, int) and start == 0 else NotImplemented  # `sum` starts from 0

@@ -21,9 +21,9 @@ def packing_case(shape: tuple[int, int, int], dtype: str, config: Config, after_
     place = np.random.default_rng([config.seed, shape[0]]).permutation(shape[0])
     masks = {kept: jnp.asarray(place < round(kept * shape[0])) for kept in KEPT}
     contenders = [
-        compile_contender(contender(name, kept), program, *layer, masks.get(kept))
+        compile_contender(contender(name, kept), program, *layer, mask)
         for name, program in programs().items()
-        for kept in (None, *KEPT)
+        for kept, mask in ((None, None), *masks.items())
     ]
     return {
         **describe_problem(shape, dtype),

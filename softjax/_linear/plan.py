@@ -183,15 +183,14 @@ class Plan(NamedTuple):
             return array.reshape((count, *array.shape[len(inputs.shape) :]))
 
         if weights is not None:
+            num_chunks = chunks.num_chunks(count, self.chunk_size)
             weights = weights.reshape(-1)
             if inputs.weights is not None and not (isinstance(count, int) and count <= self.chunk_size):
                 packing = chunks.pack(weights != 0, self.chunk_size)
                 weights = weights.at[packing.sample.reshape(-1)[:count]].get(mode="promise_in_bounds")
-            num_chunks = chunks.num_chunks(count, self.chunk_size)
             weights = jnp.pad(weights, (0, num_chunks * self.chunk_size - count))
             weights = weights.reshape((num_chunks, self.chunk_size, 1))
-        if packing is not None:
-            active = chunks.active_chunks(weights[..., 0], self._chunk_axes)
+            active = None if packing is None else chunks.active_chunks(weights[..., 0], self._chunk_axes)
         temperature = inputs.temperature
         if temperature is not None:
             temperature = jnp.broadcast_to(temperature, inputs.shape).astype(self.layer.dtype)[..., None]

@@ -86,7 +86,7 @@ class ClassTerms(NamedTuple):
 
     def choose(self, is_apart: Bool[Array, "*rows"] | None) -> "ClassTerms":
         """Of each row, the terms in which nothing cancels."""
-        if self.apart is None:
+        if self.apart is None or is_apart is None:
             return self
         near = self._replace(largest=None, apart=None)
         return jax.tree.map(partial(jnp.where, is_apart), self.apart, near)

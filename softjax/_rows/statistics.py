@@ -197,12 +197,14 @@ def statistics_derivatives(block: Block, residuals: Residuals) -> RowValues:
             brier_score=brier_score,
             label_miss=label_miss,
         ),
-        uniform=q - one_in_c if residuals.class_weights is None else _uniform_derivative(block, residuals, q),
+        uniform=_uniform_derivative(block, residuals, q),
     )
 
 
 def _uniform_derivative(block: Block, residuals: Residuals, q: Array) -> Array:
     """(q_j W − w_j) / C; for a dominant class Σ_{i≠j} w_i − (1 − q_j) W, where the first form would cancel."""
+    if residuals.class_weights is None or block.class_weights is None:
+        return q - 1 / residuals.num_classes
     s, x, (total, beside_peak) = residuals.row.log_sum, block.wide_logits(), residuals.class_weights
     e = exp_below_peak(block.classes, x, s, residuals.row.dropped)
     w = block.zero_masked(block.class_weights)
