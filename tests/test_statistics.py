@@ -287,7 +287,7 @@ def test_derivatives_of_scores_by_logits_and_probabilities():
 
 
 def test_scores_of_invalid_ids_and_masked_classes():
-    """NaN with zero gradient for mass at an id out of range. Mass at a masked class takes no part."""
+    """NaN with zero gradient for mass at an id out of range. Mass at a masked class is ignored."""
     x, exist = cases.logits(5, samples=3), jnp.array([True, True, True, True, False])
     labels = softjax.SparseLabels(jnp.array([[0, 7], [0, 4], [-1, 1]]), jnp.array([[0.5, 0.5], [0.4, 0.6], [0.0, 1.0]]))
 

@@ -28,7 +28,7 @@ def split_for_logits(axis_name: Any, batch_axis_name: Any, logits: Array, axis: 
     samples, classes = arrays.samples_shape(logits.shape, axis), logits.shape[axis]
     found = find_split(axis_name, batch_axis_name, samples, classes, typed_axes)
     # `jnp.where` of an empty array drops the mesh axes that it varies over (JAX 0.10), so bind none for no samples.
-    found = found.without_bound_axes() if 0 in samples else found
+    found = found.without(found.bound_axes) if 0 in samples else found
     return require_varying_classes(found, "logits", logits)
 
 
@@ -104,15 +104,10 @@ def find_split(
 
     sample_mesh_axes += tuple(name for names in bound_sample_axes for name in names if name not in sample_mesh_axes)
     vmap_axes = _vmap_axes(class_mesh_axes, bound_class_axes)
-    single = _auto_axes_of_one_device(mesh or context_mesh).intersection(bound_class_axes + unbound_sample_names)
-    class_mesh_axes, bound_class_axes, sample_mesh_axes, *bound_sample_axes = (
-        tuple(name for name in names if name not in single)
-        for names in (class_mesh_axes, bound_class_axes, sample_mesh_axes, *bound_sample_axes)
-    )
-    bound_sample_axes = tuple(bound_sample_axes)
-    return Split(
+    found = Split(
         () if vmap_axes else class_mesh_axes, vmap_axes, sample_mesh_axes, bound_sample_axes, bound_class_axes, mesh
     )
+    return found.without(found.bound_axes & _auto_axes_of_one_device(mesh or context_mesh))
 
 
 def _auto_axes_of_one_device(mesh: Any) -> set[Hashable]:

@@ -10,7 +10,7 @@ Under Explicit axes the types of the arrays hold their shardings, and no axis ne
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -107,14 +107,18 @@ class Split(NamedTuple):
         """All mesh axes that this call binds."""
         return set(self.bound_class_axes).union(*self.bound_sample_axes)
 
-    def without_bound_axes(self) -> "Split":
-        """The split of a call that binds no mesh axis itself."""
-        class_mesh_axes, sample_mesh_axes = (
-            tuple(name for name in names if name not in self.bound_axes)
-            for names in (self.class_mesh_axes, self.sample_mesh_axes)
+    def without(self, axes: Set[Hashable]) -> "Split":
+        """The split of a call that does not bind these mesh axes."""
+
+        def others(names: AxisNames) -> AxisNames:
+            return tuple(name for name in names if name not in axes)
+
+        return self._replace(
+            class_mesh_axes=others(self.class_mesh_axes),
+            sample_mesh_axes=others(self.sample_mesh_axes),
+            bound_sample_axes=tuple(map(others, self.bound_sample_axes)),
+            bound_class_axes=others(self.bound_class_axes),
         )
-        bound = ((),) * len(self.bound_sample_axes)
-        return Split(class_mesh_axes, self.vmap_axes, sample_mesh_axes, bound, (), None)
 
     @property
     def output_spec(self) -> P:

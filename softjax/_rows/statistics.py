@@ -162,7 +162,7 @@ def _measure_uniform(block: Block, x: Array, s: LogSum, count: Array) -> tuple[A
     log_mass, infinite = classes.squeeze(s.log_mass), classes.squeeze(s.peak) == jnp.inf
     if block.class_weights is not None:
         w, at_peak = block.zero_masked(block.class_weights), x == s.peak
-        distance = w * jnp.where(w == 0, 0, distance)  # a class of weight 0 takes no part, whatever its logit
+        distance = w * jnp.where(w == 0, 0, distance)  # a class of weight 0 is ignored, whatever its logit
         beside_peak = classes.sum_keepdims(jnp.where(at_peak, 0, w))
         sums = beside_peak + classes.sum_keepdims(jnp.where(at_peak, w, 0)), beside_peak
         mean_weight = classes.squeeze(sums[0]) / classes.squeeze(count)
