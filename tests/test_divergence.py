@@ -482,3 +482,16 @@ def test_jensen_shannon_of_rows_that_are_far_apart():
         exact_dbeta = np.sum(q * log_ratio) - np.sum(p * (np.log(b * p + (1 - b) * q) - np.log(p)))
         np.testing.assert_allclose(dbeta, np.float64(exact_dbeta), rtol=1e-4)
         assert np.isfinite(dt)
+
+
+def test_without_jit():
+    """Python numbers are arrays where a program would make them arrays."""
+    x, y = cases.logits(5, samples=3), cases.logits(5, samples=3, seed=1)
+    options = {"kind": "jensen_shannon", "beta": 0.3, "temperature": 2.0}
+
+    def both():
+        return softjax.divergence(x, y, **options), softjax.linear_divergence(x, jnp.eye(5), y, jnp.eye(5), **options)
+
+    expected = both()
+    with jax.disable_jit():
+        np.testing.assert_allclose(both(), expected, rtol=1e-6)

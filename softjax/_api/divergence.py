@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from softjax._api.evaluate import LayerConfig, LogitsConfig, layer_loss, logits_loss
@@ -163,7 +164,7 @@ def _teacher_target(kind: Any, beta: Any, temperature: Any, samples: Shape) -> T
     options.choice("kind", kind, DIVERGENCES)
     t = options.temperature(temperature, samples)
     b = options.scalar("beta", beta, "in [0, 1]", lambda number: 0 <= number <= 1)
-    return Teacher(None, t, b if kind == "jensen_shannon" else None)
+    return Teacher(None, t, jnp.asarray(b) if kind == "jensen_shannon" else None)
 
 
 def _divergence_loss(_: Any, divergence: Array, base: float) -> Array:

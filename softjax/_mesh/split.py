@@ -143,8 +143,9 @@ class Split(NamedTuple):
         if is_distribution(labels):
             return self.logits_spec(labels, axis)
         if isinstance(labels, Teacher):
-            specs = Teacher(None, *jax.tree.map(self.samples_spec, labels[1:]))
-            return specs._replace(logits=self.logits_spec(labels.logits, axis))
+            temperature = jax.tree.map(self.samples_spec, labels.temperature)
+            beta = jax.tree.map(lambda _: P(), labels.beta)
+            return Teacher(self.logits_spec(labels.logits, axis), temperature, beta)
         return jax.tree.map(self.samples_spec, labels)
 
     def input_specs(self, logits: Array, labels: Any, where: Any, axis: int) -> tuple[P, Any, P]:
